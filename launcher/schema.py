@@ -4,15 +4,16 @@ YAML under conf/ only gives values. Every field carries its help text and its li
 check before a run, the error messages and docs/configuration.md come from one place.
 """
 
+# ruff: noqa: RUF009 (setting() makes a dataclass field)
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, List, Optional, Union
+from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-Number = Union[int, float]
+Number = int | float
 
 PRECISIONS = ("fp32", "bf16")
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -22,11 +23,11 @@ def setting(
     default: Any,
     help: str,
     *,
-    ge: Optional[Number] = None,
-    gt: Optional[Number] = None,
-    le: Optional[Number] = None,
-    lt: Optional[Number] = None,
-    choices: Optional[tuple[str, ...]] = None,
+    ge: Number | None = None,
+    gt: Number | None = None,
+    le: Number | None = None,
+    lt: Number | None = None,
+    choices: tuple[str, ...] | None = None,
 ) -> Any:
     """A dataclass field with its help text, its default and what values it may take (None is checked by the type)."""
     metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
@@ -66,12 +67,12 @@ class ModelConfig:
 
     name: str = setting(MISSING, "name of the model in reports")
     source: str = setting(MISSING, "where it comes from", choices=("wheel", "hub", "local", "builtin"))
-    path: Optional[str] = setting(None, "directory of the model (source=local)")
-    hub_id: Optional[str] = setting(None, "repository on the Hugging Face Hub (source=hub)")
-    revision: Optional[str] = setting(None, "branch, tag or commit on the Hub")
-    parameters: Optional[int] = setting(None, "parameters that the loaded model must have, tied ones counted once", ge=1)
-    wheel: Optional[WheelConfig] = setting(None, "the wheel that holds it (source=wheel)")
-    architecture: Optional[ArchitectureConfig] = setting(None, "architecture facts; null: read from path/config.json")
+    path: str | None = setting(None, "directory of the model (source=local)")
+    hub_id: str | None = setting(None, "repository on the Hugging Face Hub (source=hub)")
+    revision: str | None = setting(None, "branch, tag or commit on the Hub")
+    parameters: int | None = setting(None, "parameters that the loaded model must have, tied ones counted once", ge=1)
+    wheel: WheelConfig | None = setting(None, "the wheel that holds it (source=wheel)")
+    architecture: ArchitectureConfig | None = setting(None, "architecture facts; null: read from path/config.json")
 
 
 @dataclass
@@ -79,7 +80,7 @@ class ColumnsConfig:
     """Names of the user's fields for the three of the schema."""
 
     instruction: str = setting("instruction", "field that holds the instruction")
-    context: Optional[str] = setting("context", "field that holds the context; null: the rows have none")
+    context: str | None = setting("context", "field that holds the context; null: the rows have none")
     response: str = setting("response", "field that holds the response")
 
 
@@ -89,12 +90,12 @@ class DatasetConfig:
 
     name: str = setting(MISSING, "name of the data set in reports")
     source: str = setting(MISSING, "where the rows come from", choices=("python_docs", "hub", "jsonl"))
-    path: Optional[str] = setting(None, "local JSONL file; with source=hub it is used instead of the download")
-    hub_id: Optional[str] = setting(None, "data set repository on the Hugging Face Hub (source=hub)")
-    hub_file: Optional[str] = setting(None, "JSONL file in that repository (source=hub)")
-    revision: Optional[str] = setting(None, "branch, tag or commit on the Hub")
+    path: str | None = setting(None, "local JSONL file; with source=hub it is used instead of the download")
+    hub_id: str | None = setting(None, "data set repository on the Hugging Face Hub (source=hub)")
+    hub_file: str | None = setting(None, "JSONL file in that repository (source=hub)")
+    revision: str | None = setting(None, "branch, tag or commit on the Hub")
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
-    max_samples: Optional[int] = setting(None, "use only this many rows, chosen by split_seed; null: all", ge=2)
+    max_samples: int | None = setting(None, "use only this many rows, chosen by split_seed; null: all", ge=2)
     eval_samples: int = setting(64, "rows held out for evaluation, the same for every seed", ge=1)
     split_seed: int = setting(0, "chooses the held-out rows; not the training seed, so that seeds compare", ge=0)
     prompt: str = setting("plain", "### Instruction parts, or the model's chat template", choices=("plain", "chat"))
@@ -119,7 +120,7 @@ class LoraConfig:
     r: int = setting(16, "rank", ge=1)
     alpha: int = setting(16, "scale: alpha/r, or alpha/sqrt(r) with use_rslora", ge=1)
     dropout: float = setting(0.05, "dropout on the adapter's input", ge=0, lt=1)
-    target_modules: List[str] = setting(["q_proj", "v_proj"], "linear layers that get an adapter")
+    target_modules: list[str] = setting(["q_proj", "v_proj"], "linear layers that get an adapter")
     use_dora: bool = setting(False, "weight-decomposed LoRA")
     use_rslora: bool = setting(False, "rank-stabilised scaling")
 
@@ -140,10 +141,10 @@ class AcceleratorConfig:
     engine: str = setting("torch", "training engine", choices=("torch",))
     device: str = setting("cpu", "torch device", choices=("cpu", "cuda"))
     backend: str = setting("gloo", "torch.distributed backend", choices=("gloo", "nccl"))
-    peak_tflops: Optional[float] = setting(None, "peak of one process's device in the run's precision, TFLOP/s", gt=0)
-    price_usd_per_hour: Optional[float] = setting(None, "price of the instance; null: no cost is reported", gt=0)
-    price_source: Optional[str] = setting(None, "where the price was read")
-    price_date: Optional[str] = setting(None, "when the price was read, YYYY-MM-DD")
+    peak_tflops: float | None = setting(None, "peak of one process's device in the run's precision, TFLOP/s", gt=0)
+    price_usd_per_hour: float | None = setting(None, "price of the instance; null: no cost is reported", gt=0)
+    price_source: str | None = setting(None, "where the price was read")
+    price_date: str | None = setting(None, "when the price was read, YYYY-MM-DD")
 
 
 @dataclass
@@ -151,7 +152,7 @@ class TrainingConfig:
     """The optimization."""
 
     epochs: float = setting(1.0, "passes over the training rows, unless max_steps ends it before", gt=0)
-    max_steps: Optional[int] = setting(None, "optimizer steps at most; null: by epochs", ge=1)
+    max_steps: int | None = setting(None, "optimizer steps at most; null: by epochs", ge=1)
     max_length: int = setting(512, "positions in a row, tokens", ge=8)
     global_batch_size: int = setting(4, "rows an optimizer step, all replicas together", ge=1)
     micro_batch_size: int = setting(1, "rows a forward pass on one replica; accumulation follows", ge=1)
@@ -162,8 +163,8 @@ class TrainingConfig:
     max_grad_norm: float = setting(1.0, "gradient norm at which it is clipped; 0: never", ge=0)
     precision: str = setting("fp32", "arithmetic of the forward and backward pass", choices=PRECISIONS)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
-    eval_every: Optional[int] = setting(None, "steps between evaluations; null: only before and after", ge=1)
-    early_stopping_patience: Optional[int] = setting(
+    eval_every: int | None = setting(None, "steps between evaluations; null: only before and after", ge=1)
+    early_stopping_patience: int | None = setting(
         None, "evaluations without a lower loss after which training stops at the best weights; null: never", ge=1
     )
     early_stopping_min_delta: float = setting(0.0, "smallest fall of the loss that counts as lower, nats", ge=0)
@@ -176,7 +177,7 @@ class TrackingConfig:
     enabled: bool = setting(True, "log to MLflow; metrics.jsonl is always written")
     uri: str = setting(MISSING, "MLflow tracking URI: an SQLite file by default, or any server")
     experiment: str = setting("trntune", "MLflow experiment")
-    run_name: Optional[str] = setting(None, "MLflow run name; null: the run directory's name")
+    run_name: str | None = setting(None, "MLflow run name; null: the run directory's name")
     skip_steps: int = setting(2, "first steps left out of the measured window (warm-up, compilation)", ge=0)
     log_every: int = setting(1, "steps between two lines of metrics.jsonl", ge=1)
     system_metrics: bool = setting(True, "log CPU, memory and network use")
@@ -206,11 +207,13 @@ class Config:
     cluster: ClusterConfig = MISSING
     seed: int = setting(0, "seed of weights, dropout and data order", ge=0)
     output_dir: str = setting("outputs", "where run directories are made")
-    stages: List[str] = setting(["fetch", "train"], "stages to run, in this order")
+    stages: list[str] = setting(["fetch", "train"], "stages to run, in this order")
 
 
 def register() -> None:
     """Put the schema into Hydra's ConfigStore, under the name that conf/config.yaml starts its defaults with."""
+    from hydra.core.config_store import ConfigStore  # Hydra's import is half of what --help takes
+
     ConfigStore.instance().store(name="schema", node=Config, provider="trntune")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from launcher.errors import TrntuneError, UsageError
+from launcher.lifetime import die_with_parent, parent_is_gone
 from launcher.rundir import RunDir, write_json
 from launcher.schema import Config
 
@@ -41,10 +42,15 @@ def run_stage(name: str, run_dir: RunDir) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Process entry. Returns 0, or the exit code of a failure that has been told in one line."""
+    """Process entry. Returns 0, or the exit code of a failure that has been told in one line; 130 when interrupted."""
     name, path = arguments
+    die_with_parent()
+    if parent_is_gone():
+        return 1
     try:
         run_stage(name, RunDir(Path(path)))
+    except KeyboardInterrupt:  # Ctrl-C before the stage could end in order: the launcher says so, no traceback
+        return 130
     except TrntuneError as error:
         if is_rank_zero():
             print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,177 @@
+"""The launcher: compose and check everything, then run each configuration, then report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.cli import parse
+from launcher.errors import TrntuneError, UsageError
+from launcher.overrides import refuse_tokens
+from launcher.secrets import redact
+
+if TYPE_CHECKING:
+    from launcher.compose import Composed, Composition
+    from launcher.rundir import RunDir
+    from launcher.schema import Config
+
+INTERRUPTED = 130
+
+# Runs the stages of one run and returns its exit code: launcher.local.run_stages, or a test's own.
+RunStages = Callable[["Config", "RunDir"], int]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One run of a sweep that has ended."""
+
+    directory: Path
+    overrides: tuple[str, ...]
+    exit_code: int
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Process entry. Returns the exit code: 0, 1 a run failed, 2 nothing was started, 130 interrupted."""
+    try:
+        return dispatch(sys.argv[1:] if argv is None else argv)
+    except TrntuneError as error:
+        line = " ".join(str(error).split())
+        print(f"error: {redact(line)}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `launch.py --help | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def dispatch(argv: list[str]) -> int:
+    """Do what the flags ask for. The help is printed without composing, and without importing Hydra."""
+    refuse_tokens(argv)
+    arguments = parse(argv)
+    if arguments.help:
+        from launcher.helptext import help_text
+
+        print(help_text(arguments.config_dir), end="")
+        return 0
+    if arguments.version:
+        from launcher.record import installed
+
+        print(f"trntune {installed('trntune')}")
+        return 0
+    if arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion:
+        from launcher.compose import show
+
+        return show(arguments)
+    return launch(arguments)
+
+
+def launch(arguments: argparse.Namespace) -> int:
+    """Compose, check, run and report."""
+    from launcher.compose import compose
+    from launcher.local import run_stages
+
+    composition = compose(arguments)
+    check(composition)
+    if composition.sweep_dir is None:
+        return run_single(composition.runs[0], run_stages)
+    return run_sweep(composition, run_stages)
+
+
+def check(composition: Composition) -> None:
+    """Raise UsageError for the first configuration that cannot be run; the line names it in a sweep."""
+    from launcher.checks import check_directory, refuse_problems
+    from launcher.compose import label
+    from launcher.directories import occupied
+
+    total = len(composition.runs)
+    for number, run in enumerate(composition.runs):
+        try:
+            refuse_problems(run.config, run.overrides, run.swept)
+            check_directory(run.directory, occupied(run.directory) if run.fixed_name else None)
+        except UsageError as error:
+            if composition.sweep_dir is None:
+                raise
+            raise UsageError(f"{label(number, total, run.swept)}: {error}") from error
+    directories = [run.directory for run in composition.runs]
+    if len(set(directories)) < total:
+        raise UsageError("hydra.sweep.subdir gives several runs the same directory; put ${hydra.job.num} into it")
+
+
+def run_single(run: Composed, run_stages: RunStages) -> int:
+    """Run one configuration, and print its summary when it has trained."""
+    directory, code = start(run, run.directory, run.fixed_name, run_stages)
+    if code in (0, INTERRUPTED) and has_trained(directory):
+        importlib.import_module("postprocess.summary").print_run(directory)
+    return code
+
+
+def start(run: Composed, directory: Path, fixed_name: bool, run_stages: RunStages) -> tuple[Path, int]:
+    """Make the run directory, write what is known, and run the stages. Returns the directory and the exit code."""
+    from launcher.directories import create
+    from launcher.record import write_records
+    from launcher.rundir import RunDir
+
+    path = create(directory, fixed_name)
+    Path(run.config.output_dir).expanduser().mkdir(parents=True, exist_ok=True)  # holds the default MLflow file
+    write_records(RunDir(path), run.config, run.hydra, run.overrides)
+    return path, run_stages(run.config, RunDir(path))
+
+
+def run_sweep(composition: Composition, run_stages: RunStages) -> int:
+    """Run the configurations one after another; a failed one stops none of the others, an interrupted one all."""
+    from launcher.compose import label
+    from launcher.directories import create
+    from launcher.paths import shown
+
+    assert composition.sweep_dir is not None
+    base = create(composition.sweep_dir, composition.fixed_name)
+    finished: list[Finished] = []
+    for number, run in enumerate(composition.runs):
+        directory = base / run.directory.name
+        print(f"{label(number, len(composition.runs), run.swept)} -> {shown(directory)}", flush=True)
+        code = start(run, directory, True, run_stages)[1]
+        finished.append(Finished(directory, run.overrides, code))
+        write_sweep(base, finished)
+        if code == INTERRUPTED:
+            break
+    return report_sweep(finished, len(composition.runs))
+
+
+def write_sweep(base: Path, finished: list[Finished]) -> None:
+    """Write sweep.json after every run, so that a sweep that was killed is still readable."""
+    from launcher.rundir import write_json
+
+    runs = [
+        {"directory": run.directory.name, "overrides": list(run.overrides), "exit_code": run.exit_code}
+        for run in finished
+    ]
+    write_json(base / "sweep.json", {"runs": runs})
+
+
+def report_sweep(finished: list[Finished], total: int) -> int:
+    """Print the comparison and the failed runs. Returns the sweep's exit code."""
+    if any(has_trained(run.directory) for run in finished):
+        importlib.import_module("postprocess.compare").print_sweep([run.directory for run in finished])
+    failed = [run for run in finished if run.exit_code not in (0, INTERRUPTED)]
+    if failed:
+        names = ", ".join(f"{run.directory.name} (exit code {run.exit_code})" for run in failed)
+        print(f"error: {len(failed)} of {total} runs failed: {names}", file=sys.stderr)
+    if finished[-1].exit_code == INTERRUPTED:
+        print(f"interrupted: {len(finished)} of {total} runs were started", file=sys.stderr)
+        return INTERRUPTED
+    return 1 if failed else 0
+
+
+def has_trained(directory: Path) -> bool:
+    """True when the run's training stage has left a result."""
+    from launcher.rundir import RunDir
+
+    return RunDir(directory).stage_result("train") is not None

@@ -1,0 +1,322 @@
+"""Pairs of settings that cannot work together: pure functions from a configuration to problems.
+
+Every check yields Problem(key, value, why, remedy). The first one is told to the user, with how many more there are.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.directories import blocked
+from launcher.errors import UsageError, nearest
+from launcher.fields import complaint, keys, lookup
+from launcher.model_facts import read_architecture
+from launcher.paths import shown
+from launcher.schema import Config
+from launcher.secrets import ADVICE, CREDENTIALS, token_keys
+from launcher.stage import STAGES
+
+# Linear layers of a decoder block: the same names in transformers' Llama and Qwen3.
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+TRACKING_SCHEMES = ("sqlite:///", "http://", "https://", "file:", "databricks")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that cannot work."""
+
+    key: str
+    value: Any
+    why: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        value = "null" if self.value is None else self.value
+        return f"{self.key}={value}: {self.why}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+Check = Callable[[Config], Iterator[Problem]]
+
+
+def check_values(config: Config) -> Iterator[Problem]:
+    """Limits and choices of the schema, key by key."""
+    for path, key in keys().items():
+        value = lookup(config, path)
+        why = complaint(key, value)
+        if why:
+            near = nearest(value, key.choices) if key.choices and isinstance(value, str) else None
+            yield Problem(path, value, why, f"did you mean {near}?" if near else "")
+
+
+def check_tokens(config: Config) -> Iterator[Problem]:
+    """Access tokens in any value, also one that came from the environment by an interpolation."""
+    for key in token_keys(asdict(config)):
+        yield Problem(key, "***", "looks like an access token", ADVICE)
+
+
+def check_stages(config: Config) -> Iterator[Problem]:
+    """Names, repetitions and order of the stages."""
+    allowed, given = list(STAGES), config.stages
+    if not given:
+        yield Problem("stages", "[]", "no stage to run", f"give some of [{','.join(allowed)}]")
+    for stage in given:
+        if stage not in allowed:
+            near = nearest(stage, allowed)
+            yield Problem(
+                "stages",
+                stage,
+                f"no such stage: allowed are {', '.join(allowed)}",
+                f"did you mean {near}?" if near else "",
+            )
+    ordered = [stage for stage in allowed if stage in given]
+    if given and set(given) <= set(allowed) and given != ordered:
+        listed = ",".join(given)
+        yield Problem("stages", f"[{listed}]", "each stage once, in their order", f"write stages=[{','.join(ordered)}]")
+
+
+def check_batch(config: Config) -> Iterator[Problem]:
+    """The global batch is whole micro batches on every replica."""
+    training, replicas = config.training, config.parallelism.data_parallel
+    unit = training.micro_batch_size * replicas
+    size = training.global_batch_size
+    if size % unit:
+        below, above = size // unit * unit, (size // unit + 1) * unit
+        best = below if below and size - below <= above - size else above
+        why = f"must be a multiple of micro_batch_size*data_parallel = {training.micro_batch_size}*{replicas} = {unit}"
+        yield Problem("training.global_batch_size", size, why, f"nearest is {best}")
+
+
+def check_length(config: Config) -> Iterator[Problem]:
+    """A row is no longer than the model's positions."""
+    facts = config.model.architecture
+    length = config.training.max_length
+    if facts and length > facts.max_positions:
+        why = f"{config.model.name} was built for at most {facts.max_positions} positions"
+        yield Problem("training.max_length", length, why, f"at most {facts.max_positions}")
+
+
+def check_heads(config: Config) -> Iterator[Problem]:
+    """Query heads share key/value heads evenly."""
+    facts = config.model.architecture
+    if facts and facts.heads % facts.kv_heads:
+        why = f"must be divided by kv_heads={facts.kv_heads}"
+        yield Problem("model.architecture.heads", facts.heads, why, "correct the architecture facts or config.json")
+
+
+def check_lora_targets(config: Config) -> Iterator[Problem]:
+    """The layers that get an adapter exist, each named once."""
+    if config.method.name != "lora":
+        return
+    targets, key = config.lora.target_modules, "lora.target_modules"
+    listed = f"[{','.join(targets)}]"
+    if not targets:
+        yield Problem(key, listed, "no layer gets an adapter", f"give some of {', '.join(LINEAR_LAYERS)}")
+    for name in sorted({name for name in targets if targets.count(name) > 1}):
+        yield Problem(key, listed, f"{name} is listed twice", "list it once")
+    unknown = [name for name in targets if name not in LINEAR_LAYERS] if config.model.architecture else []
+    for name in unknown:
+        near = nearest(name, LINEAR_LAYERS)
+        family = config.model.architecture.family if config.model.architecture else ""
+        why = f"{family} has no linear layer {name}: allowed are {', '.join(LINEAR_LAYERS)}"
+        yield Problem(key, listed, why, f"did you mean {near}?" if near else "")
+
+
+def check_steps(config: Config) -> Iterator[Problem]:
+    """Warm-up, evaluation and the measured window fit into the run."""
+    training, steps = config.training, config.training.max_steps
+    if training.early_stopping_patience is not None and training.eval_every is None:
+        why = "early stopping needs evaluations during training"
+        yield Problem(
+            "training.early_stopping_patience", training.early_stopping_patience, why, "set training.eval_every"
+        )
+    if steps is None:
+        return
+    if steps <= config.tracking.skip_steps:
+        why = f"tracking.skip_steps={config.tracking.skip_steps} leaves no step to measure"
+        yield Problem(
+            "training.max_steps", steps, why, f"at least {config.tracking.skip_steps + 1}, or skip fewer steps"
+        )
+    if training.eval_every is not None and training.eval_every > steps:
+        why = f"is past training.max_steps={steps}, so that it never happens"
+        yield Problem("training.eval_every", training.eval_every, why, f"at most {steps}, or null")
+    if training.warmup_steps > steps:
+        why = f"is longer than training.max_steps={steps}, so that the learning rate never peaks"
+        yield Problem("training.warmup_steps", training.warmup_steps, why, f"at most {steps}")
+
+
+def check_model_source(config: Config) -> Iterator[Problem]:
+    """Each source has what it needs, and nothing that it would not read."""
+    model = config.model
+    if model.source == "local":
+        yield from check_model_path(model.path)
+    elif model.path is not None:
+        yield Problem("model.path", model.path, f"is not read by model.source={model.source}", "use model=local")
+    if model.source == "hub" and not model.hub_id:
+        yield Problem(
+            "model.hub_id", model.hub_id, "model.source=hub needs a repository", "give model.hub_id=OWNER/NAME"
+        )
+    if model.source == "wheel" and model.wheel is None:
+        yield Problem("model.wheel", None, "model.source=wheel needs one", "take model=smollm2_135m as an example")
+    if model.source == "builtin" and model.architecture is None:
+        yield Problem(
+            "model.architecture", None, "model.source=builtin needs one", "take model=tiny_llama as an example"
+        )
+
+
+def check_model_path(path: str | None) -> Iterator[Problem]:
+    """model.path names a directory."""
+    if not path:
+        yield Problem("model.path", path, "model.source=local needs a directory", "give model.path=DIR")
+    elif not Path(path).expanduser().is_dir():
+        why = "is not a directory" if Path(path).expanduser().exists() else "does not exist"
+        yield Problem("model.path", path, why, "give a directory that transformers saved")
+
+
+def check_dataset_source(config: Config) -> Iterator[Problem]:
+    """The rows can be found."""
+    dataset = config.dataset
+    path = dataset.path
+    if dataset.source == "python_docs" and path:
+        yield Problem("dataset.path", path, "is not read by dataset.source=python_docs", "use dataset=jsonl")
+    elif path and not Path(path).expanduser().is_file():
+        why = "is not a file" if Path(path).expanduser().exists() else "does not exist"
+        yield Problem("dataset.path", path, why, "give a JSONL file")
+    elif dataset.source == "jsonl" and not path:
+        yield Problem("dataset.path", path, "dataset.source=jsonl needs a file", "give dataset.path=FILE")
+    if dataset.source == "hub" and not path:
+        for name in ("hub_id", "hub_file"):
+            if not getattr(dataset, name):
+                yield Problem(
+                    f"dataset.{name}",
+                    None,
+                    "dataset.source=hub needs it",
+                    f"give dataset.{name}=... or dataset.path=FILE",
+                )
+    if dataset.max_samples is not None and dataset.max_samples <= dataset.eval_samples:
+        why = f"dataset.eval_samples={dataset.eval_samples} leaves no row to train on"
+        yield Problem("dataset.max_samples", dataset.max_samples, why, f"at least {dataset.eval_samples + 1}")
+
+
+def check_accelerator(config: Config) -> Iterator[Problem]:
+    """The communication backend belongs to the device."""
+    accelerator = config.accelerator
+    wanted = BACKENDS.get(accelerator.device)
+    if wanted and accelerator.backend != wanted:
+        why = f"accelerator.device={accelerator.device} needs {wanted}"
+        yield Problem("accelerator.backend", accelerator.backend, why, f"write accelerator={accelerator.device}")
+
+
+def check_price(config: Config) -> Iterator[Problem]:
+    """A price is reported with its source and date, or not at all."""
+    accelerator = config.accelerator
+    names = ("price_usd_per_hour", "price_source", "price_date")
+    values = {name: getattr(accelerator, name) for name in names}
+    if any(value is not None for value in values.values()):
+        for name, value in values.items():
+            if value is None or value == "":
+                yield Problem(f"accelerator.{name}", value, "a price needs all of " + ", ".join(names), "give it too")
+    date = accelerator.price_date
+    if date and not is_date(date):
+        yield Problem("accelerator.price_date", date, "is not a date YYYY-MM-DD", "for example 2025-11-23")
+
+
+def is_date(text: str) -> bool:
+    """True for a day that exists, written YYYY-MM-DD."""
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        return False
+    try:
+        datetime.date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
+def check_tracking(config: Config) -> Iterator[Problem]:
+    """MLflow's address can be one, and holds no password."""
+    uri = config.tracking.uri
+    if CREDENTIALS.search(uri):
+        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+        yield Problem("tracking.uri", CREDENTIALS.sub("***@", uri), "holds credentials", remedy)
+    elif config.tracking.enabled and not uri:
+        yield Problem("tracking.uri", "''", "MLflow needs an address", "or write tracking=none")
+    elif config.tracking.enabled and re.match(r"[\w+.-]+:", uri) and not uri.startswith(TRACKING_SCHEMES):
+        allowed = "sqlite:///FILE, http(s)://HOST, file:DIR, databricks, or a directory"
+        yield Problem("tracking.uri", uri, "no such kind of address", f"allowed are {allowed}")
+
+
+def check_output(config: Config) -> Iterator[Problem]:
+    """Run directories can be made."""
+    if not config.output_dir:
+        yield Problem("output_dir", "''", "is empty", "give a directory")
+        return
+    why = blocked(Path(config.output_dir).expanduser().absolute())
+    if why:
+        yield Problem("output_dir", config.output_dir, f"cannot be made: {why}", "give a directory that can be written")
+
+
+CHECKS: tuple[Check, ...] = (
+    check_stages,
+    check_model_source,
+    check_dataset_source,
+    check_batch,
+    check_length,
+    check_heads,
+    check_lora_targets,
+    check_steps,
+    check_accelerator,
+    check_price,
+    check_tracking,
+    check_output,
+)
+
+
+def check_unused_lora(config: Config, overrides: Collection[str], swept: Collection[str]) -> Iterator[Problem]:
+    """Adapter settings of a full fine-tuning would be silently unused; in a sweep over methods they are not."""
+    swept_keys = {line.partition("=")[0] for line in swept}
+    if config.method.name != "full" or "method" in swept_keys:
+        return
+    for line in overrides:
+        key, _, value = line.partition("=")
+        if key == "lora" or key.startswith("lora."):
+            yield Problem(key, value, "is not used with method=full", "leave it out, or take method=lora")
+
+
+def fill_architecture(config: Config) -> None:
+    """Read the facts of a local model into the configuration, so that checks and records have them."""
+    model = config.model
+    if model.source == "local" and model.architecture is None and model.path:
+        directory = Path(model.path).expanduser()
+        if directory.is_dir():
+            model.architecture = read_architecture(directory)
+
+
+def problems(config: Config, overrides: Collection[str] = (), swept: Collection[str] = ()) -> list[Problem]:
+    """Everything that is wrong with a configuration. Limits come first: the other checks rely on them."""
+    broken = [*check_tokens(config), *check_values(config)]
+    if broken:
+        return broken
+    fill_architecture(config)
+    found = [problem for check in CHECKS for problem in check(config)]
+    return [*found, *check_unused_lora(config, overrides, swept)]
+
+
+def refuse_problems(config: Config, overrides: Collection[str] = (), swept: Collection[str] = ()) -> None:
+    """Raise UsageError with the first problem, and how many more there are."""
+    found = problems(config, overrides, swept)
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise UsageError(f"{found[0]}{more}")
+
+
+def check_directory(directory: Path, occupant: str | None) -> None:
+    """Raise UsageError when a run directory cannot be made or is taken; ``occupant`` says by what."""
+    if occupant:
+        raise UsageError(f"{shown(directory)} {occupant}: give another hydra.run.dir, or leave it out")
+    if why := blocked(directory):
+        raise UsageError(f"{shown(directory)} cannot be made: {why}")

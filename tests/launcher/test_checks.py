@@ -1,0 +1,120 @@
+"""Pairs of settings that cannot work: each check fires on what it is for, and not on the shipped configurations."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import composition, single
+
+from launcher.checks import problems
+from launcher.errors import UsageError
+from launcher.helptext import choices
+from launcher.paths import CONF
+
+PAIRS = [
+    (["training.global_batch_size=7", "training.micro_batch_size=3"], "training.global_batch_size", "nearest is 6"),
+    (["training.global_batch_size=1", "parallelism=ddp2"], "training.global_batch_size", "nearest is 2"),
+    (["training.max_length=9000"], "training.max_length", "8192"),
+    (["lora.target_modules=[q_prog]"], "lora.target_modules", "did you mean q_proj?"),
+    (["lora.target_modules=[q_proj,q_proj]"], "lora.target_modules", "listed twice"),
+    (["lora.target_modules=[]"], "lora.target_modules", "no layer"),
+    (["method=full", "lora.r=4"], "lora.r", "not used with method=full"),
+    (["method=full", "lora=dora"], "lora", "not used with method=full"),
+    (["training.eval_every=null", "training.early_stopping_patience=2"], "training.early_stopping_patience", "eval"),
+    (["training.max_steps=2", "training.eval_every=1", "training.warmup_steps=0"], "training.max_steps", "at least 3"),
+    (["training.max_steps=10"], "training.eval_every", "at most 10"),
+    (["training.warmup_steps=50"], "training.warmup_steps", "at most 40"),
+    (["model=local"], "model.path", "model.path=DIR"),
+    (["model=local", "model.path=nowhere"], "model.path", "does not exist"),
+    (["model.path=."], "model.path", "use model=local"),
+    (["model=qwen3_0_6b", "model.hub_id=null"], "model.hub_id", "OWNER/NAME"),
+    (["dataset=jsonl", "dataset.path=nowhere"], "dataset.path", "does not exist"),
+    (["dataset=jsonl", "dataset.path=."], "dataset.path", "is not a file"),
+    (["dataset=dolly15k", "dataset.hub_file=null"], "dataset.hub_file", "needs it"),
+    (["dataset.max_samples=64"], "dataset.max_samples", "at least 65"),
+    (["accelerator.backend=nccl"], "accelerator.backend", "needs gloo"),
+    (["accelerator=cuda", "accelerator.backend=gloo"], "accelerator.backend", "needs nccl"),
+    (["accelerator.price_usd_per_hour=2", "accelerator.price_date=2025-11-23"], "accelerator.price_source", "all of"),
+    (["accelerator.price_source=x", "accelerator.price_date=2025-11-23"], "accelerator.price_usd_per_hour", "all of"),
+    (
+        ["accelerator.price_usd_per_hour=2", "accelerator.price_source=x", "accelerator.price_date=2025-02-30"],
+        "accelerator.price_date",
+        "not a date",
+    ),
+    (["tracking.uri=ftp://host"], "tracking.uri", "no such kind"),
+    (["tracking.uri=sqlite://file.db"], "tracking.uri", "sqlite:///"),
+    (["tracking.uri=''"], "tracking.uri", "needs an address"),
+    (["tracking.uri=https://a:b@host"], "tracking.uri", "MLFLOW_TRACKING_USERNAME"),
+    (["output_dir=/dev/null"], "output_dir", "is a file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "key", "piece"), PAIRS, ids=lambda value: str(value)[:60])
+def test_a_pair_that_cannot_work_is_one_problem(arguments, key, piece, cwd):
+    run = single(*arguments)
+    (problem,) = problems(run.config, run.overrides)
+    assert problem.key == key
+    assert piece in str(problem)
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///x.db", "http://h:5000", "https://h", "file:/tmp/x", "databricks", "./mlruns"]
+)
+def test_addresses_that_mlflow_knows(uri, cwd):
+    assert problems(single(f"tracking.uri={uri}").config) == []
+
+
+GROUPS = {group: list(names) for group, names in choices([CONF]).items()}
+
+
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group, names in GROUPS.items() for name in names])
+def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    needs = {
+        "model=local": "model.path=" + str(local_model(tmp_path)),
+        "dataset=jsonl": f"dataset.path={tmp_path}/rows.jsonl",
+    }
+    arguments = [choice, *([needs[choice]] if choice in needs else [])]
+    for run in composition(*arguments).runs:
+        assert problems(run.config, run.overrides, run.swept) == []
+
+
+def test_adapter_settings_are_allowed_where_the_method_is_swept(cwd):
+    for run in composition("-m", "method=lora,full", "lora.r=4").runs:
+        assert problems(run.config, run.overrides, run.swept) == []
+
+
+def local_model(folder, **changes):
+    facts = {
+        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 264, "max_position_embeddings": 600,
+    }  # fmt: skip
+    path = folder / "model"
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps({**facts, **changes}))
+    return path
+
+
+def test_facts_of_a_local_model_are_read_and_checked(cwd, tmp_path):
+    config = single("model=local", f"model.path={local_model(tmp_path)}", "training.max_length=601").config
+    assert [problem.key for problem in problems(config)] == ["training.max_length"]
+    assert config.model.architecture is not None
+    assert (config.model.architecture.head_dim, config.model.architecture.layers) == (16, 2)
+
+
+def test_another_family_is_left_to_transformers(cwd, tmp_path):
+    path = local_model(tmp_path, model_type="gpt2")
+    config = single("model=local", f"model.path={path}", "lora.target_modules=[c_attn]").config
+    assert problems(config) == []
+    assert config.model.architecture is None
+
+
+def test_heads_must_share_key_value_heads_evenly(cwd, tmp_path):
+    config = single("model=local", f"model.path={local_model(tmp_path, num_key_value_heads=3)}").config
+    assert [problem.key for problem in problems(config)] == ["model.architecture.heads"]
+
+
+def test_a_directory_without_a_model_is_refused(cwd, tmp_path):
+    with pytest.raises(UsageError, match=r"config\.json"):
+        problems(single("model=local", f"model.path={tmp_path}").config)

@@ -1,0 +1,204 @@
+"""The local runner, with real child processes in place of the stages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import single
+
+from launcher import local
+from launcher.paths import ROOT
+from launcher.rundir import RunDir
+
+# A launcher process: argv is the run directory, the number of replicas, then one Python program for each stage.
+LAUNCHER = """
+import sys
+from pathlib import Path
+from launcher import local
+from launcher.rundir import RunDir
+from launcher.schema import *
+class Parallel: data_parallel = int(sys.argv[2])
+class Run: stages = ["fetch", "train"][:len(sys.argv) - 3]; parallelism = Parallel
+programs = dict(zip(Run.stages, sys.argv[3:]))
+command = lambda stage, run_dir, replicas: [sys.executable, "-c", programs[stage], str(run_dir)]
+sys.exit(local.run_stages(Run, RunDir(Path(sys.argv[1])), command))
+"""
+
+# Writes its pid, counts SIGINTs in a file, and ends in order 0.5 s after the first one.
+PATIENT = """
+import os, pathlib, signal, sys, time
+here = pathlib.Path(sys.argv[1]); seen = []
+signal.signal(signal.SIGINT, lambda *_: seen.append(time.time()))
+(here / "stages").mkdir(exist_ok=True); (here / f"worker-{os.getpid()}").touch()
+while not seen or time.time() < seen[0] + 0.5: time.sleep(0.05)
+(here / f"sigints-{os.getpid()}").write_text(str(len(seen)))
+(here / "stages/train.json").write_text('{"status": "interrupted"}')
+"""
+
+STUBBORN = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)
+(pathlib.Path(sys.argv[1]) / f"worker-{os.getpid()}").touch()
+time.sleep(60)
+"""
+
+# As torchrun: two workers in sessions of their own; a SIGINT to the agent itself is a fault.
+AGENT = f"""
+import pathlib, signal, subprocess, sys
+here = sys.argv[1]
+signal.signal(signal.SIGINT, lambda *_: (pathlib.Path(here) / "agent-was-signalled").touch())
+program = {PATIENT!r}
+command = [sys.executable, "-c", program, here, "launcher.stage"]
+children = [subprocess.Popen(command, start_new_session=True) for _ in range(2)]
+sys.exit(max(child.wait() for child in children))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a launcher process over the given stage programs; whatever is left is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*programs: str, replicas: int = 1) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", LAUNCHER, str(tmp_path), str(replicas), *programs]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        started.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True))
+        return started[-1]
+
+    yield run
+    pids = [int(path.name.split("-")[1]) for path in tmp_path.glob("worker-*")]
+    for pid in [*pids, *(process.pid for process in started)]:
+        with suppress(psutil.Error):
+            if "-c" in psutil.Process(pid).cmdline():
+                psutil.Process(pid).kill()
+    for process in started:
+        process.communicate(timeout=20)
+
+
+def wait_for(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.05)
+
+
+def workers_of(folder: Path) -> list[int]:
+    return [int(path.name.split("-")[1]) for path in folder.glob("worker-*")]
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_is_handed_on_once_and_the_run_ends_in_order(number, start, tmp_path):
+    launcher = start("pass", PATIENT)
+    wait_for(lambda: workers_of(tmp_path))
+    launcher.send_signal(number)
+    _, stderr = launcher.communicate(timeout=20)
+    assert launcher.returncode == 130
+    assert "stopping after this step" in stderr
+    assert [path.read_text() for path in tmp_path.glob("sigints-*")] == ["1"]
+
+
+def test_torchruns_workers_are_interrupted_and_never_torchrun_itself(start, tmp_path):
+    launcher = start("pass", AGENT, replicas=2)
+    wait_for(lambda: len(workers_of(tmp_path)) == 2)
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=20)
+    assert launcher.returncode == 130
+    assert [path.read_text() for path in tmp_path.glob("sigints-*")] == ["1", "1"]
+    assert not (tmp_path / "agent-was-signalled").exists()
+
+
+def test_a_second_interrupt_kills_at_once(start, tmp_path):
+    launcher = start(STUBBORN)
+    wait_for(lambda: workers_of(tmp_path))
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGINT)
+    launcher.communicate(timeout=10)
+    assert launcher.returncode == 130
+    assert not any(is_running(pid) for pid in workers_of(tmp_path))
+
+
+def test_the_child_dies_with_the_launcher(start, tmp_path):
+    launcher = start("import os, sys, time, pathlib\n"
+                     "(pathlib.Path(sys.argv[1]) / f'worker-{os.getpid()}').touch()\ntime.sleep(60)")  # fmt: skip
+    wait_for(lambda: workers_of(tmp_path))
+    (pid,) = workers_of(tmp_path)
+    launcher.kill()
+    wait_for(lambda: not is_running(pid), seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "message"),
+    [
+        ("raise SystemExit(0)", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+        ("import os; os.kill(os.getpid(), 9)", 1, "killed by SIGKILL: likely out of memory"),
+        ("import os; os.kill(os.getpid(), 11)", 1, "killed by SIGSEGV"),
+    ],
+)
+def test_the_exit_code_of_a_stage_is_the_runs(program, code, message, start):
+    launcher = start("pass", program)
+    _, stderr = launcher.communicate(timeout=20)
+    assert launcher.returncode == code
+    assert message in stderr
+
+
+def test_a_failed_stage_stops_the_chain(start, tmp_path):
+    launcher = start("raise SystemExit(4)", "import pathlib, sys; pathlib.Path(sys.argv[1], 'trained').touch()")
+    launcher.communicate(timeout=20)
+    assert launcher.returncode == 4
+    assert not (tmp_path / "trained").exists()
+
+
+def test_a_stage_finds_our_packages_and_not_the_users(cwd, tmp_path):
+    (cwd / "launcher").mkdir()
+    (cwd / "launcher" / "__init__.py").write_text("raise SystemExit('the wrong launcher')")
+    config = single("stages=[fetch]").config
+    code = f"import launcher.stage, pathlib; pathlib.Path({str(tmp_path / 'found')!r}).write_text(launcher.__file__)"
+    assert local.run_stages(config, RunDir(tmp_path), lambda *_: [sys.executable, "-c", code]) == 0
+    assert Path((tmp_path / "found").read_text()).parent == ROOT / "launcher"
+
+
+def test_commands_of_the_stages():
+    one = local.stage_command("train", Path("/r"), 1)
+    two = local.stage_command("train", Path("/r"), 2)
+    assert one == [sys.executable, "-m", "launcher.stage", "train", "/r"]
+    assert two[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    assert two[5:] == one[1:]
+
+
+@pytest.mark.parametrize(("cpus", "replicas", "threads"), [(8, 1, "8"), (8, 2, "4"), (2, 4, "1")])
+def test_threads_are_shared_among_the_replicas(cpus, replicas, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(local, "available_cpus", lambda: cpus)
+    assert local.child_environment(replicas)["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert local.child_environment(replicas)["OMP_NUM_THREADS"] == "7"
+
+
+def test_the_stage_process_tells_a_refusal_in_one_line(tmp_path, cwd):
+    command = [sys.executable, "-m", "launcher.stage", "trian", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown stage 'trian': allowed are fetch, train\n"
+
+
+def test_the_stage_process_ends_when_the_launcher_is_gone_already(tmp_path):
+    command = [sys.executable, "-m", "launcher.stage", "fetch", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TRNTUNE_LAUNCHER_PID": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")

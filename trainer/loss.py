@@ -1,0 +1,73 @@
+"""Cross-entropy of a linear output head in chunks: the full [tokens, vocabulary] logits never exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+IGNORE = -100
+CHUNK = 256  # positions at a time: 50 MB of fp32 logits for a vocabulary of 49,152
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Forward computes loss and gradient of a chunk while its logits are there; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, training: bool
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # needs_input_grad doesn't know of no_grad, and grad mode is off in here: the caller says whether it trains.
+        grad_hidden = torch.zeros_like(hidden) if training and ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if training and ctx.needs_input_grad[1] else None
+        for start in range(0, len(targets), CHUNK):
+            part = slice(start, start + CHUNK)
+            index = targets[part, None]
+            logits = (hidden[part] @ weight.T).float()
+            log_normalizer = logits.logsumexp(dim=-1, keepdim=True)
+            total += (log_normalizer - logits.gather(1, index)).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            grad_logits = logits.sub_(log_normalizer).exp_()
+            grad_logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
+            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_logits @ weight.to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[part]
+        ctx.grads = grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        grad_hidden, grad_weight = ctx.grads
+        ctx.grads = None
+        return (
+            None if grad_hidden is None else grad_hidden.mul_(scale.to(grad_hidden.dtype)),
+            None if grad_weight is None else grad_weight.mul_(scale.to(grad_weight.dtype)),
+            None,
+            None,
+        )
+
+
+def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum of the negative log-likelihoods, nats, fp32.
+
+    ``hidden`` is [..., H], ``weight`` the output head [V, H], ``targets`` [...] holds the token that each position
+    must predict, or -100. Only positions with a target get logits.
+    """
+    counts = targets != IGNORE
+    loss: torch.Tensor = _LinearCrossEntropy.apply(
+        hidden[counts], weight, targets[counts], torch.is_grad_enabled()
+    )
+    return loss
+
+
+def dense_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The same sum from logits [..., V], for models whose head is more than one matrix."""
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+    )

@@ -1,0 +1,132 @@
+"""What a run measures about itself, by one set of definitions (docs/measurement.md)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+# Raised whenever a definition changes: reports refuse to put runs with different ones into one ratio.
+DEFINITIONS_VERSION = 1
+
+
+@dataclass
+class Counts:
+    """What was consumed, on one replica or summed over all of them."""
+
+    examples: float = 0
+    tokens: float = 0
+    """real tokens, padding not counted"""
+    positions: float = 0
+    """positions computed, padding counted"""
+    trained: float = 0
+    """labels that the loss counts"""
+    pairs: float = 0
+    """query/key pairs of causal attention inside the documents"""
+    loss_sum: float = 0
+    """summed negative log-likelihood of the trained labels, nats"""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+    def as_list(self) -> list[float]:
+        return list(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: what all replicas consumed in it, and how long it took."""
+
+    counts: Counts
+    seconds: float
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of a stage by part. Parts don't nest: time in an inner part is not counted in the outer one."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _inner: float = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside as ``name``."""
+        outer, self._inner = self._inner, 0.0
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inner
+            self._inner = outer + elapsed
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """The value below which ``percent`` of ``values`` lie, linearly interpolated."""
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def summarize(steps: list[Step], skip_steps: int, replicas: int) -> dict[str, float | int | None]:
+    """Throughput over the measured window: all steps but the first ``skip_steps``. None where nothing was measured."""
+    window = steps[skip_steps:]
+    seconds = sum(step.seconds for step in window)
+    total = sum((step.counts for step in window), Counts())
+
+    def rate(count: float) -> float | None:
+        return count / seconds if window else None
+
+    samples = rate(total.examples)
+    durations = [step.seconds for step in window]
+    return {
+        "measured_steps": len(window),
+        "measured_seconds": seconds,
+        "samples_per_second": samples,
+        "samples_per_second_per_replica": None if samples is None else samples / replicas,
+        "tokens_per_second": rate(total.tokens),
+        "tokens_per_second_padded": rate(total.positions),
+        "tokens_per_second_trained": rate(total.trained),
+        "padding_fraction": 1 - total.tokens / total.positions if window else None,
+        "step_seconds_p50": statistics.median(durations) if window else None,
+        "step_seconds_p95": percentile(durations, 95) if window else None,
+    }
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the FLOPs of a step depend on."""
+
+    matmul_params: int
+    """parameters without the embedding lookup (a tied embedding is the head's matrix, so it counts)"""
+    adapter_params: int
+    """trainable parameters of the adapter; 0 for full fine-tuning"""
+    attention_width: int
+    """layers x heads x head size"""
+
+
+def model_flops(size: ModelSize, counts: Counts, frozen_base: bool) -> float:
+    """FLOPs that the model needs for ``counts``: 6N a real token, or 4N + 6 x adapter with a frozen base, and attention.
+
+    A product with a [m, n] matrix is 2mn forward, 2mn for the input's gradient, 2mn for the weight's, which a frozen
+    base doesn't need. Attention is two products of 2 x width a pair, forward once and backward twice.
+    """
+    per_token = (4 if frozen_base else 6) * size.matmul_params + 6 * size.adapter_params
+    return per_token * counts.tokens + 12 * size.attention_width * counts.pairs
+
+
+def utilization(
+    size: ModelSize, steps: list[Step], skip_steps: int, frozen_base: bool, peak_flops: float | None
+) -> dict[str, Any]:
+    """model_flops_per_second over the measured window, and mfu when the hardware's peak (FLOP/s, all devices) is known."""
+    window = steps[skip_steps:]
+    if not window:
+        return {"model_flops_per_second": None, "mfu": None}
+    total = sum((step.counts for step in window), Counts())
+    achieved = model_flops(size, total, frozen_base) / sum(step.seconds for step in window)
+    return {"model_flops_per_second": achieved, "mfu": achieved / peak_flops if peak_flops else None}

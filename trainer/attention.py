@@ -16,7 +16,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 
 DOCUMENT_ATTENTION = "trntune_documents"
 
-# (row, start, end, is_document): stretches of a batch that attend to themselves alone, in order, covering every position.
+# (row, start, end, is_document): stretches that attend to themselves alone, in order, covering every position.
 Segment = tuple[int, int, int, bool]
 
 

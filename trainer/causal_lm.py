@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from peft import PeftModel
 from torch import nn
@@ -27,7 +29,8 @@ class CausalLMLoss(nn.Module):
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         super().__init__()
         # peft puts its layers into the base model, so calling the base model's decoder runs them too.
-        self.model: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.model = cast(PreTrainedModel, base)
         self.plain_head = has_plain_head(self.model)
 
     def forward(
@@ -37,7 +40,7 @@ class CausalLMLoss(nn.Module):
 
         ``input_ids`` and ``position_ids`` are [B, L]; ``documents`` is [n, 3] (row, start, end).
         """
-        inputs = {
+        inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "position_ids": position_ids,
             "segments": segments_of(documents, *input_ids.shape),

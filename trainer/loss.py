@@ -60,9 +60,7 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     must predict, or -100. Only positions with a target get logits.
     """
     counts = targets != IGNORE
-    loss: torch.Tensor = _LinearCrossEntropy.apply(
-        hidden[counts], weight, targets[counts], torch.is_grad_enabled()
-    )
+    loss: torch.Tensor = _LinearCrossEntropy.apply(hidden[counts], weight, targets[counts], torch.is_grad_enabled())
     return loss
 
 

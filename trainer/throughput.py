@@ -111,7 +111,7 @@ class ModelSize:
 
 
 def model_flops(size: ModelSize, counts: Counts, frozen_base: bool) -> float:
-    """FLOPs that the model needs for ``counts``: 6N a real token, or 4N + 6 x adapter with a frozen base, and attention.
+    """FLOPs needed for ``counts``: 6N a real token, or 4N + 6 x adapter with a frozen base, and attention.
 
     A product with a [m, n] matrix is 2mn forward, 2mn for the input's gradient, 2mn for the weight's, which a frozen
     base doesn't need. Attention is two products of 2 x width a pair, forward once and backward twice.
@@ -123,7 +123,7 @@ def model_flops(size: ModelSize, counts: Counts, frozen_base: bool) -> float:
 def utilization(
     size: ModelSize, steps: list[Step], skip_steps: int, frozen_base: bool, peak_flops: float | None
 ) -> dict[str, Any]:
-    """model_flops_per_second over the measured window, and mfu when the hardware's peak (FLOP/s, all devices) is known."""
+    """model_flops_per_second over the measured window, and mfu when the peak of all devices (FLOP/s) is known."""
     window = steps[skip_steps:]
     if not window:
         return {"model_flops_per_second": None, "mfu": None}

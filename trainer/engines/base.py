@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from launcher.schema import Config
-from trainer.throughput import Counts, ModelSize
+from trainer.throughput import Counts, ModelSize, Stopwatch
 
 Rows = list[Any]  # of trainer.data.prepare.Row
 
@@ -76,7 +76,14 @@ class Engine(Protocol):
         """Mean negative log-likelihood a trained token over all ``rows``, nats, the same on every rank."""
         ...
 
-    def fit(self, rows: Rows, eval_rows: Rows, observer: Observer, work_dir: Path) -> FitResult: ...
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of a run on ``rows`` training rows."""
+        ...
+
+    def fit(self, rows: Rows, eval_rows: Rows, observer: Observer, work_dir: Path, stopwatch: Stopwatch) -> FitResult:
+        """Train until the steps are done, evaluation stops improving, or a stop is asked for. Evaluations in between
+        are counted in the stopwatch's part "eval"."""
+        ...
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of the prompts, without the prompt, ended by EOS or by ``max_new_tokens``."""

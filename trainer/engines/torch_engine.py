@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from launcher.errors import TrntuneError
@@ -23,7 +24,7 @@ from trainer.causal_lm import CausalLMLoss
 from trainer.data.collate import Collator
 from trainer.engines.base import FitResult, Observer, ParameterCounts, Rows, StepReport
 from trainer.models.load import apply_method, count_parameters, load_model
-from trainer.throughput import Counts, ModelSize
+from trainer.throughput import Counts, ModelSize, Stopwatch
 
 MODEL_INPUTS = ("input_ids", "position_ids", "documents", "targets")
 
@@ -49,7 +50,7 @@ def training_arguments(config: Config, work_dir: Path, total_steps: int) -> Trai
         optim="adamw_torch_fused",
         bf16=training.precision == "bf16",
         use_cpu=config.accelerator.device == "cpu",
-        ddp_backend=config.accelerator.backend,
+        ddp_backend=config.accelerator.backend if config.parallelism.data_parallel > 1 else None,
         ddp_find_unused_parameters=False,
         seed=config.seed,
         eval_strategy="no" if training.eval_every is None else "steps",
@@ -108,7 +109,7 @@ class TorchEngine:
         if self.config.training.gradient_checkpointing:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = apply_method(base, self.config)
-        self.model.to(self.device)
+        nn.Module.to(self.model, self.device)
         self.module = CausalLMLoss(self.model)
 
     def parameters(self) -> ParameterCounts:
@@ -129,7 +130,7 @@ class TorchEngine:
         )
 
     def evaluate(self, rows: Rows) -> float:
-        """Every replica takes its share of the rows; sums are added, so no replica's mean weighs more than another's."""
+        """Every replica takes its share of the rows, and sums are added: no replica's mean weighs more than another's."""
         size = self.config.training.micro_batch_size
         share = rows[self.rank :: self.replicas]
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -137,16 +138,19 @@ class TorchEngine:
         with torch.inference_mode(), self._autocast():
             for start in range(0, len(share), size):
                 batch = self.collator(share[start : start + size])
-                loss = self.module(**{name: batch[name].to(self.device) for name in MODEL_INPUTS})
+                loss: torch.Tensor = self.module(**{name: batch[name].to(self.device) for name in MODEL_INPUTS})
                 totals += torch.stack([loss.double(), batch["num_trained"].double().to(self.device)])
         self.all_reduce(totals)
         return float(totals[0] / totals[1])
 
-    def fit(self, rows: Rows, eval_rows: Rows, observer: Observer, work_dir: Path) -> FitResult:
-        """Train with transformers.Trainer until the steps are done, evaluation stops improving, or a stop is asked for."""
+    def total_steps(self, rows: int) -> int:
+        return total_steps(self.config, rows)
+
+    def fit(self, rows: Rows, eval_rows: Rows, observer: Observer, work_dir: Path, stopwatch: Stopwatch) -> FitResult:
+        """Train with transformers.Trainer until the steps are done, evaluation no longer improves, or a stop is asked."""
         arguments = training_arguments(self.config, work_dir, total_steps(self.config, len(rows)))
         best = BestWeights(self, work_dir / "best.safetensors")
-        trainer = PackedTrainer(self, arguments, rows, eval_rows, observer, best)
+        trainer = PackedTrainer(self, arguments, rows, eval_rows, observer, stopwatch, best)
         trainer.train()
         if trainer.interrupted:
             status = "interrupted"
@@ -167,7 +171,7 @@ class TorchEngine:
         base.set_attn_implementation("sdpa")
         try:
             with torch.inference_mode(), self._autocast():
-                output = self.model.generate(
+                output = base.generate(
                     input_ids=batch["input_ids"],
                     attention_mask=batch["attention_mask"],
                     max_new_tokens=max_new_tokens,
@@ -177,14 +181,16 @@ class TorchEngine:
                 )
         finally:
             base.set_attn_implementation(DOCUMENT_ATTENTION)
-        return [until_eos(ids, self.tokenizer.eos_token_id) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
+        return [
+            until_eos(ids, self.tokenizer.eos_token_id) for ids in output[:, batch["input_ids"].shape[1] :].tolist()
+        ]
 
     def save(self, directory: Path) -> None:
         """safetensors in Hugging Face's layout: peft's for an adapter, a model directory with tokenizer for full."""
         base = self.module.model
         # The attention function is this process's: a reader of config.json must not look for it.
         base.set_attn_implementation("sdpa")
-        self.model.save_pretrained(directory)
+        self.model.save_pretrained(str(directory))
         self.tokenizer.save_pretrained(directory)
         base.set_attn_implementation(DOCUMENT_ATTENTION)
 
@@ -219,7 +225,7 @@ def until_eos(ids: list[int], eos: int) -> list[int]:
 
 
 class BestWeights(TrainerCallback):
-    """Early stopping: keeps the trainable weights of the lowest evaluation on disk and ends training without progress."""
+    """Early stopping: keeps the trainable weights of the lowest evaluation on disk, ends training without progress."""
 
     def __init__(self, engine: TorchEngine, file: Path) -> None:
         self.engine, self.file = engine, file
@@ -231,9 +237,10 @@ class BestWeights(TrainerCallback):
     def patience_ended(self) -> bool:
         return self.patience is not None and self.without_progress >= self.patience
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.patience is None:
             return
+        metrics: dict[str, float] = kwargs["metrics"]
         if metrics["eval_loss"] < self.loss - self.engine.config.training.early_stopping_min_delta:
             self.loss, self.step, self.without_progress = metrics["eval_loss"], state.global_step, 0
             self._store()
@@ -277,13 +284,15 @@ class PackedTrainer(Trainer):
         rows: Rows,
         eval_rows: Rows,
         observer: Observer,
+        stopwatch: Stopwatch,
         best: BestWeights,
     ) -> None:
-        self.engine, self.eval_rows, self.observer = engine, eval_rows, observer
+        self.engine, self.eval_rows, self.observer, self.stopwatch = engine, eval_rows, observer, stopwatch
         super().__init__(
             model=engine.module,
             args=arguments,
             train_dataset=rows,
+            eval_dataset=eval_rows,
             data_collator=engine.collator,
             callbacks=[best, StepMeter(self)],
         )
@@ -311,7 +320,8 @@ class PackedTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Exact held-out loss over all rows, instead of Trainer's mean of batch means."""
-        metrics = {"eval_loss": self.engine.evaluate(self.eval_rows)}
+        with self.stopwatch.part("eval"):
+            metrics = {"eval_loss": self.engine.evaluate(self.eval_rows)}
         self.observer.on_evaluation(self.state.global_step, metrics["eval_loss"])
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,51 @@
+"""Rows to tensors of one fixed shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from trainer.data.prepare import Row
+from trainer.data.tokenize import IGNORE
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes [B, max_length] batches of packed rows."""
+
+    max_length: int
+    pad_token_id: int
+
+    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+        """The batch of ``rows``:
+
+        - input_ids [B, L] int64, padded at the end
+        - targets [B, L] int64, already shifted: the token that a position must predict within its own document, or -100
+        - position_ids [B, L] int64, from 0 in every document
+        - documents [n, 3] int64: row, first position, position after the last
+        - num_examples, num_tokens (real ones), num_trained (targets that count): int64 scalars
+        """
+        shape = (len(rows), self.max_length)
+        input_ids = torch.full(shape, self.pad_token_id)
+        targets = torch.full(shape, IGNORE)
+        position_ids = torch.zeros(shape, dtype=torch.int64)
+        documents: list[tuple[int, int, int]] = []
+        for number, row in enumerate(rows):
+            start = 0
+            for example in row:
+                end = start + len(example.input_ids)
+                input_ids[number, start:end] = torch.tensor(example.input_ids)
+                targets[number, start : end - 1] = torch.tensor(example.labels[1:], dtype=torch.int64)
+                position_ids[number, start:end] = torch.arange(end - start)
+                documents.append((number, start, end))
+                start = end
+        return {
+            "input_ids": input_ids,
+            "targets": targets,
+            "position_ids": position_ids,
+            "documents": torch.tensor(documents, dtype=torch.int64).reshape(-1, 3),
+            "num_examples": torch.tensor(len(documents)),
+            "num_tokens": torch.tensor(sum(end - start for _, start, end in documents)),
+            "num_trained": (targets != IGNORE).sum(),
+        }

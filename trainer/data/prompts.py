@@ -1,0 +1,35 @@
+"""How a row becomes text: the plain prompt of the published comparison, or the model's own chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.errors import TrntuneError
+from trainer.data.rows import InstructionRow
+
+
+def render(row: InstructionRow, prompt: str, tokenizer: Any) -> tuple[str, str]:
+    """The prompt and the answer as text, to be tokenized apart and put together. No EOS yet.
+
+    ``prompt`` is "plain" or "chat". Raises TrntuneError when the tokenizer has no chat template.
+    """
+    return plain(row) if prompt == "plain" else chat(row, tokenizer)
+
+
+def plain(row: InstructionRow) -> tuple[str, str]:
+    """### Instruction, ### Context and ### Answer, joined by two newlines; an empty context is left out."""
+    parts = [f"### Instruction\n{row.instruction}"]
+    if row.context.strip():
+        parts.append(f"### Context\n{row.context}")
+    parts.append("### Answer\n")
+    return "\n\n".join(parts), row.response
+
+
+def chat(row: InstructionRow, tokenizer: Any) -> tuple[str, str]:
+    """One user turn and the assistant's turn without what closes it."""
+    if not tokenizer.chat_template:
+        raise TrntuneError("dataset.prompt=chat: this model's tokenizer has no chat template; use dataset.prompt=plain")
+    question = f"{row.instruction}\n\n{row.context}" if row.context.strip() else row.instruction
+    asked = [{"role": "user", "content": question}]
+    prompt: str = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    return prompt, row.response

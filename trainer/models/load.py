@@ -1,0 +1,107 @@
+"""Loading a model directory and putting the method on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from launcher.errors import TrntuneError, nearest
+from launcher.schema import Config
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+def load_tokenizer(model_dir: Path) -> Any:
+    """The fast tokenizer of a model directory; where none is named, padding is the end-of-sequence token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, use_fast=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise TrntuneError(f"{model_dir}: its tokenizer can't be loaded: {_first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise TrntuneError(f"{model_dir}: there is no fast tokenizer (tokenizer.json); save one with transformers")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def weight_dtype(config: Config) -> torch.dtype:
+    """bf16 for a frozen base under bf16; trained weights stay fp32, and bf16 is then a matter of autocast."""
+    frozen = config.method.name == "lora"
+    return torch.bfloat16 if config.training.precision == "bf16" and frozen else torch.float32
+
+
+def load_model(model_dir: Path, config: Config, attn_implementation: str) -> PreTrainedModel:
+    """The model on the CPU. Raises TrntuneError for what transformers can't read and for another parameter count."""
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            dtype=weight_dtype(config),
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise TrntuneError(f"{model_dir}: the model can't be loaded: {_first_line(error)}") from None
+    found = count_parameters(model)[0]
+    if config.model.parameters is not None and found != config.model.parameters:
+        raise TrntuneError(
+            f"{model_dir} has {found:,} parameters, not {config.model.parameters:,} as model.parameters says"
+        )
+    return model
+
+
+def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | PeftModel:
+    """For LoRA the model with adapters initialized by ``config.seed``, its base frozen; for full the model itself."""
+    if config.method.name == "full":
+        return model
+    lora = config.lora
+    _check_targets(model, lora.target_modules)
+    torch.manual_seed(config.seed)
+    adapted = get_peft_model(
+        model,
+        PeftLoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=list(lora.target_modules),
+            use_dora=lora.use_dora,
+            use_rslora=lora.use_rslora,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=config.model.hub_id or str(model.name_or_path),
+        ),
+    )
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Distinct parameters of the base model, and distinct trainable ones. ``parameters()`` gives tied ones once."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    return base, trainable
+
+
+def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """peft takes targets that match nothing in silence as long as one matches."""
+    head = model.get_output_embeddings()
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    leaves = sorted({name.rpartition(".")[2] for name in linear})
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            close = nearest(target, leaves)
+            hint = f", nearest is {close}" if close else ""
+            raise TrntuneError(
+                f"lora.target_modules: the model has no linear layer {target!r} (there are: {', '.join(leaves)}{hint})"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,85 @@
+"""Rank 0's record of the training: metrics.jsonl, MLflow and the progress bar, all from the same numbers."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from trainer.engines.base import StepReport
+from trainer.progress import Progress
+from trainer.stopping import StopSignal
+from trainer.throughput import Counts, Step
+from trainer.tracking import Tracker
+
+
+def rates(counts: Counts, seconds: float) -> dict[str, float]:
+    """The throughput of one stretch of training, under the names of docs/measurement.md."""
+    return {
+        "samples_per_second": counts.examples / seconds,
+        "tokens_per_second": counts.tokens / seconds,
+        "tokens_per_second_padded": counts.positions / seconds,
+        "tokens_per_second_trained": counts.trained / seconds,
+    }
+
+
+class Recorder:
+    """Implements trainer.engines.base.Observer. On ranks other than 0 it only remembers the steps."""
+
+    def __init__(
+        self, metrics: Path | None, tracker: Tracker | None, progress: Progress, log_every: int, stop: StopSignal
+    ) -> None:
+        self.metrics, self.tracker, self.progress = metrics, tracker, progress
+        self.log_every, self.stop = log_every, stop
+        self.steps: list[Step] = []
+        self.trained_tokens = 0.0
+        self.losses: list[float] = []
+        self.held_out: dict[int, float] = {}
+        self._pending: list[Step] = []
+        self._started = time.perf_counter()
+
+    def on_step(self, report: StepReport) -> None:
+        """Remember the step and, every ``log_every`` steps, write the stretch since the last line."""
+        step = Step(report.counts, report.seconds)
+        self.steps.append(step)
+        self._pending.append(step)
+        self.trained_tokens += report.counts.trained
+        self.losses.append(report.counts.loss_sum / max(report.counts.trained, 1))
+        self.progress.step(report.step, self.losses[-1], report.counts.tokens / report.seconds)
+        if report.step % self.log_every == 0:
+            self._write_steps(report)
+
+    def on_evaluation(self, step: int, loss: float) -> None:
+        """Record a held-out loss, nats a trained token. Step 0 is the untrained model."""
+        self.held_out[step] = loss
+        self.progress.evaluation(step, loss)
+        self._write({"event": "eval", "step": step, "eval_loss": loss}, step)
+
+    def stop_requested(self) -> bool:
+        return self.stop.requested
+
+    def _write_steps(self, report: StepReport) -> None:
+        counts = sum((step.counts for step in self._pending), Counts())
+        seconds = sum(step.seconds for step in self._pending)
+        self._pending = []
+        record = {
+            "event": "train",
+            "step": report.step,
+            "epoch": report.epoch,
+            "loss": counts.loss_sum / max(counts.trained, 1),
+            "learning_rate": report.learning_rate,
+            "grad_norm": report.grad_norm,
+            "step_seconds": report.seconds,
+            "trained_tokens": self.trained_tokens,
+            **rates(counts, seconds),
+        }
+        self._write(record, report.step)
+
+    def _write(self, record: dict[str, Any], step: int) -> None:
+        if self.metrics is not None:
+            record["seconds"] = time.perf_counter() - self._started
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+        if self.tracker is not None:
+            self.tracker.log_metrics({k: v for k, v in record.items() if k not in ("event", "step")}, step)

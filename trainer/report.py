@@ -1,0 +1,83 @@
+"""The result of the training stage, as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from typing import Any
+
+import psutil
+
+from launcher.schema import Config
+from trainer.data.prepare import DataReport
+from trainer.engines.base import Engine, FitResult
+from trainer.recorder import Recorder
+from trainer.throughput import DEFINITIONS_VERSION, Stopwatch, summarize, utilization
+
+
+def sample_lines(samples: list[dict[str, str]]) -> str:
+    """JSON lines."""
+    return "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+
+
+def cost_usd(config: Config, seconds: float) -> float | None:
+    """Price of the instance for ``seconds``; None without a configured price, never a guess."""
+    price = config.accelerator.price_usd_per_hour
+    return None if price is None else price * seconds / 3600
+
+
+def hardware(config: Config) -> dict[str, Any]:
+    """What runs are only comparable on the same of."""
+    return {
+        "accelerator": config.accelerator.name,
+        "machine": platform.machine(),
+        "logical_cpus": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "replicas": config.parallelism.data_parallel,
+    }
+
+
+def train_result(
+    config: Config,
+    engine: Engine,
+    outcome: FitResult,
+    recorder: Recorder,
+    data: DataReport,
+    stopwatch: Stopwatch,
+) -> dict[str, Any]:
+    """Every number of the run but the losses on held-out rows and the wall time, which are known last."""
+    counts = engine.parameters()
+    skip = config.tracking.skip_steps
+    peak = config.accelerator.peak_tflops
+    peak_flops = None if peak is None else peak * 1e12 * engine.replicas
+    host, device = engine.peak_memory()
+    frozen_base = config.method.name == "lora"
+    parts = {f"{part}_seconds": stopwatch.seconds.get(part, 0.0) for part in ("load", "data", "eval", "sample")}
+    return {
+        "status": outcome.status,
+        "definitions": DEFINITIONS_VERSION,
+        "model": config.model.name,
+        "dataset": config.dataset.name,
+        "method": config.method.name,
+        "seed": config.seed,
+        "total_params": counts.total,
+        "trainable_params": counts.trainable,
+        "trainable_params_local": counts.trainable_local,
+        "trainable_fraction": counts.trainable / counts.total,
+        "steps": outcome.steps,
+        "best_step": outcome.best_step,
+        "train_loss_first": recorder.losses[0] if recorder.losses else None,
+        "train_loss_last": recorder.losses[-1] if recorder.losses else None,
+        **summarize(recorder.steps, skip, engine.replicas),
+        **utilization(engine.model_size(), recorder.steps, skip, frozen_base, peak_flops),
+        **parts,
+        "compile_seconds": 0.0,
+        "train_seconds": stopwatch.seconds.get("train", 0.0),
+        "save_seconds": stopwatch.seconds.get("save", 0.0),
+        "cost_usd": cost_usd(config, sum(stopwatch.seconds.values())),
+        "peak_memory_bytes": host,
+        "peak_device_memory_bytes": device,
+        "data": asdict(data),
+        "hardware": hardware(config),
+    }

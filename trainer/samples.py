@@ -1,0 +1,33 @@
+"""Held-out questions, answered before and after training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.schema import Config
+from trainer.data.rows import InstructionRow
+from trainer.data.tokenize import prompt_ids
+from trainer.engines.base import Engine
+
+
+def answers(engine: Engine, tokenizer: Any, rows: list[InstructionRow], config: Config) -> list[str]:
+    """The model's greedy answer to each row's prompt, the very prompt that training uses."""
+    if not rows:
+        return []
+    prompts = [prompt_ids(row, config.dataset.prompt, tokenizer) for row in rows]
+    ids = engine.answer(prompts, config.tracking.sample_tokens)
+    return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
+
+
+def side_by_side(rows: list[InstructionRow], before: list[str], after: list[str]) -> list[dict[str, str]]:
+    """One record a question, for samples.jsonl and MLflow."""
+    return [
+        {
+            "instruction": row.instruction,
+            "context": row.context,
+            "reference": row.response,
+            "before": old,
+            "after": new,
+        }
+        for row, old, new in zip(rows, before, after, strict=True)
+    ]

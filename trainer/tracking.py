@@ -1,0 +1,198 @@
+"""MLflow as a view of the run: everything is handed to a thread, and nothing that fails there can end the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from launcher.rundir import RunDir
+from launcher.schema import Config, TrackingConfig
+
+# MLflow would retry an unreachable server for minutes; and neither it nor the Hub reports use from here.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+_MOST_PARAM_CHARACTERS = 500
+_CLOSE_SECONDS = 60.0
+_SYSTEM_METRICS_SECONDS = 5
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat.update(flatten(inner, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def public_uri(uri: str) -> str:
+    """``uri`` without a user name and password."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The database file of an sqlite URI, else None."""
+    prefix = "sqlite:///"
+    return Path(uri[len(prefix) :]) if uri.startswith(prefix) else None
+
+
+class Tracker:
+    """Logs one run to MLflow from a thread of its own. Made on rank 0 only.
+
+    The first failure is told in one line on stderr; after it nothing more is sent. ``run_id`` is None until the
+    thread has made the run.
+    """
+
+    def __init__(self, config: TrackingConfig, run_name: str) -> None:
+        self.config = config
+        self.run_name = run_name
+        self.run_id: str | None = None
+        self.failure: str | None = None if config.enabled else "tracking.enabled=false"
+        self._closed = False
+        self._client: Any = None
+        self._monitor: Any = None
+        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+        if config.enabled:
+            for name, value in _ENVIRONMENT.items():
+                os.environ.setdefault(name, value)
+            self._thread.start()
+            self._calls.put(self._start)
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """Log configuration values, nested ones under dotted names."""
+        from_config = {key: str(value)[:_MOST_PARAM_CHARACTERS] for key, value in flatten(params).items()}
+        self._calls.put(lambda: self._log_batch(params=from_config))
+
+    def log_metrics(self, metrics: Mapping[str, float | int | None], step: int) -> None:
+        """Log numbers at a step; None is left out."""
+        now = int(time.time() * 1000)
+        numbers = {key: float(value) for key, value in metrics.items() if value is not None}
+        self._calls.put(lambda: self._log_batch(metrics=numbers, step=step, timestamp=now))
+
+    def log_file(self, file: Path, folder: str | None = None) -> None:
+        """Copy ``file`` to the run's artifacts."""
+        self._calls.put(lambda: self._client.log_artifact(self.run_id, str(file), folder))
+
+    def log_table(self, rows: list[dict[str, Any]], name: str) -> None:
+        """Log rows as a table that MLflow's UI shows."""
+        columns = {key: [row.get(key) for row in rows] for key in rows[0]} if rows else {}
+        if columns:
+            self._calls.put(lambda: self._client.log_table(self.run_id, columns, artifact_file=name))
+
+    def log_run(self, run_dir: RunDir, config: Config, result: dict[str, Any]) -> None:
+        """The composed configuration as parameters and as a file, the result's numbers, and the run's own files."""
+        self.log_params({**asdict(config), "tracking": {"experiment": config.tracking.experiment}})
+        numbers = {key: value for key, value in result.items() if isinstance(value, (int, float))}
+        self.log_metrics(numbers, result["steps"])
+        for file in (run_dir.config_file, run_dir.metrics, run_dir.samples):
+            if file.exists():
+                self.log_file(file)
+
+    def reference(self) -> dict[str, str | None]:
+        """Where the run is, for reports; ``failure`` says why it may be incomplete."""
+        return {"uri": public_uri(self.config.uri), "run_id": self.run_id, "failure": self.failure}
+
+    def close(self, status: str) -> None:
+        """Send what is left, end the run as FINISHED, FAILED or KILLED, and wait for it, a minute at most."""
+        if self._closed or not self.config.enabled:
+            return
+        self._closed = True
+        self._calls.put(lambda: self._finish(status))
+        self._calls.put(None)
+        self._thread.join(_CLOSE_SECONDS)
+        if self._thread.is_alive():
+            self._fail(f"no answer within {_CLOSE_SECONDS:.0f} s")
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            if self.failure is not None:
+                continue
+            try:
+                call()
+            except Exception as error:  # whatever a server or a database does must not end the training
+                self._fail(f"{type(error).__name__}: {error}")
+        if self._monitor is not None:
+            self._monitor.finish()
+
+    def _fail(self, reason: str) -> None:
+        self.failure = " ".join(reason.split())[:200]
+        print(
+            f"warning: MLflow at {public_uri(self.config.uri)} failed ({self.failure}); the run goes on, "
+            "and metrics.jsonl in the run directory is complete",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _start(self) -> None:
+        # Importing MLflow takes seconds and creating a database takes more: both happen beside the model's loading.
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        from mlflow import MlflowClient
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        database = sqlite_file(self.config.uri)
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        self._client = MlflowClient(tracking_uri=self.config.uri)
+        experiment = self._experiment(None if database is None else database.absolute().parent / "mlartifacts")
+        self.run_id = self._client.create_run(experiment, run_name=self.run_name).info.run_id
+        if self.config.system_metrics:
+            self._start_monitor()
+
+    def _experiment(self, artifacts: Path | None) -> str:
+        """The experiment's id; it is created when missing, and another run may do so at the same moment."""
+        found = self._client.get_experiment_by_name(self.config.experiment)
+        if found is None:
+            try:
+                location = None if artifacts is None else artifacts.as_uri()
+                return self._client.create_experiment(self.config.experiment, artifact_location=location)
+            except Exception:
+                found = self._client.get_experiment_by_name(self.config.experiment)
+                if found is None:
+                    raise
+        return found.experiment_id
+
+    def _start_monitor(self) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        self._monitor = SystemMetricsMonitor(
+            self.run_id, sampling_interval=_SYSTEM_METRICS_SECONDS, tracking_uri=self.config.uri
+        )
+        self._monitor.start()
+
+    def _log_batch(
+        self,
+        params: dict[str, str] | None = None,
+        metrics: dict[str, float] | None = None,
+        step: int = 0,
+        timestamp: int = 0,
+    ) -> None:
+        from mlflow.entities import Metric, Param
+
+        self._client.log_batch(
+            self.run_id,
+            metrics=[Metric(key, value, timestamp, step) for key, value in (metrics or {}).items()],
+            params=[Param(key, value) for key, value in (params or {}).items()],
+        )
+
+    def _finish(self, status: str) -> None:
+        if self._monitor is not None:
+            self._monitor.finish()
+            self._monitor = None
+        self._client.set_terminated(self.run_id, status)

@@ -142,9 +142,10 @@ def check_steps(config: Config) -> Iterator[Problem]:
         yield Problem(
             "training.max_steps", steps, why, f"at least {config.tracking.skip_steps + 1}, or skip fewer steps"
         )
-    if training.eval_every is not None and training.eval_every > steps:
-        why = f"is past training.max_steps={steps}, so that it never happens"
-        yield Problem("training.eval_every", training.eval_every, why, f"at most {steps}, or null")
+    stops_early = training.early_stopping_patience is not None
+    if stops_early and training.eval_every is not None and training.eval_every > steps:
+        why = f"is past training.max_steps={steps}, so that early stopping never looks"
+        yield Problem("training.eval_every", training.eval_every, why, f"at most {steps}")
     if training.warmup_steps > steps:
         why = f"is longer than training.max_steps={steps}, so that the learning rate never peaks"
         yield Problem("training.warmup_steps", training.warmup_steps, why, f"at most {steps}")

@@ -23,7 +23,7 @@ PAIRS = [
     (["method=full", "lora=dora"], "lora", "not used with method=full"),
     (["training.eval_every=null", "training.early_stopping_patience=2"], "training.early_stopping_patience", "eval"),
     (["training.max_steps=2", "training.eval_every=1", "training.warmup_steps=0"], "training.max_steps", "at least 3"),
-    (["training.max_steps=10"], "training.eval_every", "at most 10"),
+    (["training.max_steps=5", "training.early_stopping_patience=1"], "training.eval_every", "at most 5"),
     (["training.warmup_steps=50"], "training.warmup_steps", "at most 40"),
     (["model=local"], "model.path", "model.path=DIR"),
     (["model=local", "model.path=nowhere"], "model.path", "does not exist"),

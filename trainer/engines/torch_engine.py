@@ -118,7 +118,8 @@ class TorchEngine:
 
     def model_size(self) -> ModelSize:
         """Parameters that take part in matrix products, and the width of attention."""
-        counts, base = self.parameters(), self.module.model
+        counts = self.parameters()
+        base: Any = self.module.model
         config = base.config
         tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
         lookup = 0 if tied else base.get_input_embeddings().weight.numel()
@@ -130,7 +131,7 @@ class TorchEngine:
         )
 
     def evaluate(self, rows: Rows) -> float:
-        """Every replica takes its share of the rows, and sums are added: no replica's mean weighs more than another's."""
+        """Every replica takes its share of the rows and sums are added: no replica's mean weighs more than others."""
         size = self.config.training.micro_batch_size
         share = rows[self.rank :: self.replicas]
         totals = torch.zeros(2, dtype=torch.float64, device=self.device)
@@ -147,7 +148,7 @@ class TorchEngine:
         return total_steps(self.config, rows)
 
     def fit(self, rows: Rows, eval_rows: Rows, observer: Observer, work_dir: Path, stopwatch: Stopwatch) -> FitResult:
-        """Train with transformers.Trainer until the steps are done, evaluation no longer improves, or a stop is asked."""
+        """Train with transformers.Trainer until the steps are done, evaluation stops improving, or a stop is asked."""
         arguments = training_arguments(self.config, work_dir, total_steps(self.config, len(rows)))
         best = BestWeights(self, work_dir / "best.safetensors")
         trainer = PackedTrainer(self, arguments, rows, eval_rows, observer, stopwatch, best)
@@ -165,7 +166,7 @@ class TorchEngine:
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy decoding of all prompts in one left-padded batch."""
         batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.device)
-        base = self.module.model
+        base: Any = self.module.model
         self.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own SDPA.
         base.set_attn_implementation("sdpa")

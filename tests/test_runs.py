@@ -1,0 +1,299 @@
+"""Whole runs, as a user starts them: launch.py in a process of its own, on two random layers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, command, environment
+
+NO_TRACKING = "tracking=none"
+
+
+def test_a_lora_run_leaves_a_complete_directory_and_an_adapter_that_gives_the_reported_loss(run_tiny):
+    run = run_tiny("run", "lora.dropout=0.1")
+    assert run.process.returncode == 0, run.process.stderr
+    result = run.result
+    assert result["status"] == "finished"
+    assert result["steps"] == 6
+    assert result["trainable_params"] == 2 * (16 * (64 + 64) + 16 * (64 + 32))
+    assert [record["step"] for record in run.metrics("train")] == [1, 2, 3, 4, 5, 6]
+    assert [record["step"] for record in run.metrics("eval")] == [0, 3, 6]
+    assert run.metrics("eval")[-1]["eval_loss"] == result["eval_loss_after"]
+    assert result["measured_steps"] == 4
+    parts = sum(value for key, value in result.items() if key.endswith("_seconds") and key.split("_")[0] in PARTS)
+    assert parts == pytest.approx(result["wall_seconds"], rel=0.1)
+
+    for piece in ("trainable parameters", "samples a second", "held-out loss", "Question 1", "before", "after"):
+        assert piece in run.process.stdout
+    assert "mlflow ui --backend-store-uri sqlite:///outputs/mlflow.db" in run.process.stdout
+    assert loss_by_transformers(run.directory, adapter=True) == pytest.approx(result["eval_loss_after"], rel=1e-5)
+
+
+PARTS = {"load", "data", "compile", "train", "eval", "sample", "save"}
+
+
+def loss_by_transformers(run_directory: Path, adapter: bool) -> float:
+    """The held-out loss of what was saved, by plain transformers and peft, one example at a time."""
+    import torch
+    from peft import AutoPeftModelForCausalLM
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from launcher.rundir import RunDir
+    from trainer.data.prepare import prepare
+
+    kind, where = (AutoPeftModelForCausalLM, "adapter") if adapter else (AutoModelForCausalLM, "model")
+    model = kind.from_pretrained(run_directory / where).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run_directory / where)
+    run_dir = RunDir(run_directory)
+    fetched = run_dir.stage_result("fetch")
+    data = prepare(run_dir.load_config(), Path(fetched["dataset_path"]), tokenizer)
+    total, count = 0.0, 0
+    for example in [example for row in data.eval for example in row]:
+        with torch.no_grad():
+            logits = model(torch.tensor([example.input_ids])).logits[0, :-1].float()
+        targets = torch.tensor(example.labels[1:])
+        total += float(cross_entropy(logits, targets, reduction="sum"))
+        count += int((targets != -100).sum())
+    return total / count
+
+
+def test_a_full_run_saves_a_model_that_gives_the_reported_loss(run_tiny):
+    run = run_tiny("run", "method=full", NO_TRACKING, "dataset.packing=false", "dataset.prompt=chat")
+    assert run.process.returncode == 0, run.process.stderr
+    assert run.result["trainable_params"] == run.result["total_params"]
+    assert run.result["padding_fraction"] > 0.3  # one example in each row of 512
+    assert run.result["eval_loss_after"] < run.result["eval_loss_before"]
+    assert not (run.directory / "adapter").exists()
+    assert json.loads((run.directory / "model" / "config.json").read_text())["model_type"] == "llama"
+    assert loss_by_transformers(run.directory, adapter=False) == pytest.approx(run.result["eval_loss_after"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(run_tiny, method):
+    same = [f"method={method}", NO_TRACKING, "training.global_batch_size=4", "training.epochs=2", "tracking.samples=0"]
+    # Dropout masks are drawn on each process, so they can't be those of one.
+    same += ["lora.dropout=0"] if method == "lora" else []
+    one = run_tiny("one", *same)
+    two = run_tiny("two", *same, "parallelism=ddp2")
+    assert one.process.returncode == 0, one.process.stderr
+    assert two.process.returncode == 0, two.process.stderr
+    for event, key in (("train", "loss"), ("train", "grad_norm"), ("eval", "eval_loss"), ("train", "learning_rate")):
+        assert [r[key] for r in two.metrics(event)] == pytest.approx([r[key] for r in one.metrics(event)], rel=2e-5)
+    # Each example is counted once, whoever computes it, and only one process writes.
+    ours, theirs = one.result, two.result
+    assert theirs["samples_per_second"] * theirs["measured_seconds"] == pytest.approx(
+        ours["samples_per_second"] * ours["measured_seconds"]
+    )
+    assert theirs["samples_per_second_per_replica"] == pytest.approx(theirs["samples_per_second"] / 2)
+    assert two.process.stderr.count("held-out loss before training") == 1
+    assert len(two.metrics("train")) == 6
+
+
+def test_early_stopping_stops_and_keeps_the_best_weights(run_tiny):
+    run = run_tiny(
+        "run",
+        NO_TRACKING,
+        "method=full",
+        "training.max_steps=40",
+        "training.epochs=20",
+        "training.learning_rate=0.3",
+        "training.scheduler=constant",
+        "training.eval_every=1",
+        "training.early_stopping_patience=3",
+    )
+    assert run.process.returncode == 0, run.process.stderr
+    losses = {record["step"]: record["eval_loss"] for record in run.metrics("eval")[1:]}
+    best = min((record["step"] for record in run.metrics("eval") if record["step"] > 0), key=lambda s: losses[s])
+    assert run.result["status"] == "early_stopped"
+    assert run.result["steps"] == best + 3 < 40
+    assert run.result["best_step"] == best
+    assert run.result["eval_loss_after"] == losses[best]
+    assert loss_by_transformers(run.directory, adapter=False) == pytest.approx(losses[best], rel=1e-4)
+    assert "stopped early" in run.process.stdout
+    assert list(run.directory.glob("best*")) == []
+
+
+@pytest.mark.parametrize("parallelism", ["single", "ddp2"])
+def test_ctrl_c_ends_after_the_step_with_what_was_reached(tmp_path, parallelism):
+    directory = tmp_path / "run"
+    arguments = (f"parallelism={parallelism}", NO_TRACKING, "training.max_steps=5000", "training.epochs=5000")
+    process = subprocess.Popen(
+        command(*TINY, f"hydra.run.dir={directory}", *arguments),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = directory / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    result = json.loads((directory / "stages" / "train.json").read_text())
+    assert result["status"] == "interrupted"
+    assert 5 <= result["steps"] < 5000
+    assert (directory / "adapter" / "adapter_model.safetensors").exists()
+    assert "interrupted: what was reached is saved" in stdout
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(run_tiny):
+    run = run_tiny("run", NO_TRACKING, "method=full", "training.learning_rate=1e30", "training.max_grad_norm=0")
+    assert run.process.returncode == 1
+    [line] = [line for line in run.process.stderr.splitlines() if line.startswith("error:")]
+    assert "the loss is" in line
+    assert "training.learning_rate" in line
+    assert "Traceback" not in run.process.stderr
+    assert not (run.directory / "model").exists()
+
+
+def test_a_broken_row_is_named_with_its_line_and_nothing_is_trained(run_tiny, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    good = json.dumps({"instruction": "a", "response": "b"})
+    rows.write_text(f'{good}\n{{"instruction": "c", "response": ""}}\n' + f"{good}\n" * 40)
+    run = run_tiny("run", NO_TRACKING, "dataset=jsonl", f"dataset.path={rows}", "dataset.eval_samples=1")
+    assert run.process.returncode == 1
+    [line] = [line for line in run.process.stderr.splitlines() if line.startswith("error:")]
+    assert f"{rows}:2: field 'response' is empty" in line
+    assert not (run.directory / "metrics.jsonl").exists()
+
+
+def copy_of_tiny_llama(directory: Path) -> Path:
+    from launcher.schema import Config
+    from tests.launcher.conftest import single
+    from trainer.fetch import fetch_model
+
+    config = single("model=tiny_llama").config
+    assert isinstance(config, Config)
+    return Path(shutil.copytree(fetch_model(config.model), directory))
+
+
+def test_a_sweep_goes_on_after_a_failed_run_and_its_exit_code_says_so(tmp_path):
+    good, broken = copy_of_tiny_llama(tmp_path / "good"), copy_of_tiny_llama(tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    sweep = tmp_path / "sweep"
+    process = subprocess.run(
+        command("-m", *TINY, NO_TRACKING, f"hydra.sweep.dir={sweep}", "model=local", f"model.path={broken},{good}"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 1
+    assert "model.safetensors missing" in process.stderr.replace("*", "model"), process.stderr
+    [finished] = sweep.glob("*/stages/train.json")
+    assert json.loads(finished.read_text())["status"] == "finished"
+    [line] = [line for line in process.stderr.splitlines() if line.startswith("error: 1 of 2")] or ["none"]
+    assert "broken" in line, process.stderr
+
+
+def test_a_sweep_over_both_methods_prints_the_table_with_ratios(tmp_path):
+    sweep = tmp_path / "sweep"
+    process = subprocess.run(
+        command("-m", *TINY, NO_TRACKING, f"hydra.sweep.dir={sweep}", "method=lora,full"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert "FPFT against PEFT" in process.stdout
+    results = {path.parent.parent.name: json.loads(path.read_text()) for path in sweep.glob("*/stages/train.json")}
+    assert len(results) == 2
+    lora, full = (next(r for r in results.values() if r["method"] == method) for method in ("lora", "full"))
+    line = next(line for line in process.stdout.splitlines() if "trainable parameters" in line)
+    assert f"{full['trainable_params']:,}" in line
+    assert f"{lora['trainable_params'] / full['trainable_params']:.2f}x" in line
+    assert lora["data"] == full["data"]
+    assert lora["eval_loss_before"] == full["eval_loss_before"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_a_tracking_server_that_is_down_costs_a_warning_not_the_run(run_tiny):
+    run = run_tiny("run", f"tracking.uri=http://127.0.0.1:{free_port()}")
+    assert run.process.returncode == 0, run.process.stderr
+    [warning] = [line for line in run.process.stderr.splitlines() if line.startswith("warning: MLflow")]
+    assert "the run goes on" in warning
+    assert len(run.metrics("train")) == 6
+    assert run.result["mlflow"]["failure"]
+    assert "MLflow         not complete" in run.process.stdout
+
+
+@pytest.fixture
+def mlflow_ui(tmp_path: Path):
+    """The command that a run prints at its end, serving the database that runs in tmp_path write to."""
+    port = free_port()
+    arguments = ["ui", "--backend-store-uri", "sqlite:///outputs/mlflow.db", "--port", str(port), "--workers", "1"]
+    with (tmp_path / "ui.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+def call(url: str, body: dict | None = None) -> dict:
+    """One request of MLflow's REST interface, tried until the server is up, two minutes at most."""
+    data = None if body is None else json.dumps(body).encode()
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return json.load(answer)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def test_mlflow_shows_the_run_with_its_parameters_metrics_and_artifacts(run_tiny, mlflow_ui):
+    run = run_tiny("named")
+    assert run.process.returncode == 0, run.process.stderr
+    api = f"{mlflow_ui}/api/2.0/mlflow"
+    found = call(f"{api}/experiments/get-by-name?experiment_name=trntune")["experiment"]["experiment_id"]
+    [shown] = call(f"{api}/runs/search", {"experiment_ids": [found]})["runs"]
+    assert shown["info"]["status"] == "FINISHED"
+    assert shown["info"]["run_name"] == "named"
+    metrics = {metric["key"]: metric["value"] for metric in shown["data"]["metrics"]}
+    for name in ("samples_per_second", "trainable_params", "wall_seconds", "eval_loss_after", "tokens_per_second"):
+        assert metrics[name] == pytest.approx(run.result[name], rel=0.2), name
+    assert any(name.startswith("system/") for name in metrics)
+    params = {param["key"]: param["value"] for param in shown["data"]["params"]}
+    assert params["lora.r"] == "16"
+    files = call(f"{api}/artifacts/list?run_id={shown['info']['run_id']}")["files"]
+    assert {"config.yaml", "metrics.jsonl", "samples.jsonl", "samples.json"} <= {file["path"] for file in files}
+    history = call(f"{api}/metrics/get-history?run_id={shown['info']['run_id']}&metric_key=loss")["metrics"]
+    assert [point["step"] for point in history] == [1, 2, 3, 4, 5, 6]

@@ -62,6 +62,19 @@ def fetch_dataset_file(hub_id: str, file: str, revision: str | None) -> Path:
     return Path(_fetch(download, f"data set {hub_id}", "download it elsewhere and set dataset.path=FILE"))
 
 
+def _refused(error: HfHubHTTPError) -> str:
+    status = error.response.status_code if error.response is not None else "no status"
+    return f"the Hub refused it ({status}): check HF_TOKEN in the environment and try again"
+
+
+def _without_local_copy(error: LocalEntryNotFoundError) -> str:
+    """huggingface_hub looks for a local copy after any fault, and then tells of that instead of the fault."""
+    cause = error.__cause__
+    if isinstance(cause, HfHubHTTPError):
+        return _refused(cause)
+    return "the Hub can't be reached and nothing was downloaded before: check the network"
+
+
 def _token() -> str | bool:
     """False, not None: None would let huggingface_hub look for a token that was once stored on disk."""
     return os.environ.get("HF_TOKEN") or False
@@ -79,13 +92,12 @@ def _fetch(download: Callable[[bool], str], what: str, instead: str) -> str:
         reason = "it has no such revision: check the name of the revision"
     except HFValidationError as error:
         reason = f"{error}: check the name"
-    except LocalEntryNotFoundError:
-        reason = "the Hub can't be reached and nothing was downloaded before: check the network"
+    except LocalEntryNotFoundError as error:
+        reason = _without_local_copy(error)
     except EntryNotFoundError:
         reason = "the repository has no such file: check the name of the file"
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no status"
-        reason = f"the Hub refused it ({status}): check HF_TOKEN in the environment and try again"
+        reason = _refused(error)
     except (OSError, ValueError) as error:
         # Some faults of the connection are not turned into the Hub's own errors: what is here already still serves.
         try:

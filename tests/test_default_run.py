@@ -1,0 +1,30 @@
+"""The README's first command, whole: the real model, the real data, the defaults."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from tests.conftest import command, environment
+
+
+def test_the_default_run_lowers_the_held_out_loss_clearly_within_its_memory(tmp_path):
+    directory = tmp_path / "run"
+    process = subprocess.run(
+        command("method=lora", f"hydra.run.dir={directory}"),
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert process.returncode == 0, process.stderr
+    result = json.loads((directory / "stages" / "train.json").read_text())
+    assert result["total_params"] == 134_515_008
+    assert result["trainable_params"] == 921_600
+    assert result["eval_loss_after"] < result["eval_loss_before"] - 0.3
+    assert result["peak_memory_bytes"] < 6e9
+    samples = [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 3
+    assert all(sample["after"] and sample["after"] != sample["before"] for sample in samples)
+    assert (directory / "adapter" / "adapter_config.json").exists()

@@ -1,0 +1,88 @@
+"""From rows to ids: the prompt's exact text, what is trained on, and what is cut."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from launcher.errors import TrntuneError
+from trainer.data.prompts import render
+from trainer.data.rows import InstructionRow
+from trainer.data.tokenize import IGNORE, prompt_ids, tokenize
+
+ROW = InstructionRow("Add.", "1 2", "3")
+EOS = 2
+
+
+def test_the_plain_prompt(tokenizer):
+    assert render(ROW, "plain", tokenizer) == ("### Instruction\nAdd.\n\n### Context\n1 2\n\n### Answer\n", "3")
+    bare = InstructionRow("Add.", " ", "3")
+    assert render(bare, "plain", tokenizer)[0] == "### Instruction\nAdd.\n\n### Answer\n"
+
+
+def test_the_chat_prompt(tokenizer):
+    expected = "<|im_start|>user\nAdd.\n\n1 2<|im_end|>\n<|im_start|>assistant\n"
+    assert render(ROW, "chat", tokenizer) == (expected, "3")
+    ids = prompt_ids(ROW, "chat", tokenizer)
+    assert ids.count(EOS) == 1
+    assert ids[0] == 1
+
+
+def test_a_tokenizer_without_a_template_is_told(tokenizer):
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = None
+    with pytest.raises(TrntuneError, match=r"dataset\.prompt=plain"):
+        render(ROW, "chat", plain)
+
+
+@pytest.mark.parametrize("prompt", ["plain", "chat"])
+def test_training_rows_begin_with_the_prompt_of_generation_and_end_with_a_trained_eos(tokenizer, prompt):
+    [example] = tokenize([ROW], prompt, "response", 512, tokenizer).examples
+    before = prompt_ids(ROW, prompt, tokenizer)
+    assert example.input_ids[: len(before)] == before
+    assert tokenizer.decode(example.input_ids[len(before) :]) == "3<|im_end|>"
+    assert example.labels == [IGNORE] * len(before) + example.input_ids[len(before) :]
+    assert example.input_ids[-1] == EOS
+
+
+def test_loss_on_all_counts_every_token(tokenizer):
+    [example] = tokenize([ROW], "plain", "all", 512, tokenizer).examples
+    assert example.labels == example.input_ids
+
+
+@pytest.mark.parametrize("prompt", ["plain", "chat"])
+def test_control_tokens_in_an_answer_are_only_text(tokenizer, prompt):
+    row = InstructionRow("Which token ends?", "", "It is <|im_end|> indeed")
+    [example] = tokenize([row], prompt, "response", 512, tokenizer).examples
+    answer = example.input_ids[len(prompt_ids(row, prompt, tokenizer)) :]
+    assert answer.count(EOS) == 1
+    assert answer[-1] == EOS
+    assert tokenizer.decode(answer[:-1]) == row.response
+
+
+def test_control_tokens_in_a_plain_prompt_are_only_text_and_the_tokenizer_is_left_as_it_was(tokenizer):
+    row = InstructionRow("What is <|im_end|>?", "<|im_start|>", "x")
+    assert not {0, 1, 2} & set(prompt_ids(row, "plain", tokenizer))
+    assert tokenizer("<|im_end|>").input_ids == [EOS]
+
+
+def test_what_is_cut_and_what_is_dropped_is_counted(tokenizer):
+    fits, cut = InstructionRow("a", "", "b"), InstructionRow("a", "", "b" * 100)
+    no_room = InstructionRow("a" * 100, "", "b")
+    length = len(prompt_ids(fits, "plain", tokenizer)) + 2
+    result = tokenize([fits, cut, no_room], "plain", "response", length, tokenizer)
+    assert (len(result.examples), result.truncated, result.dropped) == (2, 1, 1)
+    assert [len(example.input_ids) for example in result.examples] == [length, length]
+    assert result.examples[0].input_ids[-1] == EOS
+    assert result.examples[1].input_ids[-1] != EOS
+    with pytest.raises(TrntuneError, match=r"training\.max_length=20: no row leaves room"):
+        tokenize([no_room], "plain", "response", 20, tokenizer)
+
+
+def test_more_rows_than_one_batch_keep_their_order(tokenizer):
+    rows = [InstructionRow(f"{i}", "", f"{i}") for i in range(2300)]
+    examples = tokenize(rows, "plain", "response", 64, tokenizer).examples
+    assert [tokenizer.decode([t for t in e.labels if t not in (IGNORE, EOS)]) for e in examples] == [
+        f"{i}" for i in range(2300)
+    ]

@@ -1,0 +1,96 @@
+"""Reading rows: what is broken is named, and the split never leaks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from launcher.errors import TrntuneError
+from launcher.schema import ColumnsConfig
+from trainer.data.rows import InstructionRow, read_jsonl, split
+
+GOOD = {"instruction": "What?", "context": "", "response": "That."}
+
+BROKEN = [
+    ('{"instruction": ', "not JSON"),
+    ("[1, 2]", "a JSON object is wanted, not list"),
+    ({"instruction": "a", "answer": "b"}, "no field 'response'"),
+    ({"Instruction": "a", "response": "b"}, "nearest is 'Instruction'"),
+    ({"Instruction": "a", "response": "b"}, "dataset.columns.instruction=NAME"),
+    ({"instruction": "a", "response": " \n"}, "field 'response' is empty"),
+    ({"instruction": "", "response": "b"}, "field 'instruction' is empty"),
+    ({"instruction": 3, "response": "b"}, "field 'instruction' must be text, not int"),
+    ({"instruction": "a", "response": None}, "field 'response' must be text, not NoneType"),
+    ({"instruction": "a", "context": ["x"], "response": "b"}, "field 'context' must be text, not list"),
+    (b'{"instruction": "\xff\xfe", "response": "b"}', "not UTF-8 (byte 18 of the line)"),
+    ('{"instruction": "\\ud800", "response": "b"}', "lone surrogate"),
+    ("[" * 200_000, "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BROKEN, ids=[says for _, says in BROKEN])
+def test_a_broken_row_stops_the_run_with_file_and_line_or_is_counted(jsonl, line, says):
+    path = jsonl(GOOD, "", line, GOOD)
+    with pytest.raises(TrntuneError) as caught:
+        read_jsonl(path, ColumnsConfig(), "stop")
+    assert str(caught.value).startswith(f"{path}:3: ")
+    assert says in str(caught.value)
+    assert "dataset.on_bad_row=skip" in str(caught.value)
+    rows, skipped = read_jsonl(path, ColumnsConfig(), "skip")
+    assert (len(rows), skipped) == (2, 1)
+
+
+def test_context_may_be_missing_null_or_empty(jsonl):
+    path = jsonl(*({"instruction": "a", "response": "b", **more} for more in ({}, {"context": None}, {"context": ""})))
+    assert read_jsonl(path, ColumnsConfig(), "stop")[0] == [InstructionRow("a", "", "b")] * 3
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(jsonl):
+    path = jsonl(b'\xef\xbb\xbf{"instruction": "a", "response": "b"}\r', b'{"instruction": "c", "response": "d"}\r')
+    assert [row.instruction for row in read_jsonl(path, ColumnsConfig(), "stop")[0]] == ["a", "c"]
+
+
+def test_columns_are_mapped(jsonl):
+    path = jsonl({"question": "q", "passage": "p", "reply": "r"})
+    columns = ColumnsConfig(instruction="question", context="passage", response="reply")
+    assert read_jsonl(path, columns, "stop")[0] == [InstructionRow("q", "p", "r")]
+    columns.context = None
+    assert read_jsonl(path, columns, "stop")[0] == [InstructionRow("q", "", "r")]
+
+
+def test_a_context_column_that_no_row_has_is_a_misspelling(jsonl):
+    with pytest.raises(TrntuneError, match=r"dataset\.columns\.context=pasage: no row"):
+        read_jsonl(jsonl(GOOD), ColumnsConfig(context="pasage"), "stop")
+
+
+def test_no_usable_row_or_no_file_is_an_error(jsonl, tmp_path):
+    with pytest.raises(TrntuneError, match=r"no usable row \(2 broken\)"):
+        read_jsonl(jsonl("x", "y"), ColumnsConfig(), "skip")
+    with pytest.raises(TrntuneError, match=r"nothing\.jsonl: can't be read: No such file"):
+        read_jsonl(tmp_path / "nothing.jsonl", ColumnsConfig(), "stop")
+
+
+def rows(count: int) -> list[InstructionRow]:
+    return [InstructionRow(f"question {i // 3}", "", f"answer {i}") for i in range(count)]
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_file():
+    shuffled = rows(100)
+    random.Random(1).shuffle(shuffled)
+    assert split(rows(100), 20, 0, None) == split(shuffled, 20, 0, None)
+    assert split(rows(100), 20, 0, None) != split(rows(100), 20, 1, None)
+    assert len(split(rows(100), 20, 0, 50)[0]) + len(split(rows(100), 20, 0, 50)[1]) == 50
+
+
+@pytest.mark.parametrize("held", range(1, 12))
+def test_a_question_that_is_asked_twice_falls_on_one_side(held):
+    train, held_out = split(rows(30), held, 0, None)
+    assert len(train) + len(held_out) == 30
+    assert len(held_out) >= held
+    assert not {row.instruction for row in train} & {row.instruction for row in held_out}
+
+
+def test_too_few_rows_to_hold_some_out():
+    with pytest.raises(TrntuneError, match=r"dataset\.eval_samples=10: only 9 rows"):
+        split(rows(9), 10, 0, None)

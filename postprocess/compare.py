@@ -50,11 +50,12 @@ def print_sweep(directories: list[Path]) -> None:
     if done:
         console.print(comparison(done))
         for line in notes(done):
-            console.print(escape(line))
+            console.print(escape(line), soft_wrap=True)
     for run in runs:
         if run not in done:
-            console.print(escape(f"not compared: {run.directory} (it did not finish)"))
-    console.print(escape("run directories: " + ", ".join(str(run.directory) for run in runs)))
+            console.print(escape(f"not compared: {run.directory} (it did not finish)"), soft_wrap=True)
+    for run in runs:
+        console.print(escape(f"run directory  {run.directory}"), soft_wrap=True)
 
 
 def base_of(runs: list[RunResult]) -> RunResult:

@@ -41,7 +41,7 @@ def print_run(directory: Path) -> None:
     console.print(result_table(run.train))
     for number, sample in enumerate(read_samples(directory), start=1):
         console.print(sample_text(number, sample))
-    console.print(places(run))
+    console.print(places(run), soft_wrap=True)  # a path that is broken in two can't be copied
 
 
 def result_rows(train: dict[str, Any]) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ class Progress:
     def message(self, text: str) -> None:
         """One line about what happens now."""
         if self.visible:
-            self.console.print(text, highlight=False, markup=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def start(self) -> None:
         """Begin to count the time of training."""

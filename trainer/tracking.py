@@ -25,6 +25,7 @@ _ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _MOST_PARAM_CHARACTERS = 500
+_MOST_PARAMS = 100  # of one request, by MLflow's limit
 _CLOSE_SECONDS = 60.0
 _SYSTEM_METRICS_SECONDS = 5
 
@@ -77,30 +78,34 @@ class Tracker:
     def log_params(self, params: dict[str, Any]) -> None:
         """Log configuration values, nested ones under dotted names."""
         from_config = {key: str(value)[:_MOST_PARAM_CHARACTERS] for key, value in flatten(params).items()}
-        self._calls.put(lambda: self._log_batch(params=from_config))
+        self._send(lambda: self._log_batch(params=from_config))
 
     def log_metrics(self, metrics: Mapping[str, float | int | None], step: int) -> None:
         """Log numbers at a step; None is left out."""
         now = int(time.time() * 1000)
         numbers = {key: float(value) for key, value in metrics.items() if value is not None}
-        self._calls.put(lambda: self._log_batch(metrics=numbers, step=step, timestamp=now))
+        self._send(lambda: self._log_batch(metrics=numbers, step=step, timestamp=now))
 
     def log_file(self, file: Path, folder: str | None = None) -> None:
         """Copy ``file`` to the run's artifacts."""
-        self._calls.put(lambda: self._client.log_artifact(self.run_id, str(file), folder))
+        self._send(lambda: self._client.log_artifact(self.run_id, str(file), folder))
 
     def log_table(self, rows: list[dict[str, Any]], name: str) -> None:
         """Log rows as a table that MLflow's UI shows."""
         columns = {key: [row.get(key) for row in rows] for key in rows[0]} if rows else {}
         if columns:
-            self._calls.put(lambda: self._client.log_table(self.run_id, columns, artifact_file=name))
+            self._send(lambda: self._client.log_table(self.run_id, columns, artifact_file=name))
 
-    def log_run(self, run_dir: RunDir, config: Config, result: dict[str, Any]) -> None:
-        """The composed configuration as parameters and as a file, the result's numbers, and the run's own files."""
+    def log_config(self, run_dir: RunDir, config: Config) -> None:
+        """The composed configuration as parameters and as a file, before training: a killed run has it too."""
         self.log_params({**asdict(config), "tracking": {"experiment": config.tracking.experiment}})
+        self.log_file(run_dir.config_file)
+
+    def log_result(self, run_dir: RunDir, result: dict[str, Any]) -> None:
+        """The result's numbers and the run's own files."""
         numbers = {key: value for key, value in result.items() if isinstance(value, (int, float))}
         self.log_metrics(numbers, result["steps"])
-        for file in (run_dir.config_file, run_dir.metrics, run_dir.samples):
+        for file in (run_dir.metrics, run_dir.samples):
             if file.exists():
                 self.log_file(file)
 
@@ -118,6 +123,11 @@ class Tracker:
         self._thread.join(_CLOSE_SECONDS)
         if self._thread.is_alive():
             self._fail(f"no answer within {_CLOSE_SECONDS:.0f} s")
+
+    def _send(self, call: Callable[[], None]) -> None:
+        """Queue a call for the thread, unless nothing is sent any more."""
+        if self.failure is None:
+            self._calls.put(call)
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -185,11 +195,11 @@ class Tracker:
     ) -> None:
         from mlflow.entities import Metric, Param
 
-        self._client.log_batch(
-            self.run_id,
-            metrics=[Metric(key, value, timestamp, step) for key, value in (metrics or {}).items()],
-            params=[Param(key, value) for key, value in (params or {}).items()],
-        )
+        numbers = [Metric(key, value, timestamp, step) for key, value in (metrics or {}).items()]
+        texts = [Param(key, value) for key, value in (params or {}).items()]
+        self._client.log_batch(self.run_id, metrics=numbers)
+        for start in range(0, len(texts), _MOST_PARAMS):
+            self._client.log_batch(self.run_id, params=texts[start : start + _MOST_PARAMS])
 
     def _finish(self, status: str) -> None:
         if self._monitor is not None:

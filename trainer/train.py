@@ -56,6 +56,8 @@ class TrainRun:
         self.writes = engine.rank == 0
         run_name = config.tracking.run_name or run_dir.path.name
         self.tracker = Tracker(config.tracking, run_name) if self.writes else None
+        if self.tracker is not None:
+            self.tracker.log_config(run_dir, config)
 
     def run(self, model_dir: Path, dataset_path: Path) -> dict[str, Any]:
         """All of the stage, in order."""
@@ -151,7 +153,7 @@ class TrainRun:
         """Stop the clock, then hand the result to MLflow: the same numbers there as in the run directory."""
         result["wall_seconds"] = time.time() - psutil.Process().create_time()
         if self.tracker is not None:
-            self.tracker.log_run(self.run_dir, self.config, result)
+            self.tracker.log_result(self.run_dir, result)
             self.close("KILLED" if result["status"] == "interrupted" else "FINISHED")
             result["mlflow"] = self.tracker.reference()
 

@@ -8,7 +8,7 @@ import types
 
 import pytest
 import yaml
-from conftest import composition
+from tests.launcher.conftest import composition
 
 from launcher import app
 from launcher.rundir import RunDir, write_json

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import single
+from tests.launcher.conftest import single
 
 from launcher import local
 from launcher.paths import ROOT

@@ -5,17 +5,22 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
 import platform
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import TrntuneError
+from launcher.paths import ROOT
 from launcher.rundir import write_atomic
 from trainer.data.rows import InstructionRow
 
-VERSION = 1  # raised when other rows are built: it is in the cached file's name
+VERSION = 2  # raised when other rows are built: it is in the cached file's name
 
 # Modules that do nothing on import but define things, and whose docstrings are written for users.
 MODULES = """
@@ -43,6 +48,8 @@ zlib zoneinfo
 _FEWEST_WORDS = 4
 _MOST_WORDS = 60
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+# A default that is a path names where this interpreter is installed: pydoc.Doc.getdocloc's, for one.
+_PATH = re.compile(r"""['"]/[^'"]""")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 # C functions without inspectable signatures begin their docstrings with it: "max(iterable, *[, default=obj]) -> value".
 _SIGNATURE_LINE = re.compile(r"^[\w.]+\(.*\)(\s*-+>.*)?$")
@@ -55,7 +62,25 @@ def cache_name() -> str:
 
 
 def write_python_docs(path: Path) -> None:
-    """Write the rows as JSON lines, atomically."""
+    """Write the rows as JSON lines, atomically. Raises TrntuneError when they can't be built.
+
+    An interpreter of its own builds them: torch and transformers change the standard library when they are imported
+    (inspect.getfile, logging.Logger), and whether they are in this process depends on what else had to be fetched.
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    # UTF-8 mode because tarfile's signatures name the locale's encoding.
+    command = [sys.executable, "-X", "utf8", "-m", "trainer.data.python_docs", str(path.absolute())]
+    # In ROOT, because -m looks in the working directory first: the user may have a json.py there.
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise TrntuneError(f"{path}: the rows of dataset=python_docs can't be built: {reason}")
+
+
+def _write_here(path: Path) -> None:
+    """What the interpreter that write_python_docs starts does."""
     rows = ({"instruction": r.instruction, "context": r.context, "response": r.response} for r in build_rows())
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
@@ -149,4 +174,8 @@ def _signature(name: str, thing: Any) -> str:
         text = str(inspect.signature(thing.__func__ if isinstance(thing, (classmethod, staticmethod)) else thing))
     except Exception:  # some C signatures name values that do not exist
         return name
-    return name if _ADDRESS.search(text) or len(text) > 200 else f"{name}{text}"
+    return name if _ADDRESS.search(text) or _PATH.search(text) or len(text) > 200 else f"{name}{text}"
+
+
+if __name__ == "__main__":
+    _write_here(Path(sys.argv[1]))

@@ -32,10 +32,10 @@ def read_jsonl(path: Path, columns: ColumnsConfig, on_bad_row: str) -> tuple[lis
     """The rows of a JSONL file, and how many were skipped.
 
     Blank lines and a byte order mark are ignored. Raises TrntuneError that names file and line at the first broken
-    row, unless ``on_bad_row`` is "skip", and when no row is left.
+    row, unless ``on_bad_row`` is "skip", and when no row is left (then with what is wrong with the first).
     """
     rows: list[InstructionRow] = []
-    skipped, context_seen = 0, False
+    skipped, first_problem, context_seen = 0, "", False
     for number, line in _lines(path):
         try:
             record = _parse(line)
@@ -47,8 +47,9 @@ def read_jsonl(path: Path, columns: ColumnsConfig, on_bad_row: str) -> tuple[lis
                     f"{path}:{number}: {problem}; fix the row, or leave such rows out with dataset.on_bad_row=skip"
                 ) from None
             skipped += 1
+            first_problem = first_problem or f"; line {number}: {problem}"
     if not rows:
-        raise TrntuneError(f"{path}: no usable row ({skipped} broken)")
+        raise TrntuneError(f"{path}: no usable row ({skipped} broken){first_problem}")
     if columns.context not in (None, _DEFAULT_CONTEXT) and not context_seen:
         raise TrntuneError(
             f"dataset.columns.context={columns.context}: no row of {path} has this field; "
@@ -74,7 +75,7 @@ def _parse(line: bytes) -> dict[str, Any]:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise BadRow(f"not UTF-8 (byte {error.start + 1} of the line)") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits for Python
         raise BadRow(f"not JSON ({error})") from None
     if not isinstance(record, dict):
         raise BadRow(f"a JSON object is wanted, not {type(record).__name__}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +88,25 @@ def _encode(
 ) -> list[list[int]]:
     """Batch tokenization; ``split_special_tokens`` reads control tokens in the text as plain text."""
     backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = split_special_tokens
-    try:
+    with _own_settings_restored(backend):
+        backend.encode_special_tokens = split_special_tokens
+        # A tokenizer.json may carry the padding and truncation of whoever saved it, and a padded call leaves its own:
+        # either would change the training rows without a word.
+        backend.no_padding()
+        backend.no_truncation()
         encodings = backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
-    finally:
-        backend.encode_special_tokens = before
     return [encoding.ids for encoding in encodings]
+
+
+@contextmanager
+def _own_settings_restored(backend: Any) -> Iterator[None]:
+    """Leave the tokenizer as it was found: it is saved beside the trained model."""
+    special, padding, truncation = backend.encode_special_tokens, backend.padding, backend.truncation
+    try:
+        yield
+    finally:
+        backend.encode_special_tokens = special
+        if padding is not None:
+            backend.enable_padding(**padding)
+        if truncation is not None:
+            backend.enable_truncation(**truncation)

@@ -142,7 +142,10 @@ class TorchEngine:
                 loss: torch.Tensor = self.module(**{name: batch[name].to(self.device) for name in MODEL_INPUTS})
                 totals += torch.stack([loss.double(), batch["num_trained"].double().to(self.device)])
         self.all_reduce(totals)
-        return float(totals[0] / totals[1])
+        mean = float(totals[0] / totals[1])
+        if not math.isfinite(mean):
+            raise TrntuneError(f"the held-out loss is {mean}: the weights or the data are broken")
+        return mean
 
     def total_steps(self, rows: int) -> int:
         return total_steps(self.config, rows)
@@ -331,6 +334,11 @@ class PackedTrainer(Trainer):
         """Called after each step with the gradient norm and the learning rate that the step used."""
         if "learning_rate" not in logs:
             return  # the closing summary: its speed counts rows, not samples
+        if not math.isfinite(logs.get("grad_norm", 0.0)):
+            raise TrntuneError(
+                f"step {self.state.global_step}: the gradient norm is {logs['grad_norm']}, which has broken the "
+                "weights, so nothing is saved; lower training.learning_rate or use training.precision=fp32"
+            )
         self.observer.on_step(
             StepReport(
                 step=self.state.global_step,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from launcher.errors import TrntuneError
 from trainer.data.prompts import render
 from trainer.data.rows import InstructionRow
 from trainer.data.tokenize import IGNORE, prompt_ids, tokenize
+from trainer.models.tiny_llama import byte_tokenizer
 
 ROW = InstructionRow("Add.", "1 2", "3")
 EOS = 2
@@ -65,6 +67,28 @@ def test_control_tokens_in_a_plain_prompt_are_only_text_and_the_tokenizer_is_lef
     row = InstructionRow("What is <|im_end|>?", "<|im_start|>", "x")
     assert not {0, 1, 2} & set(prompt_ids(row, "plain", tokenizer))
     assert tokenizer("<|im_end|>").input_ids == [EOS]
+
+
+def test_padding_and_truncation_that_a_tokenizer_was_saved_with_change_no_row_and_are_kept():
+    rows = [ROW, InstructionRow("A longer one." * 3, "", "4" * 30)]
+    saved_with = byte_tokenizer(4096)
+    saved_with.backend_tokenizer.enable_padding(length=200, pad_id=0, pad_token="<|endoftext|>")
+    saved_with.backend_tokenizer.enable_truncation(10, stride=2, direction="left")
+    settings = copy.deepcopy((saved_with.backend_tokenizer.padding, saved_with.backend_tokenizer.truncation))
+    expected = tokenize(rows, "plain", "response", 512, byte_tokenizer(4096))
+    assert tokenize(rows, "plain", "response", 512, saved_with) == expected
+    assert prompt_ids(ROW, "chat", saved_with) == prompt_ids(ROW, "chat", byte_tokenizer(4096))
+    assert (saved_with.backend_tokenizer.padding, saved_with.backend_tokenizer.truncation) == settings
+
+
+@pytest.mark.parametrize("template", ["<|endoftext|> $A", "<|endoftext|> $A <|im_end|>"])
+def test_a_tokenizer_that_adds_bos_puts_one_before_the_prompt_and_its_own_eos_never_inside(template):
+    adds_bos = byte_tokenizer(4096)
+    special = [("<|endoftext|>", 0), ("<|im_end|>", EOS)]
+    adds_bos.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
+    plain = tokenize([ROW], "plain", "response", 512, byte_tokenizer(4096)).examples[0].input_ids
+    assert tokenize([ROW], "plain", "response", 512, adds_bos).examples[0].input_ids == [0, *plain]
+    assert prompt_ids(ROW, "chat", adds_bos) == prompt_ids(ROW, "chat", byte_tokenizer(4096))
 
 
 def test_what_is_cut_and_what_is_dropped_is_counted(tokenizer):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 
+import pytest
+
+from launcher.errors import TrntuneError
 from launcher.paths import ROOT
-from trainer.data.python_docs import build_rows, summary
+from trainer.data.python_docs import build_rows, summary, write_python_docs
 
 BUILD = """
 import hashlib, sys
@@ -31,6 +35,30 @@ def test_two_processes_build_the_same_rows_without_torch():
     }
     assert len(outputs) == 1
     assert outputs.pop().endswith("False\n")
+
+
+def test_neither_the_locale_nor_what_this_process_did_to_the_standard_library_is_in_the_file(tmp_path, monkeypatch):
+    def warning_twice(self):
+        """Log the same warning two times in a row."""
+
+    write_python_docs(tmp_path / "before.jsonl")
+    monkeypatch.setattr(logging.Logger, "warning_twice", warning_twice, raising=False)  # as transformers does
+    assert any(row.instruction == "What does logging.Logger.warning_twice do?" for row in build_rows())
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    write_python_docs(tmp_path / "after.jsonl")
+    assert (tmp_path / "before.jsonl").read_bytes() == (tmp_path / "after.jsonl").read_bytes()
+
+
+def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(TrntuneError, match=r"rows\.jsonl: the rows of dataset=python_docs can't be built: .*taken"):
+        write_python_docs(tmp_path / "taken" / "rows.jsonl")
+
+
+def test_no_row_names_where_this_interpreter_is_installed():
+    places = (sys.prefix, sys.base_prefix, sys.executable)
+    assert not [row for row in build_rows() for place in places if f"'{place}" in row.context]
 
 
 def test_there_are_thousands_of_rows_that_make_sense():

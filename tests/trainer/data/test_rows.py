@@ -26,6 +26,7 @@ BROKEN = [
     (b'{"instruction": "\xff\xfe", "response": "b"}', "not UTF-8 (byte 18 of the line)"),
     ('{"instruction": "\\ud800", "response": "b"}', "lone surrogate"),
     ("[" * 200_000, "not JSON"),
+    ('{"instruction": "a", "response": "b", "id": ' + "1" * 5000 + "}", "not JSON (Exceeds the limit"),
 ]
 
 
@@ -65,7 +66,7 @@ def test_a_context_column_that_no_row_has_is_a_misspelling(jsonl):
 
 
 def test_no_usable_row_or_no_file_is_an_error(jsonl, tmp_path):
-    with pytest.raises(TrntuneError, match=r"no usable row \(2 broken\)"):
+    with pytest.raises(TrntuneError, match=r"no usable row \(2 broken\); line 1: not JSON"):
         read_jsonl(jsonl("x", "y"), ColumnsConfig(), "skip")
     with pytest.raises(TrntuneError, match=r"nothing\.jsonl: can't be read: No such file"):
         read_jsonl(tmp_path / "nothing.jsonl", ColumnsConfig(), "stop")

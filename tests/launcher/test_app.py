@@ -8,10 +8,10 @@ import types
 
 import pytest
 import yaml
-from tests.launcher.conftest import composition
 
 from launcher import app
 from launcher.rundir import RunDir, write_json
+from tests.launcher.conftest import composition
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.launcher.conftest import composition, single
 
 from launcher.checks import problems
 from launcher.errors import UsageError
 from launcher.helptext import choices
 from launcher.paths import CONF
+from tests.launcher.conftest import composition, single
 
 PAIRS = [
     (["training.global_batch_size=7", "training.micro_batch_size=3"], "training.global_batch_size", "nearest is 6"),

@@ -6,12 +6,12 @@ import re
 
 import pytest
 import yaml
-from tests.launcher.conftest import composition, single
 from omegaconf import OmegaConf
 
 from launcher.compose import Composer
 from launcher.directories import create, subdirectory_name
 from launcher.schema import Config
+from tests.launcher.conftest import composition, single
 
 
 def test_cfg_job_is_yaml_that_composes_to_the_same_configuration(launch, cwd):

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.launcher.conftest import single
 
 from launcher import local
 from launcher.paths import ROOT
 from launcher.rundir import RunDir
+from tests.launcher.conftest import single
 
 # A launcher process: argv is the run directory, the number of replicas, then one Python program for each stage.
 LAUNCHER = """

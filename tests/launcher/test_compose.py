@@ -79,7 +79,7 @@ def test_composing_a_sweep_fast_gives_what_hydra_gives(cwd):
         full.hydra.job.override_dirname = fast.hydra.job.override_dirname  # ours names only what is swept
         assert OmegaConf.to_container(fast) == OmegaConf.to_container(full)
     other = composer.load_in_sweep([], ["model=tiny_llama", "lora=dora"])
-    assert other.training.max_steps == 20
+    assert other.training.max_steps == 16
     assert other.seed == 0
 
 

@@ -144,7 +144,7 @@ class TorchEngine:
         self.all_reduce(totals)
         mean = float(totals[0] / totals[1])
         if not math.isfinite(mean):
-            raise TrntuneError(f"the held-out loss is {mean}: the weights or the data are broken")
+            raise TrntuneError(f"the held-out loss is {mean}: the weights are broken; lower training.learning_rate")
         return mean
 
     def total_steps(self, rows: int) -> int:

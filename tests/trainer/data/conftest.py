@@ -18,6 +18,14 @@ def tokenizer() -> Any:
     return byte_tokenizer(4096)
 
 
+@pytest.fixture(scope="session")
+def tokenizer_without_template() -> Any:
+    """The same of a base model: it has no chat template."""
+    tokenizer = byte_tokenizer(4096)
+    tokenizer.chat_template = None
+    return tokenizer
+
+
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[..., Path]:
     """Writes lines, given as objects, text or bytes, to a file."""

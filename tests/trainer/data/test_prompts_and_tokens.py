@@ -31,11 +31,17 @@ def test_the_chat_prompt(tokenizer):
     assert ids[0] == 1
 
 
-def test_a_tokenizer_without_a_template_is_told(tokenizer):
-    plain = copy.deepcopy(tokenizer)
-    plain.chat_template = None
+def test_a_tokenizer_without_a_template_is_told(tokenizer_without_template):
     with pytest.raises(TrntuneError, match=r"dataset\.prompt=plain"):
-        render(ROW, "chat", plain)
+        render(ROW, "chat", tokenizer_without_template)
+    assert len(tokenize([ROW], "plain", "response", 512, tokenizer_without_template).examples) == 1
+
+
+def test_a_tokenizer_without_an_end_token_is_told():
+    endless = byte_tokenizer(4096)
+    endless.eos_token = None
+    with pytest.raises(TrntuneError, match="names no end-of-sequence token"):
+        tokenize([ROW], "plain", "response", 512, endless)
 
 
 @pytest.mark.parametrize("prompt", ["plain", "chat"])
@@ -102,6 +108,14 @@ def test_what_is_cut_and_what_is_dropped_is_counted(tokenizer):
     assert result.examples[1].input_ids[-1] != EOS
     with pytest.raises(TrntuneError, match=r"training\.max_length=20: no row leaves room"):
         tokenize([no_room], "plain", "response", 20, tokenizer)
+
+
+def test_an_answer_needs_room_for_one_token(tokenizer):
+    length = len(prompt_ids(ROW, "plain", tokenizer))
+    [example] = tokenize([ROW], "plain", "response", length + 1, tokenizer).examples
+    assert tokenizer.decode(example.labels[-1:]) == "3"
+    with pytest.raises(TrntuneError, match=r"no row leaves room for an answer \(1 dropped\)"):
+        tokenize([ROW], "plain", "response", length, tokenizer)
 
 
 def test_more_rows_than_one_batch_keep_their_order(tokenizer):

@@ -63,7 +63,7 @@ def test_no_row_names_where_this_interpreter_is_installed():
 
 def test_there_are_thousands_of_rows_that_make_sense():
     rows = build_rows()
-    assert 3000 <= len(rows) <= 6000
+    assert 3000 <= len(rows) <= 5000
     [join] = [row for row in rows if row.instruction == "What does os.path.join do?"]
     assert join.context == "os.path.join(a, *p)"
     assert join.response.startswith("Join two or more pathname components")

@@ -25,6 +25,10 @@ BROKEN = [
     ({"instruction": "a", "context": ["x"], "response": "b"}, "field 'context' must be text, not list"),
     (b'{"instruction": "\xff\xfe", "response": "b"}', "not UTF-8 (byte 18 of the line)"),
     ('{"instruction": "\\ud800", "response": "b"}', "lone surrogate"),
+    ({"instruction": "a", "response": "b \udfff"}, "field 'response' holds a lone surrogate"),
+    ({"instruction": "a", "context": "\udc00", "response": "b"}, "field 'context' holds a lone surrogate"),
+    ({}, "no field 'instruction' (there are: none)"),
+    ("null", "a JSON object is wanted, not NoneType"),
     ("[" * 200_000, "not JSON"),
     ('{"instruction": "a", "response": "b", "id": ' + "1" * 5000 + "}", "not JSON (Exceeds the limit"),
 ]
@@ -52,6 +56,18 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(jsonl):
     assert [row.instruction for row in read_jsonl(path, ColumnsConfig(), "stop")[0]] == ["a", "c"]
 
 
+def test_blank_lines_are_not_rows_but_count_as_lines(jsonl):
+    path = jsonl(b"\xef\xbb\xbf", "", GOOD, " \t", "x")
+    assert read_jsonl(path, ColumnsConfig(), "skip") == ([InstructionRow("What?", "", "That.")], 1)
+    with pytest.raises(TrntuneError, match=r"rows\.jsonl:5: not JSON"):
+        read_jsonl(path, ColumnsConfig(), "stop")
+
+
+def test_text_is_kept_as_it_is(jsonl):
+    row = {"instruction": "  é \U0001f600", "context": "\tx\n", "response": " y \n"}
+    assert read_jsonl(jsonl(row), ColumnsConfig(), "stop")[0] == [InstructionRow(**row)]
+
+
 def test_columns_are_mapped(jsonl):
     path = jsonl({"question": "q", "passage": "p", "reply": "r"})
     columns = ColumnsConfig(instruction="question", context="passage", response="reply")
@@ -63,11 +79,15 @@ def test_columns_are_mapped(jsonl):
 def test_a_context_column_that_no_row_has_is_a_misspelling(jsonl):
     with pytest.raises(TrntuneError, match=r"dataset\.columns\.context=pasage: no row"):
         read_jsonl(jsonl(GOOD), ColumnsConfig(context="pasage"), "stop")
+    some = jsonl({**GOOD, "passage": "p"}, GOOD)
+    assert [row.context for row in read_jsonl(some, ColumnsConfig(context="passage"), "stop")[0]] == ["p", ""]
 
 
 def test_no_usable_row_or_no_file_is_an_error(jsonl, tmp_path):
     with pytest.raises(TrntuneError, match=r"no usable row \(2 broken\); line 1: not JSON"):
         read_jsonl(jsonl("x", "y"), ColumnsConfig(), "skip")
+    with pytest.raises(TrntuneError, match=r"no usable row \(0 broken\)$"):
+        read_jsonl(jsonl(""), ColumnsConfig(), "stop")
     with pytest.raises(TrntuneError, match=r"nothing\.jsonl: can't be read: No such file"):
         read_jsonl(tmp_path / "nothing.jsonl", ColumnsConfig(), "stop")
 
@@ -95,3 +115,18 @@ def test_a_question_that_is_asked_twice_falls_on_one_side(held):
 def test_too_few_rows_to_hold_some_out():
     with pytest.raises(TrntuneError, match=r"dataset\.eval_samples=10: only 9 rows"):
         split(rows(9), 10, 0, None)
+
+
+def test_the_same_instruction_with_another_context_is_another_question():
+    same = [InstructionRow("Summarize.", f"text {i}", "x") for i in range(20)]
+    train, held_out = split(same, 5, 0, None)
+    assert (len(train), len(held_out)) == (15, 5)
+
+
+def test_rows_that_all_ask_the_same_cannot_be_split():
+    with pytest.raises(TrntuneError, match=r"dataset\.eval_samples=1: only 4 rows"):
+        split([InstructionRow("a", "", f"{i}") for i in range(4)], 1, 0, None)
+
+
+def test_fewer_rows_hold_out_the_same_questions():
+    assert split(rows(99), 21, 0, 60)[1] == split(rows(99), 21, 0, None)[1]

@@ -45,20 +45,19 @@ def environment() -> dict[str, str]:
     return {**kept, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
 
 
+def launch(cwd: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Runs launch.py in ``cwd`` until it ends."""
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+
+
 @pytest.fixture
 def run_tiny(tmp_path: Path) -> Callable[..., Run]:
     """Runs `launch.py experiment=tiny ...` in an empty directory, into the run directory of the given name."""
 
     def run(name: str, *arguments: str) -> Run:
         directory = tmp_path / name
-        process = subprocess.run(
-            command(*TINY, f"hydra.run.dir={directory}", *arguments),
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        return Run(directory, process)
+        return Run(directory, launch(tmp_path, *TINY, f"hydra.run.dir={directory}", *arguments))
 
     return run

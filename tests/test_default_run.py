@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 
-from tests.conftest import command, environment
+from tests.conftest import launch
 
 
 def test_the_default_run_lowers_the_held_out_loss_clearly_within_its_memory(tmp_path):
     directory = tmp_path / "run"
-    process = subprocess.run(
-        command("method=lora", f"hydra.run.dir={directory}"),
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    process = launch(tmp_path, "method=lora", f"hydra.run.dir={directory}", timeout=1200)
     assert process.returncode == 0, process.stderr
     result = json.loads((directory / "stages" / "train.json").read_text())
     assert result["total_params"] == 134_515_008

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100
+from trainer.data.tokenize import IGNORE
+
 CHUNK = 256  # positions at a time: 50 MB of fp32 logits for a vocabulary of 49,152
 
 

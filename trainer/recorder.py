@@ -10,18 +10,8 @@ from typing import Any
 from trainer.engines.base import StepReport
 from trainer.progress import Progress
 from trainer.stopping import StopSignal
-from trainer.throughput import Counts, Step
+from trainer.throughput import Counts, Step, rates
 from trainer.tracking import Tracker
-
-
-def rates(counts: Counts, seconds: float) -> dict[str, float]:
-    """The throughput of one stretch of training, under the names of docs/measurement.md."""
-    return {
-        "samples_per_second": counts.examples / seconds,
-        "tokens_per_second": counts.tokens / seconds,
-        "tokens_per_second_padded": counts.positions / seconds,
-        "tokens_per_second_trained": counts.trained / seconds,
-    }
 
 
 class Recorder:
@@ -37,6 +27,7 @@ class Recorder:
         self.losses: list[float] = []
         self.held_out: dict[int, float] = {}
         self._pending: list[Step] = []
+        self._last: StepReport | None = None
         self._started = time.perf_counter()
 
     def on_step(self, report: StepReport) -> None:
@@ -47,8 +38,9 @@ class Recorder:
         self.trained_tokens += report.counts.trained
         self.losses.append(report.counts.loss_sum / max(report.counts.trained, 1))
         self.progress.step(report.step, self.losses[-1], report.counts.tokens / report.seconds)
+        self._last = report
         if report.step % self.log_every == 0:
-            self._write_steps(report)
+            self.flush()
 
     def on_evaluation(self, step: int, loss: float) -> None:
         """Record a held-out loss, nats a trained token. Step 0 is the untrained model."""
@@ -59,7 +51,11 @@ class Recorder:
     def stop_requested(self) -> bool:
         return self.stop.requested
 
-    def _write_steps(self, report: StepReport) -> None:
+    def flush(self) -> None:
+        """Write the steps since the last line, which are fewer than ``log_every`` when training ends."""
+        if not self._pending or self._last is None:
+            return
+        report = self._last
         counts = sum((step.counts for step in self._pending), Counts())
         seconds = sum(step.seconds for step in self._pending)
         self._pending = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import asdict
 from typing import Any
@@ -15,10 +14,8 @@ from trainer.engines.base import Engine, FitResult
 from trainer.recorder import Recorder
 from trainer.throughput import DEFINITIONS_VERSION, Stopwatch, summarize, utilization
 
-
-def sample_lines(samples: list[dict[str, str]]) -> str:
-    """JSON lines."""
-    return "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+# Parts of the wall time. An engine without compilation never starts that one, so it stays 0.
+PARTS = ("load", "data", "compile", "train", "eval", "sample", "save")
 
 
 def cost_usd(config: Config, seconds: float) -> float | None:
@@ -53,7 +50,7 @@ def train_result(
     peak_flops = None if peak is None else peak * 1e12 * engine.replicas
     host, device = engine.peak_memory()
     frozen_base = config.method.name == "lora"
-    parts = {f"{part}_seconds": stopwatch.seconds.get(part, 0.0) for part in ("load", "data", "eval", "sample")}
+    parts = {f"{part}_seconds": stopwatch.seconds.get(part, 0.0) for part in PARTS}
     return {
         "status": outcome.status,
         "definitions": DEFINITIONS_VERSION,
@@ -72,9 +69,6 @@ def train_result(
         **summarize(recorder.steps, skip, engine.replicas),
         **utilization(engine.model_size(), recorder.steps, skip, frozen_base, peak_flops),
         **parts,
-        "compile_seconds": 0.0,
-        "train_seconds": stopwatch.seconds.get("train", 0.0),
-        "save_seconds": stopwatch.seconds.get("save", 0.0),
         "cost_usd": cost_usd(config, sum(stopwatch.seconds.values())),
         "peak_memory_bytes": host,
         "peak_device_memory_bytes": device,

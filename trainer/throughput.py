@@ -73,25 +73,30 @@ def percentile(values: list[float], percent: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
+def rates(counts: Counts, seconds: float) -> dict[str, float]:
+    """The throughput of a stretch of training."""
+    return {
+        "samples_per_second": counts.examples / seconds,
+        "tokens_per_second": counts.tokens / seconds,
+        "tokens_per_second_padded": counts.positions / seconds,
+        "tokens_per_second_trained": counts.trained / seconds,
+    }
+
+
 def summarize(steps: list[Step], skip_steps: int, replicas: int) -> dict[str, float | int | None]:
     """Throughput over the measured window: all steps but the first ``skip_steps``. None where nothing was measured."""
     window = steps[skip_steps:]
     seconds = sum(step.seconds for step in window)
     total = sum((step.counts for step in window), Counts())
 
-    def rate(count: float) -> float | None:
-        return count / seconds if window else None
-
-    samples = rate(total.examples)
+    measured: dict[str, float] | dict[str, None] = rates(total, seconds) if window else dict.fromkeys(rates(total, 1))
+    samples = measured["samples_per_second"]
     durations = [step.seconds for step in window]
     return {
         "measured_steps": len(window),
         "measured_seconds": seconds,
-        "samples_per_second": samples,
+        **measured,
         "samples_per_second_per_replica": None if samples is None else samples / replicas,
-        "tokens_per_second": rate(total.tokens),
-        "tokens_per_second_padded": rate(total.positions),
-        "tokens_per_second_trained": rate(total.trained),
         "padding_fraction": 1 - total.tokens / total.positions if window else None,
         "step_seconds_p50": statistics.median(durations) if window else None,
         "step_seconds_p95": percentile(durations, 95) if window else None,

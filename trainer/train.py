@@ -11,14 +11,14 @@ from typing import Any
 import psutil
 
 from launcher.errors import TrntuneError
-from launcher.rundir import RunDir, write_atomic
+from launcher.rundir import RunDir, write_jsonl
 from launcher.schema import Config
 from trainer.data.prepare import PreparedData, prepare
 from trainer.engines.base import Engine, FitResult, create_engine
 from trainer.models.load import load_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
-from trainer.report import sample_lines, train_result
+from trainer.report import train_result
 from trainer.samples import answers, side_by_side
 from trainer.stopping import StopSignal
 from trainer.throughput import Stopwatch
@@ -123,7 +123,9 @@ class TrainRun:
         progress.start()
         try:
             with self.stop.deferred(), self.stopwatch.part("train"):
-                return self.engine.fit(data.train, data.eval, recorder, self.run_dir.path, self.stopwatch)
+                outcome = self.engine.fit(data.train, data.eval, recorder, self.run_dir.path, self.stopwatch)
+            recorder.flush()
+            return outcome
         finally:
             progress.stop()
 
@@ -145,7 +147,7 @@ class TrainRun:
         if not self.writes or not before:
             return
         samples = side_by_side(data.held_out[: len(before)], before, after)
-        write_atomic(self.run_dir.samples, sample_lines(samples))
+        write_jsonl(self.run_dir.samples, samples)
         if self.tracker is not None:
             self.tracker.log_table(samples, "samples.json")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import platform
 import re
@@ -12,12 +11,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError
 from launcher.paths import ROOT
-from launcher.rundir import write_atomic
+from launcher.rundir import write_jsonl
 from trainer.data.rows import InstructionRow
 
 VERSION = 2  # raised when other rows are built: it is in the cached file's name
@@ -81,8 +81,7 @@ def write_python_docs(path: Path) -> None:
 
 def _write_here(path: Path) -> None:
     """What the interpreter that write_python_docs starts does."""
-    rows = ({"instruction": r.instruction, "context": r.context, "response": r.response} for r in build_rows())
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(path, map(asdict, build_rows()))
 
 
 def build_rows() -> list[InstructionRow]:

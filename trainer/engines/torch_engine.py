@@ -162,8 +162,7 @@ class TorchEngine:
             status = "early_stopped"
         else:
             status = "finished"
-        if status != "interrupted":
-            best.restore()
+        best.restore()
         return FitResult(status, trainer.state.global_step, best.step)
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
@@ -172,31 +171,25 @@ class TorchEngine:
         base: Any = self.module.model
         self.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own SDPA.
-        base.set_attn_implementation("sdpa")
-        try:
-            with torch.inference_mode(), self._autocast():
-                output = base.generate(
-                    input_ids=batch["input_ids"],
-                    attention_mask=batch["attention_mask"],
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                    eos_token_id=self.tokenizer.eos_token_id,
-                    pad_token_id=self.tokenizer.pad_token_id,
-                )
-        finally:
-            base.set_attn_implementation(DOCUMENT_ATTENTION)
+        with self._plain_attention(), torch.inference_mode(), self._autocast():
+            output = base.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
         return [
             until_eos(ids, self.tokenizer.eos_token_id) for ids in output[:, batch["input_ids"].shape[1] :].tolist()
         ]
 
     def save(self, directory: Path) -> None:
         """safetensors in Hugging Face's layout: peft's for an adapter, a model directory with tokenizer for full."""
-        base = self.module.model
         # The attention function is this process's: a reader of config.json must not look for it.
-        base.set_attn_implementation("sdpa")
-        self.model.save_pretrained(str(directory))
+        with self._plain_attention():
+            self.model.save_pretrained(str(directory))
         self.tokenizer.save_pretrained(directory)
-        base.set_attn_implementation(DOCUMENT_ATTENTION)
 
     def peak_memory(self) -> tuple[int, int | None]:
         host = torch.tensor(float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024), dtype=torch.float64)
@@ -216,6 +209,15 @@ class TorchEngine:
         """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    @contextmanager
+    def _plain_attention(self) -> Iterator[None]:
+        """Inside, the model uses transformers' SDPA instead of attention by documents."""
+        self.module.model.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.module.model.set_attn_implementation(DOCUMENT_ATTENTION)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -250,7 +252,7 @@ class BestWeights(TrainerCallback):
             self._store()
         else:
             self.without_progress += 1
-        # The loop has already asked should_training_stop for this step only after evaluating, so it ends here.
+        # The loop asks should_training_stop after evaluating, so training ends with this step.
         control.should_training_stop |= self.patience_ended
 
     def restore(self) -> None:

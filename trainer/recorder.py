@@ -23,7 +23,7 @@ class Recorder:
         self.metrics, self.tracker, self.progress = metrics, tracker, progress
         self.log_every, self.stop = log_every, stop
         self.steps: list[Step] = []
-        self.trained_tokens = 0.0
+        self.consumed, self.train_seconds = Counts(), 0.0
         self.losses: list[float] = []
         self.held_out: dict[int, float] = {}
         self._pending: list[Step] = []
@@ -35,7 +35,8 @@ class Recorder:
         step = Step(report.counts, report.seconds)
         self.steps.append(step)
         self._pending.append(step)
-        self.trained_tokens += report.counts.trained
+        self.consumed += report.counts
+        self.train_seconds += report.seconds
         self.losses.append(report.counts.loss_sum / max(report.counts.trained, 1))
         self.progress.step(report.step, self.losses[-1], report.counts.tokens / report.seconds)
         self._last = report
@@ -67,14 +68,19 @@ class Recorder:
             "learning_rate": report.learning_rate,
             "grad_norm": report.grad_norm,
             "step_seconds": report.seconds,
-            "trained_tokens": self.trained_tokens,
             **rates(counts, seconds),
         }
         self._write(record, report.step)
 
     def _write(self, record: dict[str, Any], step: int) -> None:
+        record.update(
+            examples=self.consumed.examples,
+            tokens=self.consumed.tokens,
+            trained_tokens=self.consumed.trained,
+            train_seconds=self.train_seconds,
+            seconds=time.perf_counter() - self._started,
+        )
         if self.metrics is not None:
-            record["seconds"] = time.perf_counter() - self._started
             with self.metrics.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
         if self.tracker is not None:

@@ -30,8 +30,10 @@ def hardware(config: Config) -> dict[str, Any]:
         "accelerator": config.accelerator.name,
         "machine": platform.machine(),
         "logical_cpus": psutil.cpu_count(),
-        "memory_bytes": psutil.virtual_memory().total,
-        "replicas": config.parallelism.data_parallel,
+        # Machines of one kind differ by some kilobytes.
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        # Replicas share one machine's CPUs, but each takes an accelerator of its own.
+        "devices": 1 if config.accelerator.device == "cpu" else config.parallelism.data_parallel,
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ Row = list[Example]
 class DataReport:
     """What became of the data."""
 
+    sha256: str
+    """of the data set's file: runs are only comparable on the same rows"""
     rows_read: int
     rows_skipped: int
     """broken rows left out (dataset.on_bad_row=skip)"""
@@ -33,9 +36,6 @@ class DataReport:
     train_tokens: int
     padding_fraction: float
     """of the positions of an epoch"""
-
-    def to_json(self) -> dict[str, int | float]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def prepare(config: Config, dataset_path: Path, tokenizer: Any) -> PreparedData:
     packed += [[] for _ in range(-len(packed) % config.training.global_batch_size)]
     tokens = sum(len(example.input_ids) for example in train.examples)
     report = DataReport(
+        sha256=hashlib.sha256(dataset_path.read_bytes()).hexdigest(),
         rows_read=len(rows),
         rows_skipped=skipped,
         train_examples=len(train.examples),

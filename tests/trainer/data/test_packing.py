@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -131,7 +133,7 @@ def test_the_report_counts_what_became_of_the_data(tmp_path, tokenizer):
     path.write_text("\n".join(["broken", *texts, "{}"]))
     config = config_for(path, "dataset.on_bad_row=skip", "dataset.packing=false")
     data = prepare(config, path, tokenizer)
-    report = data.report.to_json()
+    report = asdict(data.report)
     assert len(data.held_out) > report["eval_examples"]  # dropped ones are on both sides
     assert 35 - len(data.held_out) > report["train_examples"]
     kept = [example for rows in (data.train, data.eval) for row in rows for example in row]
@@ -139,6 +141,7 @@ def test_the_report_counts_what_became_of_the_data(tmp_path, tokenizer):
     assert len(kept) == 23
     assert sum(len(example.input_ids) == 256 for example in kept) == 3
     assert report == {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "rows_read": 35,
         "rows_skipped": 2,
         "train_examples": sum(map(len, data.train)),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli import parse
 from launcher.errors import TrntuneError, UsageError
-from launcher.overrides import refuse_tokens
+from launcher.overrides import expand, refuse_tokens
 from launcher.secrets import redact
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def dispatch(argv: list[str]) -> int:
     """Do what the flags ask for. The help is printed without composing, and without importing Hydra."""
     refuse_tokens(argv)
     arguments = parse(argv)
+    arguments.overrides = expand(arguments.overrides)
     if arguments.help:
         from launcher.helptext import help_text
 
@@ -79,10 +80,26 @@ def launch(arguments: argparse.Namespace) -> int:
     from launcher.local import run_stages
 
     composition = compose(arguments)
+    if composition.runs[0].config.plan.show:
+        return show_plans(composition)
     check(composition)
     if composition.sweep_dir is None:
         return run_single(composition.runs[0], run_stages)
     return run_sweep(composition, run_stages)
+
+
+def show_plans(composition: Composition) -> int:
+    """Print what the runs will need and take. Nothing is created. Returns 1 when one of them can't fit."""
+    from launcher.checks import refuse_problems
+    from launcher.plan import build, show
+
+    plans, labels = [], []
+    for run in composition.runs:
+        refuse_problems(run.config, run.overrides, run.swept)
+        plans.append(build.make(run.config, build.facts_of(run.config)))
+        labels.append(" ".join(run.swept) or run.config.method.name)
+    show.print_plans(plans, labels)
+    return 0 if all(plan.memory.fits or plan.config.plan.force for plan in plans) else 1
 
 
 def check(composition: Composition) -> None:
@@ -90,11 +107,13 @@ def check(composition: Composition) -> None:
     from launcher.checks import check_directory, refuse_problems
     from launcher.compose import label
     from launcher.directories import occupied
+    from launcher.plan.build import refuse_what_cannot_run
 
     total = len(composition.runs)
     for number, run in enumerate(composition.runs):
         try:
             refuse_problems(run.config, run.overrides, run.swept)
+            refuse_what_cannot_run(run.config)
             check_directory(run.directory, occupied(run.directory) if run.fixed_name else None)
         except UsageError as error:
             if composition.sweep_dir is None:
@@ -116,12 +135,14 @@ def run_single(run: Composed, run_stages: RunStages) -> int:
 def start(run: Composed, directory: Path, fixed_name: bool, run_stages: RunStages) -> tuple[Path, int]:
     """Make the run directory, write what is known, and run the stages. Returns the directory and the exit code."""
     from launcher.directories import create
+    from launcher.plan.build import preflight_json
     from launcher.record import write_records
-    from launcher.rundir import RunDir
+    from launcher.rundir import RunDir, write_json
 
     path = create(directory, fixed_name)
     Path(run.config.output_dir).expanduser().mkdir(parents=True, exist_ok=True)  # holds the default MLflow file
     write_records(RunDir(path), run.config, run.hydra, run.overrides)
+    write_json(RunDir(path).plan, preflight_json(run.config))
     return path, run_stages(run.config, RunDir(path))
 
 

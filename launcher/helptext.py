@@ -16,13 +16,14 @@ COMMON_KEYS = (
     "training.max_steps", "training.epochs", "training.max_length", "training.global_batch_size",
     "training.micro_batch_size", "training.learning_rate", "training.precision", "training.eval_every", "lora.r",
     "lora.target_modules", "dataset.path", "dataset.max_samples", "model.path", "tracking.uri", "seed", "output_dir",
-    "stages",
+    "plan.show", "stages",
 )  # fmt: skip
 EXAMPLES = (
     ("python launch.py experiment=tiny", "the whole chain in seconds"),
     ("python launch.py method=lora lora.r=8 training.max_steps=40", "LoRA on a laptop CPU"),
     ("python launch.py -m method=lora,full seed=0,1", "four runs, then a comparison"),
     ("python launch.py dataset=jsonl dataset.path=rows.jsonl", "your own rows"),
+    ("python launch.py -m method=lora,full plan=true", "parameters, memory, time and cost of both, nothing started"),
     ("python launch.py parallelism=ddp2 --cfg job", "show the configuration, run nothing"),
 )
 EXIT_CODES = (
@@ -95,7 +96,7 @@ def group_section(roots: list[Path]) -> list[str]:
         for name, path in groups.get(group, {}).items():
             mark = "*" if defaults.get(group) == name else " "
             pairs.append((f"{mark} {name}", description(path)))
-        lines.extend(rows(pairs, 4, 24))
+        lines.extend(rows(pairs, 4, 32))
     return lines
 
 

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 GroupOptions = Callable[[str], list[str]]
 
 
+def expand(arguments: Iterable[str]) -> list[str]:
+    """``plan=true`` is short for ``plan.show=true``: plan itself is a group of keys."""
+    return [f"plan.show={line[5:]}" if line in ("plan=true", "plan=false") else line for line in arguments]
+
+
 def refuse_tokens(arguments: Iterable[str]) -> None:
     """Raise UsageError, without echoing it, when an argument holds an access token."""
     for argument in arguments:

@@ -61,6 +61,11 @@ class RunDir:
         return self.path / "job.json"
 
     @property
+    def plan(self) -> Path:
+        """What the configuration alone said about parameters and memory before the start."""
+        return self.path / "plan.json"
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 

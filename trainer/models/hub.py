@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
 os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -60,6 +60,15 @@ def fetch_dataset_file(hub_id: str, file: str, revision: str | None) -> Path:
         )
 
     return Path(_fetch(download, f"data set {hub_id}", "download it elsewhere and set dataset.path=FILE"))
+
+
+def cached_file(hub_id: str, file: str, revision: str | None, repo_type: str = "model") -> Path | None:
+    """A file that was downloaded before, or None. Asks nobody."""
+    try:
+        found = try_to_load_from_cache(hub_id, file, revision=revision, repo_type=repo_type)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 def _refused(error: HfHubHTTPError) -> str:

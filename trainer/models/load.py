@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError, nearest
-from launcher.schema import Config
+from launcher.schema import Config, LoraConfig
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -65,21 +65,24 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     lora = config.lora
     _check_targets(model, lora.target_modules)
     torch.manual_seed(config.seed)
-    adapted = get_peft_model(
-        model,
-        PeftLoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
-            use_dora=lora.use_dora,
-            use_rslora=lora.use_rslora,
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=config.model.hub_id or str(model.name_or_path),
-        ),
-    )
+    adapter = peft_config(lora)
+    adapter.base_model_name_or_path = config.model.hub_id or str(model.name_or_path)
+    adapted = get_peft_model(model, adapter)
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def peft_config(lora: LoraConfig) -> PeftLoraConfig:
+    """The adapter in peft's terms."""
+    return PeftLoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+        task_type="CAUSAL_LM",
+    )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

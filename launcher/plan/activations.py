@@ -1,0 +1,90 @@
+"""Bytes that one layer keeps for the backward pass, a token: what autograd saves in transformers' Llama and Qwen3.
+
+Counted from the tensors that autograd saves (tests compare with torch.autograd.graph.saved_tensors_hooks). Attention
+is fused, so it keeps queries, keys, values, output and a normalizer a head, not the weights of every pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.plan.tensors import ATTENTION, Linear, adapted_layers
+from launcher.schema import ArchitectureConfig, Config
+
+NORM_BYTES = 4  # normalization runs in fp32 in every precision
+PRODUCT_BYTES = {"fp32": 4, "bf16": 2}
+# Operations whose input is shared: the projections of attention read one tensor, and so do gate and up.
+SHARED_INPUT = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp"}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes a token of one layer. ``hidden`` lies between the blocks, where only sequence parallelism splits it;
+    ``inner`` lies inside them, where tensor parallelism does."""
+
+    hidden: float
+    inner: float
+
+    def __add__(self, other: Kept) -> Kept:
+        return Kept(self.hidden + other.hidden, self.inner + other.inner)
+
+    def on_rank(self, tensor_parallel: int, sequence_parallel: bool) -> float:
+        """Bytes a token on one tensor-parallel rank."""
+        return self.hidden / (tensor_parallel if sequence_parallel else 1) + self.inner / tensor_parallel
+
+
+def kept_by_layer(config: Config, facts: ArchitectureConfig) -> Kept:
+    """What one decoder layer keeps, bytes a token."""
+    width = PRODUCT_BYTES[config.training.precision]
+    common = _frozen(facts, width)
+    if config.method.name == "full":
+        return common + _trained(facts, width, casts=config.training.precision == "bf16")
+    return common + _adapters(config, facts, width)
+
+
+def layer_input(facts: ArchitectureConfig) -> Kept:
+    """What is kept of a layer that is recomputed: its input, in the residual stream's fp32."""
+    return Kept(facts.hidden_size * NORM_BYTES, 0)
+
+
+def _frozen(facts: ArchitectureConfig, width: int) -> Kept:
+    """What the gradient of the layer's input needs, whether or not its weights are trained."""
+    query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    norms = 2 * (facts.hidden_size + 1)
+    # queries, output, and keys and values repeated for each query head; gate, its activation, and up
+    inner = width * (4 * query + 3 * facts.intermediate_size) + NORM_BYTES * facts.heads
+    if facts.family == "qwen3":
+        inner += NORM_BYTES * (query + key + facts.heads + facts.kv_heads)
+    return Kept(NORM_BYTES * norms, inner)
+
+
+def _trained(facts: ArchitectureConfig, width: int, casts: bool) -> Kept:
+    """Inputs of the products and of the norms, which the gradients of their weights need. Under autocast every
+    linear layer keeps its own bf16 copy of an fp32 input."""
+    query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    inputs = (5 if casts else 2) * facts.hidden_size
+    inner = width * (query + facts.intermediate_size)
+    if facts.family == "qwen3":
+        inner += NORM_BYTES * (query + key)
+    return Kept(width * inputs + NORM_BYTES * 2 * facts.hidden_size, inner)
+
+
+def _adapters(config: Config, facts: ArchitectureConfig, width: int) -> Kept:
+    """The adapters' inputs: with dropout each keeps its own copy and its mask, without it what they share once."""
+    layers = adapted_layers(facts, config.lora)
+    kept = Kept(0, 0)
+    seen: set[str] = set()
+    # peft keeps a mask in the adapter's fp32 on a CPU and as one byte on a GPU.
+    mask = (4 if config.accelerator.device == "cpu" else 1) if config.lora.dropout else 0
+    for linear in layers:
+        source = SHARED_INPUT.get(linear.name, linear.name.replace("up_proj", "mlp"))
+        size = 0 if source in seen and not mask else linear.inputs * (width + mask)
+        seen.add(source)
+        inner = width * config.lora.r + (width * 2 * linear.outputs if config.lora.use_dora else 0)
+        kept += Kept(0, size + inner) if _reads_inner(linear) else Kept(size, inner)
+    return kept
+
+
+def _reads_inner(linear: Linear) -> bool:
+    """True for o_proj and down_proj, whose input lies inside a block."""
+    return linear.name == ("o_proj" if linear.block == ATTENTION else "down_proj")

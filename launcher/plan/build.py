@@ -1,0 +1,159 @@
+"""The plan of one run. ``preflight`` is what every run is checked with; ``make`` also looks at data and machine."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher import units
+from launcher.errors import UsageError
+from launcher.plan import duration, memory, schedule
+from launcher.plan.duration import Duration
+from launcher.plan.jobs import Job, instances, jobs
+from launcher.plan.memory import Memory
+from launcher.plan.schedule import Epoch, Schedule
+from launcher.plan.tensors import Parameters, count
+from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need and take. None is what can't be known before the run."""
+
+    config: Config
+    parameters: Parameters
+    memory: Memory
+    epoch: Epoch | None
+    schedule: Schedule
+    duration: Duration | None
+    jobs: tuple[Job, ...]
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Estimated time of all optimizer steps."""
+        if self.duration is None or self.schedule.steps is None:
+            return None
+        return self.duration.step_seconds * self.schedule.steps
+
+    @property
+    def eval_seconds(self) -> float | None:
+        """Estimated time of all evaluations: the forward third of full training's step, or half of LoRA's, a row."""
+        if self.duration is None or self.epoch is None or self.schedule.steps is None:
+            return None
+        share = 1 / 3 if self.config.method.name == "full" else 1 / 2
+        rows = self.epoch.eval_rows * schedule.evaluations(self.config, self.schedule.steps)
+        return rows / self.config.training.global_batch_size * self.duration.step_seconds * share
+
+    @property
+    def wall_seconds(self) -> float | None:
+        """Estimated time of steps and evaluations; loading, compiling and answering come on top."""
+        if self.train_seconds is None or self.eval_seconds is None:
+            return None
+        return self.train_seconds + self.eval_seconds
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Estimated, over all replicas."""
+        if self.duration is None or self.epoch is None or self.schedule.steps_per_epoch is None:
+            return None
+        return self.epoch.examples / self.schedule.steps_per_epoch / self.duration.step_seconds
+
+    @property
+    def instance_hours(self) -> float | None:
+        """Estimated machines x hours of steps and evaluations."""
+        seconds = self.wall_seconds
+        return None if seconds is None else instances(self.config) * seconds / 3600
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Estimated price of steps and evaluations; None without a configured price."""
+        hours, price = self.instance_hours, self.config.accelerator.price_usd_per_hour
+        return None if hours is None or price is None else hours * price
+
+
+def facts_of(config: Config) -> ArchitectureConfig:
+    """The architecture of the model. Raises UsageError for a family whose layers the plan doesn't know."""
+    if config.model.architecture is None:
+        raise UsageError(
+            f"model.path={config.model.path}: the plan knows Llama and Qwen3, and this is another family; "
+            "give model.architecture={...} of the nearest one, or run it without plan=true"
+        )
+    return config.model.architecture
+
+
+def refuse_what_cannot_run(config: Config) -> None:
+    """Raise UsageError for a run that the hardware cannot hold, or that no engine here can train."""
+    if config.accelerator.engine == "neuron":
+        raise UsageError(
+            f"accelerator={config.accelerator.name}: training on Neuron is not built yet; plan=true shows its plan"
+        )
+    if config.model.architecture is None or config.plan.force:
+        return
+    memory = preflight(config, config.model.architecture).memory
+    if not memory.fits:
+        raise UsageError(
+            f"{config.model.name}, {config.method.name}: needs about {units.gigabytes(memory.total)} a process of "
+            f"{units.gigabytes(memory.available)}, mostly {memory.largest}; plan=true shows it by part, "
+            "plan.force=true starts it all the same"
+        )
+
+
+def preflight_json(config: Config) -> dict[str, Any] | None:
+    """The plan that is kept with a run; None for a family whose layers the plan doesn't know."""
+    facts = config.model.architecture
+    return None if facts is None else to_json(preflight(config, facts))
+
+
+def make(config: Config, facts: ArchitectureConfig) -> Plan:
+    """Everything, with the data measured if it is at hand and the machine probed if it is the one that trains."""
+    plan = preflight(config, facts)
+    data = schedule.epoch(config)
+    found = None if data is None else duration.estimate(config, facts, plan.parameters, data)
+    return Plan(config, plan.parameters, plan.memory, data, schedule.schedule(config, data), found, plan.jobs)
+
+
+def preflight(config: Config, facts: ArchitectureConfig) -> Plan:
+    """What follows from the configuration alone, in milliseconds: parameters, memory and jobs."""
+    import psutil
+
+    parameters = count(config, facts)
+    needed = memory.estimate(config, facts, parameters, psutil.virtual_memory().total)
+    nothing = schedule.schedule(config, None)
+    return Plan(config, parameters, needed, None, nothing, None, tuple(jobs(config)))
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON values: parameters, bytes, seconds, dollars."""
+    config, parallel = plan.config, plan.config.parallelism
+    available = None if plan.memory.available == float("inf") else plan.memory.available
+    return {
+        "model": config.model.name,
+        "method": config.method.name,
+        "accelerator": config.accelerator.name,
+        "parameters": asdict(plan.parameters),
+        "memory_bytes": {**asdict(plan.memory), "available": available, "total": plan.memory.total},
+        "fits": plan.memory.fits,
+        "world_size": world_size(config),
+        "data_parallel": parallel.data_parallel,
+        "tensor_parallel": parallel.tensor_parallel,
+        "pipeline_parallel": parallel.pipeline_parallel,
+        "global_batch_size": config.training.global_batch_size,
+        "micro_batch_size": config.training.micro_batch_size,
+        "accumulation_steps": accumulation_steps(config),
+        "epoch": None if plan.epoch is None else _epoch_json(plan),
+        **asdict(plan.schedule),
+        "duration": None if plan.duration is None else asdict(plan.duration),
+        "samples_per_second": plan.samples_per_second,
+        "train_seconds": plan.train_seconds,
+        "eval_seconds": plan.eval_seconds,
+        "wall_seconds": plan.wall_seconds,
+        "instances": instances(config),
+        "instance_hours": plan.instance_hours,
+        "cost_usd": plan.cost_usd,
+        "jobs": [asdict(job) for job in plan.jobs],
+    }
+
+
+def _epoch_json(plan: Plan) -> dict[str, Any]:
+    assert plan.epoch is not None
+    return {**asdict(plan.epoch), "padding_fraction": plan.epoch.padding_fraction(plan.config.training.max_length)}

@@ -1,0 +1,154 @@
+"""Time of an optimizer step: matrix products at the rate of the hardware, traffic of activations, and the update.
+
+    seconds = FLOPs / (rate x compute_efficiency) x bubble + (activation_traffic x activations + update) / bandwidth
+
+bubble is (m + p - 1) / m for p pipeline stages and m micro batches (1F1B).
+
+The constants lie in conf/accelerator (calibration), each with the runs that they were fitted to. Rate and bandwidth
+are the accelerator's, or for this machine's CPU or GPU what trainer.probe measures at the moment of planning.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from launcher.paths import ROOT
+from launcher.plan.activations import kept_by_layer
+from launcher.plan.schedule import Epoch
+from launcher.plan.tensors import Parameters, linear_layers
+from launcher.schema import ArchitectureConfig, CalibrationConfig, Config, accumulation_steps, world_size
+
+PROBE_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What all devices of the run do together."""
+
+    flops_per_second: float
+    bytes_per_second: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Work:
+    """An optimizer step, all replicas."""
+
+    flops: float
+    """of the hardware: padding and recomputation count"""
+    model_flops: float
+    """that the real tokens need, by docs/measurement.md"""
+    kept_bytes: float
+    """activations that the backward pass reads"""
+    updated: float
+    """trainable parameters that the devices update, copies counted"""
+    bubble: float
+    """by how much a pipeline's filling and draining lengthens a step"""
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of an optimizer step, and what part of the peak the model's own FLOPs then are."""
+
+    step_seconds: float
+    low: float
+    high: float
+    mfu: float | None
+    rates: Rates
+    source: str
+
+
+def rates(config: Config, facts: ArchitectureConfig) -> Rates | None:
+    """The accelerator's figures, or this machine's: None for an accelerator without figures that is not here."""
+    accelerator = config.accelerator
+    if accelerator.peak_tflops is not None and accelerator.memory_gbps is not None:
+        devices = world_size(config)
+        return Rates(
+            accelerator.peak_tflops * 1e12 * devices,
+            accelerator.memory_gbps * 1e9 * devices,
+            f"conf/accelerator: {accelerator.peak_tflops:g} TFLOP/s and {accelerator.memory_gbps:g} GB/s a device",
+        )
+    return None if accelerator.device == "neuron" else probed(config, facts)
+
+
+def probed(config: Config, facts: ArchitectureConfig) -> Rates | None:
+    """This machine's rates for this model's layers; None when the probe fails, as without a GPU."""
+    shapes = [[linear.outputs, linear.inputs] for linear in linear_layers(facts)]
+    tokens = config.training.micro_batch_size * config.training.max_length
+    accelerator = config.accelerator
+    request = {"shapes": shapes, "tokens": tokens, "device": accelerator.device, "precision": config.training.precision}
+    found = run_probe(json.dumps(request))
+    if found is None:
+        return None
+    # Replicas on a CPU share the machine that the probe had for itself; on GPUs each has its own.
+    devices = 1 if accelerator.device == "cpu" else config.parallelism.data_parallel
+    flops, bandwidth = found["flops_per_second"], found["bytes_per_second"]
+    source = f"measured now: {flops / 1e9:.0f} GFLOP/s in this model's matrix products, {bandwidth / 1e9:.1f} GB/s"
+    return Rates(flops * devices, bandwidth * devices, source)
+
+
+@functools.cache
+def run_probe(request: str) -> dict[str, float] | None:
+    """What trainer.probe prints for ``request``, or None where it fails; once for all runs of a sweep that ask it."""
+    command = [sys.executable, "-m", "trainer.probe", request]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True, env=environment
+        )
+    except subprocess.SubprocessError:
+        return None
+    rates: dict[str, float] = json.loads(done.stdout)
+    return rates
+
+
+def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data: Epoch) -> Work:
+    """What an average step computes."""
+    steps = data.rows / config.training.global_batch_size
+    positions = config.training.global_batch_size * config.training.max_length
+    full = config.method.name == "full"
+    products = sum(linear.outputs * linear.inputs for linear in linear_layers(facts)) * facts.layers
+    head = facts.vocab_size * facts.hidden_size
+    width = facts.layers * facts.heads * facts.head_dim
+    neuron = config.accelerator.engine == "neuron"
+    # The torch engine computes logits where labels count and attention inside documents; neuron's graphs everywhere.
+    labels = positions if neuron else data.trained / steps
+    pairs = positions * (config.training.max_length + 1) / 2 if neuron else data.pairs / steps
+    passes = 6 if full else 4
+    recomputed = 2 * products * positions if config.training.gradient_checkpointing and not neuron else 0
+    adapter = 6 * parameters.adapter
+    flops = (passes * products + adapter) * positions + passes * head * labels + 12 * width * pairs + recomputed
+    real = (passes * parameters.matmul + adapter) * data.tokens / steps + 12 * width * data.pairs / steps
+    kept = kept_by_layer(config, facts)
+    return Work(
+        flops=flops,
+        model_flops=real,
+        kept_bytes=(kept.hidden + kept.inner) * facts.layers * positions,
+        updated=parameters.trainable_local[parameters.fullest] * world_size(config),
+        bubble=1 + (config.parallelism.pipeline_parallel - 1) / accumulation_steps(config),
+    )
+
+
+def seconds(step: Work, rates: Rates, calibration: CalibrationConfig) -> float:
+    """The formula at the top."""
+    moved = calibration.activation_traffic * step.kept_bytes + calibration.update_bytes * step.updated
+    products = step.flops / (rates.flops_per_second * calibration.compute_efficiency) * step.bubble
+    return products + moved / rates.bytes_per_second
+
+
+def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, data: Epoch) -> Duration | None:
+    """The step's time with its range; None without a calibration or rates."""
+    calibration = config.accelerator.calibration
+    found = rates(config, facts) if calibration else None
+    if calibration is None or found is None:
+        return None
+    step = work(config, facts, parameters, data)
+    middle = seconds(step, found, calibration)
+    peak = config.accelerator.peak_tflops
+    mfu = None if peak is None else step.model_flops / (middle * peak * 1e12 * world_size(config))
+    return Duration(middle, middle * calibration.low, middle * calibration.high, mfu, found, calibration.source)

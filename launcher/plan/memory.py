@@ -1,0 +1,143 @@
+"""Bytes that one process of the training stage needs at its peak, by what, against what its device has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input
+from launcher.plan.tensors import Parameters, adapted_layers
+from launcher.schema import ArchitectureConfig, Config, accumulation_steps
+
+GIB = 2**30
+LOSS_CHUNK = 256  # positions whose logits exist at a time: trainer.loss.CHUNK, compared by a test
+
+# Measured on runs of three sizes, both methods and 512 to 1,024 tokens (docs/planning.md): resident memory of the
+# process before it holds a model, and what temporaries and a fragmented heap add to the activations.
+HOST_PROCESS = 590e6
+HOST_MLFLOW = 100e6
+HOST_OVERHEAD = {"full": 1.4, "lora": 1.6}
+# Not measured here: a CUDA context with its libraries, the Neuron runtime with its program and its buffers.
+DEVICE_RUNTIME = {"cuda": 0.8e9, "neuron": 1.0e9}
+DEVICE_OVERHEAD = 1.2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak of the fullest process, bytes."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    loss: float
+    runtime: float
+    """the process itself, its libraries, the accelerator's runtime"""
+    available: float
+    """memory of the device, or this process's share of the machine"""
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.loss + self.runtime
+
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available
+
+    @property
+    def largest(self) -> str:
+        """What needs most, in words."""
+        parts = ("weights", "gradients", "optimizer", "activations", "loss", "runtime")
+        name = max(parts, key=lambda part: getattr(self, part))
+        return {"optimizer": "the optimizer state", "loss": "the loss", "runtime": "the runtime"}.get(name, name)
+
+
+def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, machine_bytes: float) -> Memory:
+    """The peak of a training step on the fullest rank. ``machine_bytes`` is the memory of this machine."""
+    neuron = config.accelerator.engine == "neuron"
+    stage = parameters.fullest
+    held, trained = parameters.local[stage], parameters.trainable_local[stage]
+    weights, gradients, optimizer = (_neuron_state if neuron else _torch_state)(config, held, trained)
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=_activations(config, facts) * _overhead(config),
+        loss=_neuron_loss(config, facts) if neuron else _torch_loss(config, facts),
+        runtime=_runtime(config),
+        available=available(config, machine_bytes),
+    )
+
+
+def available(config: Config, machine_bytes: float) -> float:
+    """Memory of a process's device; on a CPU all processes share the machine."""
+    if config.accelerator.memory_gib is not None:
+        return config.accelerator.memory_gib * GIB
+    if config.accelerator.device == "cpu":
+        return machine_bytes / config.parallelism.data_parallel
+    return math.inf
+
+
+def _torch_state(config: Config, held: int, trained: int) -> tuple[float, float, float]:
+    """Trained weights, their gradients and AdamW's two moments are fp32; a frozen base is bf16 under bf16. Autocast
+    keeps a bf16 copy of trained weights, DistributedDataParallel a copy of the gradients in its buckets."""
+    bf16 = config.training.precision == "bf16"
+    frozen = held - trained
+    weights = frozen * (2 if bf16 else 4) + trained * (6 if bf16 else 4)
+    buckets = 2 if config.parallelism.data_parallel > 1 else 1
+    return weights, 4.0 * trained * buckets, 8.0 * trained
+
+
+def _neuron_state(config: Config, held: int, trained: int) -> tuple[float, float, float]:
+    """optimum-neuron under bf16: bf16 weights, fp32 gradient accumulators, fp32 master weights and two moments, the
+    last three split over the replicas by ZeRO-1."""
+    bf16 = config.training.precision == "bf16"
+    share = config.parallelism.data_parallel if config.parallelism.zero_1 else 1
+    return held * (2.0 if bf16 else 4.0), 4.0 * trained, (12.0 if bf16 else 8.0) * trained / share
+
+
+def _activations(config: Config, facts: ArchitectureConfig) -> float:
+    """Bytes of one micro batch, or of as many as a pipeline has in flight."""
+    parallel, training = config.parallelism, config.training
+    tokens = training.micro_batch_size * training.max_length
+    layers = math.ceil(facts.layers / parallel.pipeline_parallel)
+    whole = kept_by_layer(config, facts).on_rank(parallel.tensor_parallel, parallel.sequence_parallel)
+    if training.gradient_checkpointing:
+        kept = layer_input(facts).on_rank(parallel.tensor_parallel, parallel.sequence_parallel) * layers + whole
+    else:
+        kept = whole * layers
+    ends = 3 * 4 * facts.hidden_size / (parallel.tensor_parallel if parallel.sequence_parallel else 1)
+    in_flight = min(parallel.pipeline_parallel, accumulation_steps(config))
+    return tokens * (kept * in_flight + ends) + _dora_constants(config, facts, layers)
+
+
+def _dora_constants(config: Config, facts: ArchitectureConfig, layers: int) -> float:
+    """peft's DoRA passes an identity matrix [inputs, inputs] through each adapter to get the product of A and B."""
+    if config.method.name != "lora" or not config.lora.use_dora:
+        return 0.0
+    width = PRODUCT_BYTES[config.training.precision]
+    adapted = adapted_layers(facts, config.lora)
+    return width * layers * sum(linear.inputs * (linear.inputs + config.lora.r) for linear in adapted)
+
+
+def _overhead(config: Config) -> float:
+    return HOST_OVERHEAD[config.method.name] if config.accelerator.device == "cpu" else DEVICE_OVERHEAD
+
+
+def _torch_loss(config: Config, facts: ArchitectureConfig) -> float:
+    """Two chunks of fp32 logits; when the head is trained also its gradient, twice while a chunk is added."""
+    logits = 2 * 4 * LOSS_CHUNK * facts.vocab_size
+    head = 2 * 4 * facts.vocab_size * facts.hidden_size if config.method.name == "full" else 0
+    return float(logits + head)
+
+
+def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:
+    """Logits of every position of a micro batch in bf16, and in fp32 with their gradient."""
+    tokens = config.training.micro_batch_size * config.training.max_length
+    return tokens * facts.vocab_size / config.parallelism.tensor_parallel * (2 + 4 + 4)
+
+
+def _runtime(config: Config) -> float:
+    if config.accelerator.device == "cpu":
+        return HOST_PROCESS + (HOST_MLFLOW if config.tracking.enabled else 0)
+    return DEVICE_RUNTIME[config.accelerator.device]

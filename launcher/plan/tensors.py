@@ -1,0 +1,191 @@
+"""Every tensor of a decoder-only model and its adapter, and what a tensor- and pipeline-parallel rank holds of it.
+
+Shapes are those of transformers' Llama and Qwen3 and of peft's LoRA layers; tests compare them with the real modules
+on the meta device. They are written out here because a launcher that built the modules would pay seconds for imports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from launcher.schema import ArchitectureConfig, Config, LoraConfig, ParallelismConfig
+
+COLUMN, ROW = "column", "row"
+"""How tensor parallelism splits a linear layer: its outputs (dimension 0 of the weight) or its inputs (dimension 1)."""
+
+ATTENTION, MLP = "self_attn", "mlp"
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer [outputs, inputs] of a decoder block."""
+
+    name: str
+    block: str
+    outputs: int
+    inputs: int
+    split: str
+
+    @property
+    def path(self) -> str:
+        """Its name in the block, as in transformers' state dict."""
+        return f"{self.block}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter: its full shape, and the dimension that tensor parallelism splits (None: every rank has all of it).
+
+    ``layer`` counts decoder layers; FIRST and LAST are the pipeline stages of the embedding and of the output head.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layer: int
+    split: int | None = None
+    repeated: int = 1
+    """copies over the tensor-parallel ranks that a split tensor is first extended by (fewer KV heads than ranks)"""
+
+    @property
+    def size(self) -> int:
+        """Elements of the whole tensor."""
+        return math.prod(self.shape)
+
+    def local_size(self, tensor_parallel: int) -> int:
+        """Elements on one tensor-parallel rank; a dimension that doesn't divide is padded, as the engines do."""
+        if self.split is None:
+            return self.size
+        dimension = self.shape[self.split]
+        part = math.ceil(dimension * self.repeated / tensor_parallel)
+        return self.size // dimension * part
+
+
+FIRST, LAST = -1, -2
+
+
+def linear_layers(facts: ArchitectureConfig) -> tuple[Linear, ...]:
+    """The linear layers of one decoder block, in their order."""
+    hidden, inner = facts.hidden_size, facts.intermediate_size
+    query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
+    return (
+        Linear("q_proj", ATTENTION, query, hidden, COLUMN),
+        Linear("k_proj", ATTENTION, key, hidden, COLUMN),
+        Linear("v_proj", ATTENTION, key, hidden, COLUMN),
+        Linear("o_proj", ATTENTION, hidden, query, ROW),
+        Linear("gate_proj", MLP, inner, hidden, COLUMN),
+        Linear("up_proj", MLP, inner, hidden, COLUMN),
+        Linear("down_proj", MLP, hidden, inner, ROW),
+    )
+
+
+def kv_copies(facts: ArchitectureConfig, tensor_parallel: int) -> int:
+    """How often each KV head is stored when there are fewer of them than tensor-parallel ranks."""
+    return max(1, tensor_parallel // facts.kv_heads)
+
+
+def base_tensors(facts: ArchitectureConfig, tensor_parallel: int = 1) -> Iterator[Tensor]:
+    """The model's own parameters. A tied output head is the embedding and is given once."""
+    vocabulary = (facts.vocab_size, facts.hidden_size)
+    yield Tensor("model.embed_tokens.weight", vocabulary, FIRST, split=0)
+    for layer in range(facts.layers):
+        yield from _block(facts, layer, tensor_parallel)
+    yield Tensor("model.norm.weight", (facts.hidden_size,), LAST)
+    if not facts.tied_embeddings:
+        yield Tensor("lm_head.weight", vocabulary, LAST, split=0)
+
+
+def _block(facts: ArchitectureConfig, layer: int, tensor_parallel: int) -> Iterator[Tensor]:
+    prefix = f"model.layers.{layer}"
+    for linear in linear_layers(facts):
+        copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
+        split = 0 if linear.split == COLUMN else 1
+        yield Tensor(f"{prefix}.{linear.path}.weight", (linear.outputs, linear.inputs), layer, split, copies)
+    if facts.family == "qwen3":
+        for name in ("q_norm", "k_norm"):
+            yield Tensor(f"{prefix}.{ATTENTION}.{name}.weight", (facts.head_dim,), layer)
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        yield Tensor(f"{prefix}.{name}.weight", (facts.hidden_size,), layer)
+
+
+def adapted_layers(facts: ArchitectureConfig, lora: LoraConfig) -> list[Linear]:
+    """The linear layers of a block that get an adapter."""
+    return [linear for linear in linear_layers(facts) if linear.name in lora.target_modules]
+
+
+def adapter_tensors(facts: ArchitectureConfig, lora: LoraConfig, tensor_parallel: int = 1) -> Iterator[Tensor]:
+    """LoRA's A [r, inputs] and B [outputs, r], and DoRA's magnitude [outputs]. What the split cuts in the base layer
+    it cuts in the adapter; the other matrix is whole on every rank."""
+    for layer in range(facts.layers):
+        for linear in adapted_layers(facts, lora):
+            prefix = f"model.layers.{layer}.{linear.path}"
+            column = linear.split == COLUMN
+            copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
+            yield Tensor(f"{prefix}.lora_A", (lora.r, linear.inputs), layer, None if column else 1)
+            yield Tensor(f"{prefix}.lora_B", (linear.outputs, lora.r), layer, 0 if column else None, copies)
+            if lora.use_dora:
+                yield Tensor(f"{prefix}.magnitude", (linear.outputs,), layer, 0 if column else None, copies)
+
+
+def stage_of(tensor: Tensor, layers: int, pipeline_parallel: int) -> int:
+    """The pipeline stage that holds a tensor: layers in equal runs, embedding first, norm and head last."""
+    if tensor.layer == FIRST:
+        return 0
+    if tensor.layer == LAST:
+        return pipeline_parallel - 1
+    return tensor.layer // math.ceil(layers / pipeline_parallel)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Exact counts of distinct parameters, tied ones once."""
+
+    total: int
+    """of the model, without adapters"""
+    trainable: int
+    adapter: int
+    """of the adapter; 0 for full fine-tuning"""
+    matmul: int
+    """of the model, without an embedding that is only looked up"""
+    local: tuple[int, ...]
+    """model and adapter on a rank of each pipeline stage"""
+    trainable_local: tuple[int, ...]
+
+    @property
+    def fullest(self) -> int:
+        """The pipeline stage that trains and holds most."""
+        return max(range(len(self.local)), key=lambda stage: (self.trainable_local[stage], self.local[stage]))
+
+
+def count(config: Config, facts: ArchitectureConfig) -> Parameters:
+    """Count the parameters of a run."""
+    parallel = config.parallelism
+    base = list(base_tensors(facts, parallel.tensor_parallel))
+    adapter = (
+        list(adapter_tensors(facts, config.lora, parallel.tensor_parallel)) if config.method.name == "lora" else []
+    )
+    trained = adapter or base
+    total = sum(tensor.size for tensor in base)
+    return Parameters(
+        total=total,
+        trainable=sum(tensor.size for tensor in trained),
+        adapter=sum(tensor.size for tensor in adapter),
+        matmul=total - (0 if facts.tied_embeddings else facts.vocab_size * facts.hidden_size),
+        local=_local(base + adapter, facts, parallel, tied=facts.tied_embeddings),
+        trainable_local=_local(trained, facts, parallel, tied=facts.tied_embeddings and not adapter),
+    )
+
+
+def _local(
+    tensors: list[Tensor], facts: ArchitectureConfig, parallel: ParallelismConfig, tied: bool
+) -> tuple[int, ...]:
+    """Elements on a rank of each pipeline stage; a tied embedding lies on the first and on the last one."""
+    stages = [0] * parallel.pipeline_parallel
+    for tensor in tensors:
+        stages[stage_of(tensor, facts.layers, parallel.pipeline_parallel)] += tensor.local_size(
+            parallel.tensor_parallel
+        )
+    if tied and parallel.pipeline_parallel > 1:
+        stages[-1] += tensors[0].local_size(parallel.tensor_parallel)
+    return tuple(stages)

@@ -1,0 +1,223 @@
+"""`plan=true` and the check that every run gets: what a user sees before paying for anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launcher.paths import ROOT
+from tests.conftest import TINY
+from tests.launcher.conftest import single
+
+ON_TRN1 = ("accelerator=trn1_32xlarge", "training.precision=bf16", "dataset=dolly15k", "training=epochs3")
+
+
+@pytest.fixture
+def plan(launch):
+    """The plan of a command line as JSON."""
+
+    def run(*arguments: str) -> dict:
+        done = launch(*arguments, "plan=true", "plan.format=json")
+        assert done.stderr == ""
+        return json.loads(done.stdout)
+
+    return run
+
+
+def test_the_published_comparison_is_planned_as_it_was_measured(plan, cwd):
+    full, lora = plan("experiment=blog_fpft_vs_peft")
+    assert (full["method"], lora["method"]) == ("full", "lora")
+    assert full["samples_per_second"] == pytest.approx(8.33, rel=0.01)
+    assert lora["samples_per_second"] == pytest.approx(14.22, rel=0.01)
+    assert 1 - lora["train_seconds"] / full["train_seconds"] == pytest.approx(0.41, abs=0.01)
+    for found in (full, lora):
+        assert found["world_size"] == 32
+        assert found["accumulation_steps"] == 3
+        assert found["steps_per_epoch"] == -(-(15_011 - 256) // 12)
+        assert found["steps"] == 3 * found["steps_per_epoch"]
+        assert found["epoch"]["padding_fraction"] == pytest.approx(0.81, abs=0.01)
+        assert found["cost_usd"] is None
+        assert found["fits"]
+        assert "published" in found["duration"]["source"]
+    assert (full["parameters"]["trainable"], lora["parameters"]["trainable"]) == (8_030_261_248, 6_815_744)
+    assert not (cwd / "outputs").exists()
+
+
+def test_a_price_becomes_a_cost(plan):
+    price = (
+        "accelerator.price_usd_per_hour=20",
+        "accelerator.price_source=a bill",
+        "accelerator.price_date=2026-11-01",
+    )
+    found = plan("model=llama3_8b", *ON_TRN1, "parallelism=trn1_tp8_dp4", *price)
+    assert found["cost_usd"] == pytest.approx(20 * found["wall_seconds"] / 3600)
+    assert found["instance_hours"] == pytest.approx(found["wall_seconds"] / 3600)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fits", "largest"),
+    [
+        (("model=llama3_8b", "method=full", "parallelism=trn1_tp8_dp4"), True, None),
+        (("model=llama3_70b", "method=full", "parallelism=trn1_tp8_dp4"), False, "gradients"),
+        (("model=llama3_70b", "lora=r16_qv", "parallelism=trn1_tp8_dp4"), False, "weights"),
+        (("model=llama3_70b", "lora=r16_qv", "parallelism=trn1_tp8_pp4_dp4_4nodes"), True, None),
+        (("model=qwen3_32b", "lora=r16_qv", "parallelism=trn1_tp8_dp4"), True, None),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else str(value),
+)
+def test_large_models_fit_or_not_and_by_what(launch, arguments, fits, largest):
+    done = launch(
+        *arguments, *ON_TRN1, "training.global_batch_size=48", "training.gradient_checkpointing=true", "plan=true"
+    )
+    assert done.returncode == (0 if fits else 1), done.stderr
+    words = " ".join(done.stdout.replace("│", " ").split())
+    assert (f"mostly {largest}" in words) if largest else ("fits: " in words and "DOES NOT FIT" not in words)
+
+
+def test_zero_1_splits_the_optimizer_state_over_the_replicas(plan):
+    arguments = ("model=llama3_8b", "method=full", *ON_TRN1, "parallelism=trn1_tp8_dp4")
+    whole = plan(*arguments, "parallelism.zero_1=false")["memory_bytes"]
+    split = plan(*arguments)["memory_bytes"]
+    assert whole["optimizer"] == 4 * split["optimizer"]
+    assert whole["weights"] == split["weights"]
+
+
+def test_a_plan_needs_no_heavy_package_and_no_network(tmp_path):
+    code = (
+        "import sys; from launcher.app import main; code = main(sys.argv[1:]);"
+        "loaded = {'torch', 'transformers', 'mlflow', 'peft'} & set(sys.modules); assert not loaded, loaded;"
+        "raise SystemExit(code)"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "HF_HUB_CACHE": str(tmp_path),
+    }
+    arguments = ("model=llama3_8b", *ON_TRN1, "parallelism=trn1_tp8_dp4", "plan=true")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8,030,261,248" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_of_a_run_agrees_with_the_run(run_tiny, plan):
+    arguments = (*TINY, "tracking=none", "training.max_steps=null", "training.epochs=1", "training.warmup_steps=0")
+    run = run_tiny("run", *arguments[1:])
+    assert run.process.returncode == 0, run.process.stderr
+    found = plan(*arguments)
+    result, data = run.result, run.result["data"]
+    assert found["epoch"]["source"] == "measured on the data"
+    assert found["parameters"]["total"] == result["total_params"]
+    assert found["parameters"]["trainable"] == result["trainable_params"]
+    assert found["steps"] == result["steps"]
+    assert found["epoch"]["rows"] == data["train_rows"]
+    assert found["epoch"]["examples"] == data["train_examples"]
+    assert found["epoch"]["tokens"] == data["train_tokens"]
+    assert found["epoch"]["padding_fraction"] == pytest.approx(data["padding_fraction"])
+    assert found["epoch"]["trained"] == run.metrics("train")[-1]["trained_tokens"]
+    kept = json.loads((run.directory / "plan.json").read_text())
+    assert kept["parameters"] == found["parameters"]
+    assert kept["memory_bytes"] == found["memory_bytes"]
+
+
+def test_a_chat_prompt_is_measured_too(plan, run_tiny):
+    arguments = (*TINY, "tracking=none", "dataset.prompt=chat", "training.max_steps=3", "training.eval_every=null")
+    run = run_tiny("run", *arguments[1:])
+    assert plan(*arguments)["epoch"]["tokens"] == run.result["data"]["train_tokens"]
+
+
+def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(launch, cwd):
+    done = launch(*TINY, "accelerator.memory_gib=0.1")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "tiny_llama, lora: needs about 0." in line
+    assert "of 0.11 GB" in line
+    assert "plan.force=true" in line
+    assert list(cwd.iterdir()) == []
+
+
+def test_plan_force_starts_it_all_the_same(run_tiny):
+    run = run_tiny("run", "tracking=none", "accelerator.memory_gib=0.1", "plan.force=true", "training.max_steps=3")
+    assert run.process.returncode == 0, run.process.stderr
+    assert json.loads((run.directory / "plan.json").read_text())["fits"] is False
+
+
+def test_a_model_too_large_for_this_machine_is_refused(launch, cwd):
+    done = launch("model=llama3_70b", "method=full")
+    assert done.returncode == 2
+    assert "llama3_70b, full: needs about" in done.stderr
+    assert list(cwd.iterdir()) == []
+
+
+def test_training_on_neuron_is_refused_until_it_is_built(launch, cwd):
+    done = launch("experiment=blog_fpft_vs_peft")
+    assert done.returncode == 2
+    assert "not built yet; plan=true" in done.stderr
+    assert list(cwd.iterdir()) == []
+
+
+def test_data_that_was_not_fetched_is_estimated_or_named(plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRNTUNE_CACHE", str(tmp_path / "empty"))
+    known = plan("experiment=tiny", "dataset=dolly15k")
+    assert known["epoch"]["source"] == "estimated from dataset.rows and dataset.tokens_per_row"
+    unknown = plan("experiment=tiny")
+    assert unknown["epoch"] is None
+    assert unknown["steps"] == 6
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_large_data_set_is_measured_on_a_sample_of_it(plan, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"instruction": f"number {i}", "response": "x" * (i % 50 + 1)}) + "\n" for i in range(12000))
+    )
+    arguments = (
+        "experiment=tiny",
+        "dataset=jsonl",
+        f"dataset.path={rows}",
+        "dataset.max_samples=null",
+        "dataset.eval_samples=8",
+    )
+    found = plan(*arguments)["epoch"]
+    assert "5,008 of 12,000 rows" in found["source"]
+    letters = sum(len(f"### Instruction\nnumber {i}\n\n### Answer\n") + i % 50 + 1 + 1 for i in range(12000))
+    assert found["tokens"] == pytest.approx(letters * (12000 - 8) / 12000, rel=0.01)  # a byte is a token
+
+
+def test_single_checks_of_the_parallelism(cwd):
+    from launcher.checks import problems
+
+    for arguments, key, piece in [
+        (
+            ("parallelism=trn1_tp8_dp4", "training.global_batch_size=4"),
+            "parallelism.tensor_parallel",
+            "data parallelism alone",
+        ),
+        (
+            ("model=smollm2_135m", *ON_TRN1, "parallelism=trn1_tp8_dp4"),
+            "parallelism.tensor_parallel",
+            "allowed are 1, 3, 9",
+        ),
+        (
+            ("model=llama3_8b", *ON_TRN1, "parallelism=trn1_tp8_dp4", "parallelism.data_parallel=3"),
+            "parallelism.data_parallel",
+            "nearest is 4",
+        ),
+        (("model=llama3_8b", *ON_TRN1, "parallelism=trn1_tp32_dp1"), "lora.target_modules", "all three or none"),
+        (
+            ("model=llama3_8b", *ON_TRN1, "parallelism=trn1_tp8_dp4", "training.precision=fp32"),
+            "parallelism.zero_1",
+            "bf16",
+        ),
+        (("accelerator=cuda", "accelerator.engine=neuron"), "accelerator.engine", "needs torch"),
+    ]:
+        found = problems(single(*arguments).config)
+        assert [key] == list(dict.fromkeys(problem.key for problem in found if problem.key == key)), (arguments, found)
+        assert any(piece in str(problem) for problem in found), (arguments, list(map(str, found)))

@@ -1,0 +1,124 @@
+"""Counts of parameters: the plan's are those of the real modules, and add up over the ranks."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from launcher.helptext import choices
+from launcher.paths import CONF
+from launcher.plan.tensors import base_tensors, count
+from launcher.schema import ArchitectureConfig
+from tests.launcher.conftest import single
+from trainer.models.load import count_parameters, peft_config
+
+MODELS = [name for name in choices([CONF])["model"] if name != "local"]
+ADAPTERS = ["r16_qv", "r16_all_linear", "r64_all_linear", "dora", "rslora"]
+
+
+def config_of(*arguments):
+    return single(*arguments).config
+
+
+@functools.cache
+def meta_config(model: str):
+    """transformers' configuration with the facts of conf/model."""
+    facts = config_of(f"model={model}").model.architecture
+    return {"llama": LlamaConfig, "qwen3": Qwen3Config}[facts.family](
+        hidden_size=facts.hidden_size,
+        intermediate_size=facts.intermediate_size,
+        num_hidden_layers=facts.layers,
+        num_attention_heads=facts.heads,
+        num_key_value_heads=facts.kv_heads,
+        head_dim=facts.head_dim,
+        vocab_size=facts.vocab_size,
+        tie_word_embeddings=facts.tied_embeddings,
+    )
+
+
+def on_meta(model: str):
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(meta_config(model))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_shipped_model_has_the_tensors_of_transformers(model):
+    config = config_of(f"model={model}", "method=full")
+    real = on_meta(model)
+    counts = count(config, config.model.architecture)
+    assert counts.total == counts.trainable == sum(p.numel() for p in real.parameters())
+    assert config.model.parameters in (None, counts.total)
+    ours = {tensor.name: tensor.shape for tensor in base_tensors(config.model.architecture)}
+    assert ours == {name: tuple(p.shape) for name, p in real.named_parameters()}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("model", ["llama3_8b", "qwen3_0_6b", "smollm2_135m"])
+def test_adapters_have_the_parameters_of_peft(model, adapter):
+    config = config_of(f"model={model}", f"lora={adapter}")
+    with torch.device("meta"):
+        real = get_peft_model(on_meta(model), peft_config(config.lora), low_cpu_mem_usage=True)
+    counts = count(config, config.model.architecture)
+    assert (counts.total, counts.trainable) == count_parameters(real)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trainable"),
+    [
+        (["method=full"], 8_030_261_248),
+        (["lora=r16_qv"], 6_815_744),
+        (["lora=r16_all_linear"], 41_943_040),
+        (["lora=r64_all_linear"], 167_772_160),
+        (["lora=dora"], 6_979_584),
+    ],
+)
+def test_llama_3_8b_has_the_known_figures(arguments, trainable):
+    config = config_of("model=llama3_8b", *arguments)
+    assert count(config, config.model.architecture).trainable == trainable
+
+
+def on_trn1(model: str, *arguments: str):
+    return config_of(f"model={model}", "accelerator=trn1_32xlarge", "training.global_batch_size=48", *arguments)
+
+
+@pytest.mark.parametrize(("tensor", "copies"), [(8, 1), (32, 4)])
+def test_tensor_parallel_ranks_hold_a_share_of_each_matrix_and_all_of_each_norm(tensor, copies):
+    config = on_trn1("llama3_8b", "method=full", f"parallelism.tensor_parallel={tensor}")
+    norms = (2 * 32 + 1) * 4096
+    keys_and_values = 32 * 2 * 1024 * 4096
+    matrices = 8_030_261_248 - norms + (copies - 1) * keys_and_values  # a KV head lies on four ranks at tp 32
+    assert count(config, config.model.architecture).local == (matrices // tensor + norms,)
+
+
+def test_adapters_are_split_where_their_layer_is():
+    config = on_trn1("llama3_8b", "lora=r16_all_linear", "parallelism.tensor_parallel=8")
+    whole = 32 * 16 * (3 * 4096 + 2 * 4096 + 2 * 4096)  # A of q, k, v; A of gate, up; B of o, down
+    split = (
+        32 * 16 * ((4096 + 1024 + 1024) + 4096 + 2 * 14336 + 14336)
+    )  # B of q, k, v; A of o; B of gate, up; A of down
+    assert whole + split == 41_943_040
+    assert count(config, config.model.architecture).trainable_local == (whole + split // 8,)
+
+
+def test_pipeline_stages_hold_all_layers_once_with_the_ends_where_they_belong():
+    config = on_trn1("llama3_70b", "method=full", "parallelism.tensor_parallel=8", "parallelism.pipeline_parallel=4")
+    facts: ArchitectureConfig = config.model.architecture
+    first, second, third, last = count(config, facts).local
+    vocabulary = 128256 * 8192 // 8
+    assert first - second == vocabulary
+    assert second == third
+    assert last - second == vocabulary + 8192
+    norms = (2 * 80 + 1) * 8192
+    assert first + second + third + last == (70_553_706_496 - norms) // 8 + norms
+
+
+def test_a_tied_embedding_lies_on_both_ends_of_a_pipeline():
+    config = on_trn1("llama32_1b", "method=full", "parallelism.pipeline_parallel=2", "parallelism.data_parallel=16")
+    counts = count(config, config.model.architecture)
+    assert sum(counts.local) == counts.total + 128256 * 2048
+    assert math.isclose(counts.total, 1_235_814_400)

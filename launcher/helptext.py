@@ -23,7 +23,7 @@ EXAMPLES = (
     ("python launch.py method=lora lora.r=8 training.max_steps=40", "LoRA on a laptop CPU"),
     ("python launch.py -m method=lora,full seed=0,1", "four runs, then a comparison"),
     ("python launch.py dataset=jsonl dataset.path=rows.jsonl", "your own rows"),
-    ("python launch.py -m method=lora,full plan=true", "parameters, memory, time and cost of both, nothing started"),
+    ("python launch.py -m method=lora,full plan=true", "what both need and take; starts none"),
     ("python launch.py parallelism=ddp2 --cfg job", "show the configuration, run nothing"),
 )
 EXIT_CODES = (

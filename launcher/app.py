@@ -96,7 +96,7 @@ def show_plans(composition: Composition) -> int:
     plans, labels = [], []
     for run in composition.runs:
         refuse_problems(run.config, run.overrides, run.swept)
-        plans.append(build.make(run.config, build.facts_of(run.config)))
+        plans.append(build.make(run.config))
         labels.append(" ".join(run.swept) or run.config.method.name)
     show.print_plans(plans, labels)
     return 0 if all(plan.memory.fits or plan.config.plan.force for plan in plans) else 1

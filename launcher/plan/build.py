@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from launcher.plan import duration, memory, schedule
 from launcher.plan.duration import Duration
 from launcher.plan.jobs import Job, instances, jobs
 from launcher.plan.memory import Memory
+from launcher.plan.process import ask
 from launcher.plan.schedule import Epoch, Schedule
 from launcher.plan.tensors import Parameters, count
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
@@ -71,14 +73,26 @@ class Plan:
         return None if hours is None or price is None else hours * price
 
 
-def facts_of(config: Config) -> ArchitectureConfig:
-    """The architecture of the model. Raises UsageError for a family whose layers the plan doesn't know."""
-    if config.model.architecture is None:
-        raise UsageError(
-            f"model.path={config.model.path}: the plan knows Llama and Qwen3, and this is another family; "
-            "give model.architecture={...} of the nearest one, or run it without plan=true"
-        )
-    return config.model.architecture
+def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:
+    """The architecture and its exact counts: from the facts in the configuration, or from the modules of a local model
+    of another family, whose sizes then stand for a Llama's. Raises UsageError where neither is at hand."""
+    if config.model.architecture is not None:
+        return config.model.architecture, count(config, config.model.architecture)
+    if config.model.path is None:
+        raise UsageError("model.architecture=null: the plan needs it; give model.architecture={...}, or a local model")
+    lora = asdict(config.lora) if config.method.name == "lora" else None
+    found = ask("trainer.models.meta", json.dumps({"path": config.model.path, "lora": lora}))
+    if found is None or "error" in found:
+        reason = found["error"] if found else "transformers can't build it"
+        raise UsageError(f"model.path={config.model.path}: no plan: {reason}")
+    return ArchitectureConfig(**found["facts"]), Parameters(
+        total=found["total"],
+        trainable=found["trainable"],
+        adapter=found["trainable"] if lora else 0,
+        matmul=found["matmul"],
+        local=(found["total"] + (found["trainable"] if lora else 0),),
+        trainable_local=(found["trainable"],),
+    )
 
 
 def refuse_what_cannot_run(config: Config) -> None:
@@ -104,22 +118,33 @@ def preflight_json(config: Config) -> dict[str, Any] | None:
     return None if facts is None else to_json(preflight(config, facts))
 
 
-def make(config: Config, facts: ArchitectureConfig) -> Plan:
+def make(config: Config) -> Plan:
     """Everything, with the data measured if it is at hand and the machine probed if it is the one that trains."""
-    plan = preflight(config, facts)
+    facts, parameters = known(config)
     data = schedule.epoch(config)
-    found = None if data is None else duration.estimate(config, facts, plan.parameters, data)
-    return Plan(config, plan.parameters, plan.memory, data, schedule.schedule(config, data), found, plan.jobs)
+    return Plan(
+        config,
+        parameters,
+        memory.estimate(config, facts, parameters, machine_bytes()),
+        data,
+        schedule.schedule(config, data),
+        None if data is None else duration.estimate(config, facts, parameters, data),
+        tuple(jobs(config)),
+    )
 
 
 def preflight(config: Config, facts: ArchitectureConfig) -> Plan:
     """What follows from the configuration alone, in milliseconds: parameters, memory and jobs."""
+    parameters = count(config, facts)
+    needed = memory.estimate(config, facts, parameters, machine_bytes())
+    return Plan(config, parameters, needed, None, schedule.schedule(config, None), None, tuple(jobs(config)))
+
+
+def machine_bytes() -> int:
+    """Memory of this machine."""
     import psutil
 
-    parameters = count(config, facts)
-    needed = memory.estimate(config, facts, parameters, psutil.virtual_memory().total)
-    nothing = schedule.schedule(config, None)
-    return Plan(config, parameters, needed, None, nothing, None, tuple(jobs(config)))
+    return psutil.virtual_memory().total
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

@@ -10,20 +10,14 @@ are the accelerator's, or for this machine's CPU or GPU what trainer.probe measu
 
 from __future__ import annotations
 
-import functools
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 
-from launcher.paths import ROOT
 from launcher.plan.activations import kept_by_layer
+from launcher.plan.process import ask
 from launcher.plan.schedule import Epoch
 from launcher.plan.tensors import Parameters, linear_layers
 from launcher.schema import ArchitectureConfig, CalibrationConfig, Config, accumulation_steps, world_size
-
-PROBE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ def probed(config: Config, facts: ArchitectureConfig) -> Rates | None:
     tokens = config.training.micro_batch_size * config.training.max_length
     accelerator = config.accelerator
     request = {"shapes": shapes, "tokens": tokens, "device": accelerator.device, "precision": config.training.precision}
-    found = run_probe(json.dumps(request))
+    found = ask("trainer.probe", json.dumps(request))
     if found is None:
         return None
     # Replicas on a CPU share the machine that the probe had for itself; on GPUs each has its own.
@@ -90,21 +84,6 @@ def probed(config: Config, facts: ArchitectureConfig) -> Rates | None:
     flops, bandwidth = found["flops_per_second"], found["bytes_per_second"]
     source = f"measured now: {flops / 1e9:.0f} GFLOP/s in this model's matrix products, {bandwidth / 1e9:.1f} GB/s"
     return Rates(flops * devices, bandwidth * devices, source)
-
-
-@functools.cache
-def run_probe(request: str) -> dict[str, float] | None:
-    """What trainer.probe prints for ``request``, or None where it fails; once for all runs of a sweep that ask it."""
-    command = [sys.executable, "-m", "trainer.probe", request]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=True, env=environment
-        )
-    except subprocess.SubprocessError:
-        return None
-    rates: dict[str, float] = json.loads(done.stdout)
-    return rates
 
 
 def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data: Epoch) -> Work:

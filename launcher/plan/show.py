@@ -55,6 +55,8 @@ def footnotes(plans: list[Plan]) -> list[str]:
     """Where the figures come from, each said once."""
     notes = []
     for plan in plans:
+        if plan.config.model.architecture is None:
+            notes.append("parameters: of the model's own modules; memory and time are those of a Llama of its sizes")
         if plan.epoch is not None:
             notes.append(f"data: {plan.epoch.source}")
         if plan.duration is not None:

@@ -63,7 +63,7 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     if config.method.name == "full":
         return model
     lora = config.lora
-    _check_targets(model, lora.target_modules)
+    check_targets(model, lora.target_modules)
     torch.manual_seed(config.seed)
     adapter = peft_config(lora)
     adapter.base_model_name_or_path = config.model.hub_id or str(model.name_or_path)
@@ -92,8 +92,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return base, trainable
 
 
-def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """peft takes targets that match nothing in silence as long as one matches."""
+def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Raise TrntuneError for a target without a layer: peft takes it in silence as long as another one matches."""
     head = model.get_output_embeddings()
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
     leaves = sorted({name.rpartition(".")[2] for name in linear})

@@ -133,6 +133,19 @@ def test_a_chat_prompt_is_measured_too(plan, run_tiny):
     assert plan(*arguments)["epoch"]["tokens"] == run.result["data"]["train_tokens"]
 
 
+def test_a_local_model_of_another_family_is_counted_by_its_own_modules(plan, launch, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    real = GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=300, n_positions=512))
+    real.config.save_pretrained(tmp_path / "gpt2")
+    arguments = ("model=local", f"model.path={tmp_path}/gpt2", "training.max_length=256")
+    counts = plan(*arguments, "method=full")["parameters"]
+    assert counts["total"] == counts["trainable"] == sum(p.numel() for p in real.parameters())
+    refused = launch(*arguments, "method=lora", "plan=true")
+    assert refused.returncode == 2
+    assert "no linear layer 'q_proj'" in refused.stderr
+
+
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(launch, cwd):
     done = launch(*TINY, "accelerator.memory_gib=0.1")
     assert done.returncode == 2

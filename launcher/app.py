@@ -18,6 +18,7 @@ from launcher.secrets import redact
 
 if TYPE_CHECKING:
     from launcher.compose import Composed, Composition
+    from launcher.parent import Parent
     from launcher.rundir import RunDir
     from launcher.schema import Config
 
@@ -132,7 +133,9 @@ def run_single(run: Composed, run_stages: RunStages) -> int:
     return code
 
 
-def start(run: Composed, directory: Path, fixed_name: bool, run_stages: RunStages) -> tuple[Path, int]:
+def start(
+    run: Composed, directory: Path, fixed_name: bool, run_stages: RunStages, sweep: dict[str, str | None] | None = None
+) -> tuple[Path, int]:
     """Make the run directory, write what is known, and run the stages. Returns the directory and the exit code."""
     from launcher.directories import create
     from launcher.plan.build import preflight_json
@@ -141,32 +144,39 @@ def start(run: Composed, directory: Path, fixed_name: bool, run_stages: RunStage
 
     path = create(directory, fixed_name)
     Path(run.config.output_dir).expanduser().mkdir(parents=True, exist_ok=True)  # holds the default MLflow file
-    write_records(RunDir(path), run.config, run.hydra, run.overrides)
+    write_records(RunDir(path), run.config, run.hydra, run.overrides, sweep)
     write_json(RunDir(path).plan, preflight_json(run.config))
     return path, run_stages(run.config, RunDir(path))
 
 
 def run_sweep(composition: Composition, run_stages: RunStages) -> int:
     """Run the configurations one after another; a failed one stops none of the others, an interrupted one all."""
+    from launcher import parent as parents
     from launcher.compose import label
     from launcher.directories import create
     from launcher.paths import shown
 
     assert composition.sweep_dir is not None
     base = create(composition.sweep_dir, composition.fixed_name)
+    parent = parents.start([run.config for run in composition.runs], [run.swept for run in composition.runs], base)
     finished: list[Finished] = []
     for number, run in enumerate(composition.runs):
         directory = base / run.directory.name
         print(f"{label(number, len(composition.runs), run.swept)} -> {shown(directory)}", flush=True)
-        code = start(run, directory, True, run_stages)[1]
+        nested = parent.run_id if parent and parent.holds(run.config.tracking) else None
+        sweep = {"directory": str(base), "mlflow_parent_run_id": nested}
+        code = start(run, directory, True, run_stages, sweep)[1]
         finished.append(Finished(directory, run.overrides, code))
-        write_sweep(base, finished)
+        write_sweep(base, finished, parent)
         if code == INTERRUPTED:
             break
-    return report_sweep(finished, len(composition.runs))
+    code = report_sweep(finished, len(composition.runs))
+    if parent:
+        parents.finish(parent, {0: "FINISHED", INTERRUPTED: "KILLED"}.get(code, "FAILED"), base)
+    return code
 
 
-def write_sweep(base: Path, finished: list[Finished]) -> None:
+def write_sweep(base: Path, finished: list[Finished], parent: Parent | None) -> None:
     """Write sweep.json after every run, so that a sweep that was killed is still readable."""
     from launcher.rundir import write_json
 
@@ -174,7 +184,7 @@ def write_sweep(base: Path, finished: list[Finished]) -> None:
         {"directory": run.directory.name, "overrides": list(run.overrides), "exit_code": run.exit_code}
         for run in finished
     ]
-    write_json(base / "sweep.json", {"runs": runs})
+    write_json(base / "sweep.json", {"runs": runs, "mlflow": parent.to_json() if parent else None})
 
 
 def report_sweep(finished: list[Finished], total: int) -> int:

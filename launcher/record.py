@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -56,10 +56,12 @@ def software() -> dict[str, Any]:
     }
 
 
-def write_records(run_dir: RunDir, config: Config, hydra: DictConfig, overrides: Sequence[str]) -> None:
-    """Write .hydra/ and job.json into a new run directory."""
+def write_records(
+    run_dir: RunDir, config: Config, hydra: DictConfig, overrides: Sequence[str], sweep: Mapping[str, Any] | None = None
+) -> None:
+    """Write .hydra/ and job.json into a new run directory; ``sweep`` says which sweep it belongs to."""
     write_atomic(run_dir.hydra / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     write_atomic(run_dir.hydra / "hydra.yaml", OmegaConf.to_yaml(hydra))
     write_atomic(run_dir.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    write_json(run_dir.job, {**software(), "overrides": list(overrides), "started_at": started})
+    write_json(run_dir.job, {**software(), "overrides": list(overrides), "started_at": started, "sweep": sweep})

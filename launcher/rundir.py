@@ -96,6 +96,11 @@ class RunDir:
             return None
         return result
 
+    def read_job(self) -> dict[str, Any]:
+        """Who ran what: job.json."""
+        job: dict[str, Any] = json.loads(self.job.read_text(encoding="utf-8"))
+        return job
+
     def load_config(self) -> Config:
         """The typed configuration of this run."""
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(self.config_file)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import queue
 import sys
 import threading
@@ -12,18 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from launcher.rundir import RunDir
 from launcher.schema import Config, TrackingConfig
+from trainer.mlflow_store import KIND, PARENT, connect, public_uri, set_environment
 
-# MLflow would retry an unreachable server for minutes; and neither it nor the Hub reports use from here.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 _MOST_PARAM_CHARACTERS = 500
 _MOST_PARAMS = 100  # of one request, by MLflow's limit
 _CLOSE_SECONDS = 60.0
@@ -40,18 +31,6 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def public_uri(uri: str) -> str:
-    """``uri`` without a user name and password."""
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The database file of an sqlite URI, else None."""
-    prefix = "sqlite:///"
-    return Path(uri[len(prefix) :]) if uri.startswith(prefix) else None
-
-
 class Tracker:
     """Logs one run to MLflow from a thread of its own. Made on rank 0 only.
 
@@ -59,9 +38,10 @@ class Tracker:
     thread has made the run.
     """
 
-    def __init__(self, config: TrackingConfig, run_name: str) -> None:
+    def __init__(self, config: TrackingConfig, run_name: str, parent_run_id: str | None = None) -> None:
         self.config = config
         self.run_name = run_name
+        self.tags = {KIND: "run", **({PARENT: parent_run_id} if parent_run_id else {})}
         self.run_id: str | None = None
         self.failure: str | None = None if config.enabled else "tracking.enabled=false"
         self._closed = False
@@ -70,8 +50,7 @@ class Tracker:
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         if config.enabled:
-            for name, value in _ENVIRONMENT.items():
-                os.environ.setdefault(name, value)
+            set_environment()
             self._thread.start()
             self._calls.put(self._start)
 
@@ -104,7 +83,10 @@ class Tracker:
     def log_result(self, run_dir: RunDir, result: dict[str, Any]) -> None:
         """The result's numbers and the run's own files."""
         numbers = {key: value for key, value in result.items() if isinstance(value, (int, float))}
+        # At the last step, and later than its own line: what MLflow's pages show and compare are these values.
         self.log_metrics(numbers, result["steps"])
+        self._send(lambda: self._client.log_dict(self.run_id, result, "train.json"))
+        self._send(lambda: self._client.set_tag(self.run_id, "trntune.status", result["status"]))
         for file in (run_dir.metrics, run_dir.samples):
             if file.exists():
                 self.log_file(file)
@@ -151,32 +133,10 @@ class Tracker:
 
     def _start(self) -> None:
         # Importing MLflow takes seconds and creating a database takes more: both happen beside the model's loading.
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        from mlflow import MlflowClient
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        database = sqlite_file(self.config.uri)
-        if database is not None:
-            database.parent.mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(tracking_uri=self.config.uri)
-        experiment = self._experiment(None if database is None else database.absolute().parent / "mlartifacts")
-        self.run_id = self._client.create_run(experiment, run_name=self.run_name).info.run_id
+        self._client, experiment = connect(self.config)
+        self.run_id = self._client.create_run(experiment, run_name=self.run_name, tags=self.tags).info.run_id
         if self.config.system_metrics:
             self._start_monitor()
-
-    def _experiment(self, artifacts: Path | None) -> str:
-        """The experiment's id; it is created when missing, and another run may do so at the same moment."""
-        found = self._client.get_experiment_by_name(self.config.experiment)
-        if found is None:
-            try:
-                location = None if artifacts is None else artifacts.as_uri()
-                return self._client.create_experiment(self.config.experiment, artifact_location=location)
-            except Exception:
-                found = self._client.get_experiment_by_name(self.config.experiment)
-                if found is None:
-                    raise
-        return found.experiment_id
 
     def _start_monitor(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

@@ -55,7 +55,8 @@ class TrainRun:
         self.stopwatch, self.stop = stopwatch, stop
         self.writes = engine.rank == 0
         run_name = config.tracking.run_name or run_dir.path.name
-        self.tracker = Tracker(config.tracking, run_name) if self.writes else None
+        parent = (run_dir.read_job().get("sweep") or {}).get("mlflow_parent_run_id")
+        self.tracker = Tracker(config.tracking, run_name, parent) if self.writes else None
         if self.tracker is not None:
             self.tracker.log_config(run_dir, config)
 

@@ -12,9 +12,9 @@ from launcher.plan import duration, memory, schedule
 from launcher.plan.duration import Duration
 from launcher.plan.jobs import Job, instances, jobs
 from launcher.plan.memory import Memory
-from launcher.plan.process import ask
 from launcher.plan.schedule import Epoch, Schedule
 from launcher.plan.tensors import Parameters, count
+from launcher.process import ask
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
 
 

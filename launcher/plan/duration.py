@@ -14,9 +14,9 @@ import json
 from dataclasses import dataclass
 
 from launcher.plan.activations import kept_by_layer
-from launcher.plan.process import ask
 from launcher.plan.schedule import Epoch
 from launcher.plan.tensors import Parameters, linear_layers
+from launcher.process import ask
 from launcher.schema import ArchitectureConfig, CalibrationConfig, Config, accumulation_steps, world_size
 
 

@@ -1,0 +1,41 @@
+"""Questions that need heavy packages are asked of a process of its own: the launcher itself stays free of them."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from launcher.paths import ROOT
+
+SECONDS = 120
+
+
+def run_module(module: str, request: str, stderr: int | None = subprocess.DEVNULL) -> dict[str, Any] | None:
+    """What `python -m module request` prints as JSON, or None where it fails. ``stderr`` None is the launcher's own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", module, request]
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is the launcher's: it ends this process itself, without a traceback
+        )
+    except subprocess.SubprocessError:
+        return None
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@functools.cache
+def ask(module: str, request: str) -> dict[str, Any] | None:
+    """run_module, once for all runs of a sweep that ask the same."""
+    return run_module(module, request)

@@ -19,6 +19,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -45,8 +46,11 @@ def connect(config: TrackingConfig) -> tuple[Any, str]:
     """A client of the store, and the id of the experiment. Importing MLflow takes seconds, making a database more."""
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    import mlflow
     from mlflow import MlflowClient
 
+    # The plugin for ARNs reads the global address, not the client's.
+    mlflow.set_tracking_uri(config.uri)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     database = sqlite_file(config.uri)
     if database is not None:

@@ -45,6 +45,9 @@ PAIRS = [
     (["tracking.uri=ftp://host"], "tracking.uri", "no such kind"),
     (["tracking.uri=sqlite://file.db"], "tracking.uri", "sqlite:///"),
     (["tracking.uri=''"], "tracking.uri", "needs an address"),
+    (["tracking.uri=arn:aws:sagemaker:us-west-2:1234:mlflow-app/a"], "tracking.uri", "12 digits"),
+    (["tracking.uri=arn:aws:s3:us-west-2:123456789012:bucket/a"], "tracking.uri", "not the ARN of managed MLflow"),
+    (["tracking.uri=arn:aws:sagemaker:us-west-2:123456789012:domain/a"], "tracking.uri", "mlflow-app/NAME"),
     (["tracking.uri=https://a:b@host"], "tracking.uri", "MLFLOW_TRACKING_USERNAME"),
     (["output_dir=/dev/null"], "output_dir", "is a file"),
 ]
@@ -59,7 +62,19 @@ def test_a_pair_that_cannot_work_is_one_problem(arguments, key, piece, cwd):
 
 
 @pytest.mark.parametrize(
-    "uri", ["sqlite:///x.db", "http://h:5000", "https://h", "file:/tmp/x", "databricks", "./mlruns"]
+    "uri",
+    [
+        "sqlite:///x.db",
+        "http://h:5000",
+        "https://h",
+        "file:/tmp/x",
+        "databricks",
+        "./mlruns",
+        "postgresql://h/db",
+        "mysql+pymysql://h/db",
+        "arn:aws:sagemaker:us-west-2:123456789012:mlflow-tracking-server/mine",
+        "arn:aws-us-gov:sagemaker:us-gov-west-1:123456789012:mlflow-app/app-1",
+    ],
 )
 def test_addresses_that_mlflow_knows(uri, cwd):
     assert problems(single(f"tracking.uri={uri}").config) == []
@@ -74,6 +89,7 @@ def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
     needs = {
         "model=local": ["model.path=" + str(local_model(tmp_path))],
         "dataset=jsonl": [f"dataset.path={tmp_path}/rows.jsonl"],
+        "tracking=sagemaker": ["tracking.uri=arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1"],
     }
     arguments = [choice, *needs.get(choice, [])]
     if choice.startswith("parallelism=trn"):
@@ -122,3 +138,10 @@ def test_heads_must_share_key_value_heads_evenly(cwd, tmp_path):
 def test_a_directory_without_a_model_is_refused(cwd, tmp_path):
     with pytest.raises(UsageError, match=r"config\.json"):
         problems(single("model=local", f"model.path={tmp_path}").config)
+
+
+def test_managed_mlflow_needs_its_plugin(cwd, monkeypatch):
+    monkeypatch.setattr("launcher.checks.installed", lambda package: None)
+    arn = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1"
+    (problem,) = problems(single("tracking=sagemaker", f"tracking.uri={arn}").config)
+    assert 'pip install "trntune[sagemaker]"' in str(problem)

@@ -37,20 +37,26 @@ def is_sweep(path: Path) -> bool:
 
 
 def run_directories(path: Path) -> list[tuple[Path, int | None]]:
-    """Run directories of a run, a sweep or a directory of runs, with the exit code where a sweep has noted it."""
+    """Run directories of a run, a sweep or a directory of either, with the exit code where a sweep has noted it."""
     if not path.is_dir():
         raise UsageError(f"{shown(path)}: no such directory; give a run or a sweep that launch.py has made")
     if is_run(path):
         return [(path, None)]
-    noted = _noted(path) if is_sweep(path) else {}
-    # A sweep that was killed has runs that its sweep.json doesn't know yet.
-    there = [child.name for child in path.iterdir() if is_run(child)]
-    names = [*noted, *sorted(set(there) - set(noted), key=_run_order)]
-    if not names:
+    if not is_sweep(path) and (sweeps := sorted(child for child in path.iterdir() if is_sweep(child))):
+        return [*_runs_in(path), *(found for sweep in sweeps for found in _runs_in(sweep))]
+    if not (found := _runs_in(path)):
         raise UsageError(
             f"{shown(path)}: neither a run nor a sweep (no .hydra, no {SWEEP}, no runs in it); "
             "give a directory that launch.py has made"
         )
+    return found
+
+
+def _runs_in(path: Path) -> list[tuple[Path, int | None]]:
+    noted = _noted(path) if is_sweep(path) else {}
+    # A sweep that was killed has runs that its sweep.json doesn't know yet.
+    there = [child.name for child in path.iterdir() if is_run(child)]
+    names = [*noted, *sorted(set(there) - set(noted), key=_run_order)]
     return [(path / name, noted.get(name)) for name in names]
 
 

@@ -77,7 +77,8 @@ def _no_repeats(group: Group) -> str | None:
     single = [variant.label for variant in group.variants if len(variant.runs) == 1]
     if not single or len(group.variants) < 2:
         return None
-    return f"do not quote these ratios: no repeats of {' and '.join(single)}; run it with seed=0,1,2"
+    which = "any variant" if len(single) == len(group.variants) else "; ".join(single)
+    return f"do not quote these ratios: there are no repeats of {which} (seed=0,1,2 makes three)"
 
 
 def _other_steps(group: Group) -> str | None:

@@ -130,7 +130,7 @@ def _time(group: GroupReport) -> Sketch | None:
                 range(len(rows)), widths, left=left, height=0.6, label=PARTS[key], color=colour, edgecolor="white"
             )
             left = [start + width for start, width in zip(left, widths, strict=True)]
-        _horizontal(axes, [_short(label) for label, _ in rows], unit)
+        _horizontal(axes, [_short(label) for label, _ in rows], f"wall time, {unit}")
         axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.42 / _height(len(rows)) - 0.12), ncol=len(present),
                     columnspacing=1.0, handlelength=1.0, handletextpad=0.4)  # fmt: skip
 

@@ -156,7 +156,7 @@ def swept_keys(parts: Sequence[tuple[dict[str, Any], list[Run]]]) -> list[str]:
         # Each method has its own default, which is part of the choice; a rate that someone gave is not.
         given = any(run.config["method"].get("learning_rate") != each.get(rate) for each, (run, *_) in parts)
         found += [rate] if given else []
-    return found
+    return sorted(found, key=lambda key: (not key.startswith("method."), not key.startswith("lora.")))
 
 
 def _varies(key: str, settings: Sequence[Mapping[str, Any]], follows: bool = True) -> bool:

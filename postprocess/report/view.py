@@ -152,12 +152,11 @@ def _time_scale(largest: float) -> Scale:
 
 
 def _writer(divisor: float, decimals: int) -> Callable[[float], str]:
-    """Writes a number; one that would show as zero keeps two significant digits."""
+    """Writes a number; one too small for its decimals has two significant digits, not 0.00."""
 
     def write(number: float) -> str:
         scaled = number / divisor
-        text = f"{scaled:,.{decimals}f}"
-        return f"{scaled:.2g}" if scaled and not text.strip("-0.") else text
+        return f"{scaled:.2g}" if 0 < abs(scaled) < 10**-decimals else f"{scaled:,.{decimals}f}"
 
     return write
 

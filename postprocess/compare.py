@@ -57,9 +57,7 @@ def report_sweep_directory(sweep_dir: Path) -> None:
     """Print the report of a sweep that has ended, and write it below the sweep. A failure is a warning."""
     try:
         report = analyse(collect([sweep_dir]))
-        _print(report)
-        if report.groups:
-            _write(report, sweep_dir / "report")
+        _publish(report, sweep_dir / "report")
     except TrntuneError as error:  # the runs themselves are done and whole
         print(f"warning: no report: {error}", file=sys.stderr)
 
@@ -113,11 +111,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
         check_output(output)
     report = analyse(_collector(arguments)())
-    _print(report)
+    _publish(report, output)
     if not report.groups:
         raise TrntuneError("no finished run to compare: finish a run first, or give other directories")
-    if output is not None:
-        _write(report, output)
     return 0
 
 
@@ -139,17 +135,22 @@ def _collector(arguments: argparse.Namespace) -> Callable[[], Collection]:
     return lambda: collect_experiment(arguments.mlflow, tracking_uri(arguments.tracking_uri))
 
 
-def _print(report: Report) -> None:
-    print_report(Console(highlight=False), report)
-
-
-def _write(report: Report, directory: Path) -> None:
-    from postprocess.report.files import HTML, write_report
-
-    files = write_report(report, directory)
-    names = ", ".join(file.name for file in files if file.name != HTML)
+def _publish(report: Report, directory: Path | None) -> None:
+    """Write the report into ``directory``, if there is one and anything to compare, and print it."""
     console = Console(highlight=False)
-    console.print(escape(f"\nreport  {shown(directory / HTML)} (beside it: {names})"), soft_wrap=True)
+    try:
+        files = [] if directory is None or not report.groups else _write(report, directory)
+    finally:  # a full disk doesn't cost the sight of the numbers, and `| head` doesn't cost the files
+        print_report(console, report)
+    if files:
+        names = ", ".join(file.name for file in files[1:])
+        console.print(escape(f"\nreport  {shown(files[0])} (beside it: {names})"), soft_wrap=True)
+
+
+def _write(report: Report, directory: Path) -> list[Path]:
+    from postprocess.report.files import write_report  # matplotlib takes a second to import
+
+    return write_report(report, directory)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from launcher.secrets import redact
 from postprocess.report import published
 from postprocess.report.analysis import GroupReport, Report, VariantReport
 from postprocess.report.metrics import EQUAL_COST, EQUAL_STEPS, value
@@ -19,7 +20,7 @@ _FIRST_COLUMNS = ("run", "excluded", "group", "variant", "base", "seed", EQUAL_S
 
 
 def to_json(report: Report) -> str:
-    """The whole report. NaN and infinity, which JSON doesn't have, are null."""
+    """The whole report."""
     content = {
         "format": FORMAT,
         "groups": [_group(group) for group in report.groups],
@@ -27,7 +28,7 @@ def to_json(report: Report) -> str:
         "notes": list(report.notes),
         "published": published.as_data(),
     }
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(_clean(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_csv(report: Report) -> str:
@@ -63,8 +64,8 @@ def _line(group: GroupReport, variant: VariantReport, run: Run) -> dict[str, Any
 
 
 def _cell(each: Any) -> Any:
-    """Lists as JSON; numbers that are none as empty."""
-    found = _finite(each)
+    """Lists and truth values as in JSON; what is null there is empty."""
+    found = _clean(each)
     return json.dumps(found, ensure_ascii=False) if isinstance(found, (list, bool)) else found
 
 
@@ -109,10 +110,12 @@ def _run(run: Run) -> dict[str, Any]:
     return {"run": run.name, "seed": run.seed, "train": run.train, "evaluations": evaluations}
 
 
-def _finite(found: Any) -> Any:
-    """The same with null for every number that JSON doesn't have."""
+def _clean(found: Any) -> Any:
+    """The same for a file that may be passed on: null for numbers that JSON doesn't have, no tokens, no passwords."""
     if isinstance(found, dict):
-        return {str(key): _finite(each) for key, each in found.items()}
+        return {str(key): _clean(each) for key, each in found.items()}
     if isinstance(found, (list, tuple)):
-        return [_finite(each) for each in found]
+        return [_clean(each) for each in found]
+    if isinstance(found, str):
+        return redact(found)
     return None if isinstance(found, float) and not is_number(found) else found

@@ -12,8 +12,6 @@ from postprocess.report.data import to_csv, to_json
 from postprocess.report.html import to_html
 from postprocess.report.markdown import to_markdown
 
-HTML = "report.html"
-
 
 def check_output(directory: Path) -> None:
     """Raise UsageError when ``directory`` can't be one: told before runs are read."""
@@ -23,11 +21,14 @@ def check_output(directory: Path) -> None:
 
 
 def write_report(report: Report, directory: Path) -> list[Path]:
-    """Write all formats into ``directory`` and return the files. Raises TrntuneError when they can't be written."""
+    """Write all formats into ``directory`` and return the files, the page first.
+
+    Raises TrntuneError when they can't be written.
+    """
     # All are made before the first is written: a report that cannot be made leaves the former one whole.
     texts = {
+        "report.html": to_html(report),
         "report.md": to_markdown(report),
-        HTML: to_html(report),
         "runs.csv": to_csv(report),
         "report.json": to_json(report),
     }

@@ -100,7 +100,7 @@ def _bars(group: GroupReport, title: str, key: str, unit: str, divisor: float) -
             )
         for bar, (median, _, high) in zip(bars, numbers, strict=True):
             axes.annotate(
-                f"{median:,.3g}" if median < 1000 else f"{median:,.0f}",
+                f"{median:#.3g}" if median < 1000 else f"{median:,.0f}",
                 (max(median, high), bar.get_y() + bar.get_height() / 2),
                 xytext=(5, 0), textcoords="offset points", va="center",
             )  # fmt: skip

@@ -156,9 +156,9 @@ def _evaluations(text: str) -> tuple[Evaluation, ...]:
 
 
 def _evaluation(record: dict[str, Any], where: str) -> Evaluation:
-    try:
-        return Evaluation(
-            record["step"], record["eval_loss"], record["tokens"], record["trained_tokens"], record["train_seconds"]
-        )
-    except KeyError as error:
-        raise _Unreadable(f"{where} has no {error.args[0]}: it is from an older version; run it again") from error
+    for key in ("step", "tokens", "trained_tokens", "train_seconds"):
+        if not is_number(record.get(key)):
+            raise _Unreadable(f"{where} has no {key}: it is damaged, or from an older version; run it again")
+    return Evaluation(
+        record["step"], record["eval_loss"], record["tokens"], record["trained_tokens"], record["train_seconds"]
+    )

@@ -15,7 +15,7 @@ from postprocess.report.analysis import GroupReport, Report
 from postprocess.report.view import Block, Cell
 
 # Leaves room in 80 columns for a base, a variant and a ratio with their ranges.
-_LABEL_WIDTH = 22
+_LABEL_WIDTH = 20
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -50,6 +50,7 @@ def _print_group(console: Console, group: GroupReport) -> None:
     for block in view.blocks(group):
         for table in tables(block, console.width):
             console.print(table)
+            console.print()
     for note in group.notes:
         console.print(f"note: {escape(note)}", soft_wrap=True)
     for label, repeats, names in view.labels(group):

@@ -14,7 +14,7 @@ import pytest
 
 from launcher.paths import ROOT
 from postprocess import compare
-from tests.postprocess.conftest import edit, variants, written
+from tests.postprocess.conftest import edit, report, variants, written
 
 FILES = {"report.md", "report.html", "runs.csv", "report.json"}
 
@@ -128,6 +128,16 @@ def test_runs_that_cannot_be_compared_are_named_with_the_reason(make, capsys):
         assert reason in line
         assert not any(character.isdigit() for character in line.partition(reason)[2].lstrip("."))
     assert sum(len(variant["runs"]) for variant in found["groups"][0]["variants"]) == 1
+
+
+def test_evaluations_of_an_older_version_are_not_guessed_at(make):
+    run = make("run")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        del line["train_seconds"]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    [excluded] = report(run, make("other"))["excluded"]
+    assert excluded["reason"].startswith("metrics.jsonl:1 has no train_seconds")
 
 
 def test_a_run_whose_later_stage_failed_is_compared_and_the_report_says_so(make, capsys):

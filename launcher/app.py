@@ -190,7 +190,7 @@ def write_sweep(base: Path, finished: list[Finished], parent: Parent | None) -> 
 def report_sweep(finished: list[Finished], total: int) -> int:
     """Print the comparison and the failed runs. Returns the sweep's exit code."""
     if any(has_trained(run.directory) for run in finished):
-        importlib.import_module("postprocess.compare").print_sweep([run.directory for run in finished])
+        importlib.import_module("postprocess.compare").report_sweep_directory(finished[0].directory.parent)
     failed = [run for run in finished if run.exit_code not in (0, INTERRUPTED)]
     if failed:
         names = ", ".join(f"{run.directory.name} (exit code {run.exit_code})" for run in failed)

@@ -15,7 +15,10 @@ SECONDS = 120
 
 
 def run_module(module: str, request: str, stderr: int | None = subprocess.DEVNULL) -> dict[str, Any] | None:
-    """What `python -m module request` prints as JSON in its last line, or None where it fails. ``stderr`` None is the launcher's own."""
+    """What `python -m module request` prints as JSON in its last line, or None where it fails.
+
+    ``stderr`` None is the launcher's own.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", module, request]
     try:

@@ -1,146 +1,157 @@
-"""The FPFT/PEFT comparison of a sweep: full fine-tuning as base, every other run as a ratio to it."""
+"""`python -m postprocess.compare RUN_OR_SWEEP ...`: what the runs' methods save, as a report."""
 
 from __future__ import annotations
 
-import json
+import argparse
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from launcher import units
-from postprocess.results import RunResult, read_run
+from launcher.cli import Parser
+from launcher.errors import TrntuneError, UsageError
+from launcher.paths import shown
+from launcher.secrets import redact
+from postprocess.report.analysis import Report, analyse
+from postprocess.report.collect import collect, is_sweep
+from postprocess.report.runs import Collection
+from postprocess.report.terminal import print_report
 
-# Runs are put into one ratio only when all of these agree: dotted keys of the configuration.
-COMPARABLE = (
-    "model",
-    "dataset",
-    "parallelism",
-    "accelerator",
-    "training.max_length",
-    "training.global_batch_size",
-    "training.precision",
-    "tracking.skip_steps",
-)
-# The same for the training stage's result.
-COMPARABLE_RESULTS = ("definitions", "hardware")
+_DESCRIPTION = """\
+Compare finished runs: full fine-tuning (FPFT) is the base, everything else a ratio to it.
 
-METRICS = (
-    ("trainable_params", "trainable parameters", units.count),
-    ("samples_per_second", "samples/s", units.decimal),
-    ("tokens_per_second", "real tokens/s", units.decimal),
-    ("tokens_per_second_padded", "padded tokens/s", units.decimal),
-    ("step_seconds_p50", "step, median s", units.decimal),
-    ("wall_seconds", "wall time", units.seconds),
-    ("train_seconds", "training time", units.seconds),
-    ("peak_memory_bytes", "peak memory", units.gigabytes),
-    ("cost_usd", "cost", units.dollars),
-    ("eval_loss_after", "held-out loss after", lambda value: units.decimal(value, 4)),
-)
+Runs that differ only in the seed are repeats of one variant (median and range). Runs stand in one
+ratio only when data, model, batch, length, precision, hardware and definitions agree; else each
+set has its own table, and the report says what differs. Prints the report and writes report.md,
+report.html, runs.csv and report.json.
+"""
+_EXAMPLES = """\
+examples:
+  python -m postprocess.compare outputs/sweeps/2026-01-31_12-00-00
+  python -m postprocess.compare outputs/my_full_run outputs/my_lora_run --output report
+  python -m postprocess.compare --mlflow fpft_vs_peft_small --tracking-uri sqlite:///outputs/mlflow.db
+
+exit codes: 0 a report was made, 1 no finished run to compare or it cannot be read or written, 2 usage
+"""
 
 
-def print_sweep(directories: list[Path]) -> None:
-    """The comparison of the runs of a sweep, failed ones named."""
+def main(argv: list[str] | None = None) -> int:
+    """Process entry. Returns the exit code: 0, 1 nothing can be compared, 2 usage."""
+    try:
+        return _compare(_parse(sys.argv[1:] if argv is None else argv))
+    except TrntuneError as error:
+        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `... | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def report_sweep_directory(sweep_dir: Path) -> None:
+    """Print the report of a sweep that has ended, and write it below the sweep. A failure is a warning."""
+    try:
+        report = analyse(collect([sweep_dir]))
+        _publish(report, sweep_dir / "report")
+    except TrntuneError as error:  # the runs themselves are done and whole
+        print(f"warning: no report: {error}", file=sys.stderr)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m postprocess.compare",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "paths", nargs="*", type=Path, metavar="RUN_OR_SWEEP", help="run directory, sweep, or a directory of runs"
+    )
+    parser.add_argument(
+        "--mlflow", metavar="EXPERIMENT", help="read the finished runs of this MLflow experiment instead"
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow server or database (default: MLFLOW_TRACKING_URI, or outputs/mlflow.db)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where the files go (default: SWEEP/report for one sweep, else report)",
+    )
+    parser.add_argument("--no-files", action="store_true", help="only print the report")
+    arguments = parser.parse_args(argv)
+    _check(arguments)
+    return arguments
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.mlflow is None and not arguments.paths:
+        raise UsageError("nothing to compare: give run directories or sweeps, or --mlflow EXPERIMENT; see --help")
+    if arguments.mlflow is not None and arguments.paths:
+        raise UsageError("run directories and --mlflow cannot be given together: compare one or the other")
+    if arguments.mlflow is None and arguments.tracking_uri is not None:
+        raise UsageError("--tracking-uri belongs to --mlflow: add --mlflow EXPERIMENT")
+    if arguments.no_files and arguments.output is not None:
+        raise UsageError("--output and --no-files cannot be given together")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    output = _output(arguments)
+    if output is not None:
+        from postprocess.report.files import check_output
+
+        check_output(output)
+    report = analyse(_collector(arguments)())
+    _publish(report, output)
+    if not report.groups:
+        raise TrntuneError("no finished run to compare: finish a run first, or give other directories")
+    return 0
+
+
+def _output(arguments: argparse.Namespace) -> Path | None:
+    """Where the files go; None: nowhere."""
+    if arguments.no_files:
+        return None
+    if arguments.output is not None:
+        return Path(arguments.output)
+    single = len(arguments.paths) == 1 and is_sweep(arguments.paths[0])
+    return Path(arguments.paths[0] if single else Path.cwd()) / "report"
+
+
+def _collector(arguments: argparse.Namespace) -> Callable[[], Collection]:
+    if arguments.mlflow is None:
+        return lambda: collect(arguments.paths)
+    from postprocess.report.mlflow_runs import collect_experiment, tracking_uri
+
+    return lambda: collect_experiment(arguments.mlflow, tracking_uri(arguments.tracking_uri))
+
+
+def _publish(report: Report, directory: Path | None) -> None:
+    """Write the report into ``directory``, if there is one and anything to compare, and print it."""
     console = Console(highlight=False)
-    runs = [read_run(directory) for directory in directories]
-    done = [run for run in runs if run.train is not None and run.train["status"] != "interrupted"]
-    console.print()
-    if done:
-        console.print(comparison(done))
-        for line in notes(done):
-            console.print(escape(line), soft_wrap=True)
-    for run in runs:
-        if run not in done:
-            console.print(escape(f"not compared: {run.directory} (it did not finish)"), soft_wrap=True)
-    for run in runs:
-        console.print(escape(f"run directory  {run.directory}"), soft_wrap=True)
+    try:
+        files = [] if directory is None or not report.groups else _write(report, directory)
+    finally:  # a full disk doesn't cost the sight of the numbers, and `| head` doesn't cost the files
+        print_report(console, report)
+    if files:
+        names = ", ".join(file.name for file in files[1:])
+        console.print(escape(f"\nreport  {shown(files[0])} (beside it: {names})"), soft_wrap=True)
 
 
-def base_of(runs: list[RunResult]) -> RunResult:
-    """Full fine-tuning where there is a run of it, else the first run."""
-    return next((run for run in runs if run.config["method"]["name"] == "full"), runs[0])
+def _write(report: Report, directory: Path) -> list[Path]:
+    from postprocess.report.files import write_report  # matplotlib takes a second to import
+
+    return write_report(report, directory)
 
 
-def differences(run: RunResult, base: RunResult) -> list[str]:
-    """What keeps two runs from being compared: "training.max_length: 512, not 1024"."""
-    found = []
-    for key in COMPARABLE:
-        mine, theirs = _value(run.config, key), _value(base.config, key)
-        if mine != theirs:
-            found.append(f"{key}: {_short(mine)}, not {_short(theirs)}")
-    assert run.train is not None
-    assert base.train is not None
-    for key in COMPARABLE_RESULTS:
-        if run.train[key] != base.train[key]:
-            found.append(f"{key}: {_short(run.train[key])}, not {_short(base.train[key])}")
-    return found
-
-
-def comparison(runs: list[RunResult]) -> Table:
-    """A column a run; ratios only beside runs that may be compared with the base."""
-    base = base_of(runs)
-    ordered = [base, *(run for run in runs if run is not base)]
-    comparable = [not differences(run, base) for run in ordered]
-    table = Table(title="FPFT against PEFT" if _has_both(runs) else "Comparison", title_justify="left")
-    table.add_column("")
-    for run, fits in zip(ordered, comparable, strict=True):
-        table.add_column(escape(label(run)), justify="right")
-        if run is not base and fits:
-            table.add_column(f"ratio to {escape(label(base))}", justify="right")
-    for key, name, format_value in METRICS:
-        cells = []
-        for run, fits in zip(ordered, comparable, strict=True):
-            value = _metric(run, key)
-            cells.append(format_value(value))
-            if run is not base and fits:
-                cells.append(units.ratio(value, _metric(base, key)))
-        if any(cell != units.DASH for cell in cells):
-            table.add_row(name, *cells)
-    return table
-
-
-def notes(runs: list[RunResult]) -> list[str]:
-    """Why runs have no ratio, and what to know before a ratio is quoted."""
-    base = base_of(runs)
-    lines = []
-    for run in runs:
-        reasons = [] if run is base else differences(run, base)
-        if reasons:
-            lines.append(f"no ratio for {label(run)}: it differs from {label(base)} in {'; '.join(reasons)}")
-    steps = {run.train["steps"] for run in runs if run.train is not None}
-    if len(steps) > 1:
-        lines.append(f"note: the runs took different numbers of steps ({', '.join(map(str, sorted(steps)))})")
-    return lines
-
-
-def label(run: RunResult) -> str:
-    """What was swept, or the method."""
-    job = run.directory / ".hydra" / "overrides.yaml"
-    swept = run.directory.name.partition("_")[2] if job.exists() else ""
-    return swept if "=" in swept else str(run.config["method"]["name"])
-
-
-def _has_both(runs: list[RunResult]) -> bool:
-    methods = {run.config["method"]["name"] for run in runs}
-    return {"full", "lora"} <= methods
-
-
-def _metric(run: RunResult, key: str) -> float | None:
-    assert run.train is not None
-    value: float | None = run.train.get(key)
-    return value
-
-
-def _value(config: dict[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value[part]
-    return value
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return str(value.get("name") or json.dumps(value, sort_keys=True))
-    return str(value)
+if __name__ == "__main__":
+    sys.exit(main())

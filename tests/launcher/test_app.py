@@ -20,7 +20,7 @@ def reports(monkeypatch):
     asked: list[object] = []
     summary, compare = types.ModuleType("postprocess.summary"), types.ModuleType("postprocess.compare")
     summary.print_run = asked.append  # type: ignore[attr-defined]
-    compare.print_sweep = asked.append  # type: ignore[attr-defined]
+    compare.report_sweep_directory = asked.append  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "postprocess.summary", summary)
     monkeypatch.setitem(sys.modules, "postprocess.compare", compare)
     return asked
@@ -70,7 +70,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(cwd, reports, capsys
         "[2/2] method=full -> sweep/1_method=full",
     ]
     assert "1 of 2 runs failed: 0_method=lora" in captured.err
-    assert reports == [[cwd / "sweep" / "0_method=lora", cwd / "sweep" / "1_method=full"]]
+    assert reports == [cwd / "sweep"]
     runs = json.loads((cwd / "sweep" / "sweep.json").read_text())["runs"]
     assert runs == [
         {"directory": "0_method=lora", "overrides": ["method=lora"], "exit_code": 1},

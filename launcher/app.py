@@ -152,13 +152,29 @@ def start(
 def run_sweep(composition: Composition, run_stages: RunStages) -> int:
     """Run the configurations one after another; a failed one stops none of the others, an interrupted one all."""
     from launcher import parent as parents
-    from launcher.compose import label
     from launcher.directories import create
-    from launcher.paths import shown
 
     assert composition.sweep_dir is not None
     base = create(composition.sweep_dir, composition.fixed_name)
     parent = parents.start([run.config for run in composition.runs], [run.swept for run in composition.runs], base)
+    code = 1
+    try:
+        finished = run_all(composition, base, parent, run_stages)
+        code = report_sweep(finished, len(composition.runs))
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        raise
+    finally:
+        if parent:
+            parents.finish(parent, {0: "FINISHED", INTERRUPTED: "KILLED"}.get(code, "FAILED"), base)
+    return code
+
+
+def run_all(composition: Composition, base: Path, parent: Parent | None, run_stages: RunStages) -> list[Finished]:
+    """The runs that were started: all of them, unless one was interrupted."""
+    from launcher.compose import label
+    from launcher.paths import shown
+
     finished: list[Finished] = []
     for number, run in enumerate(composition.runs):
         directory = base / run.directory.name
@@ -170,10 +186,7 @@ def run_sweep(composition: Composition, run_stages: RunStages) -> int:
         write_sweep(base, finished, parent)
         if code == INTERRUPTED:
             break
-    code = report_sweep(finished, len(composition.runs))
-    if parent:
-        parents.finish(parent, {0: "FINISHED", INTERRUPTED: "KILLED"}.get(code, "FAILED"), base)
-    return code
+    return finished
 
 
 def write_sweep(base: Path, finished: list[Finished], parent: Parent | None) -> None:

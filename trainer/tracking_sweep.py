@@ -29,10 +29,13 @@ def finish(uri: str, experiment: str, run_id: str, status: str, directory: str) 
     """Log sweep.json and the report, and end the parent run as FINISHED, FAILED or KILLED."""
     client, _ = connect(TrackingConfig(uri=uri, experiment=experiment))
     sweep = Path(directory)
-    client.log_artifact(run_id, str(sweep / "sweep.json"))
-    if (sweep / "report").is_dir():
-        client.log_artifacts(run_id, str(sweep / "report"), "report")
-    client.set_terminated(run_id, status)
+    try:
+        if (sweep / "sweep.json").is_file():
+            client.log_artifact(run_id, str(sweep / "sweep.json"))
+        if (sweep / "report").is_dir():
+            client.log_artifacts(run_id, str(sweep / "report"), "report")
+    finally:
+        client.set_terminated(run_id, status)
     return {"run_id": run_id}
 
 

@@ -10,6 +10,8 @@ from postprocess.report.statistics import paired
 from postprocess.report.variants import Group, differences, shown_value
 
 FEWEST_STEPS = 10
+# Packed or padded steps are nearly equal work: seen here are p95 of 1.1 to 1.3 medians, and of 2 to 7 beside other work.
+UNEVEN = 2.0
 
 
 def group_notes(group: Group) -> list[str]:
@@ -19,6 +21,7 @@ def group_notes(group: Group) -> list[str]:
         _no_full_fine_tuning(group),
         *_other_seeds(group),
         _few_steps(group),
+        *_disturbed(group),
         _no_repeats(group),
         _other_steps(group),
         _partly_missing(group),
@@ -71,6 +74,19 @@ def _few_steps(group: Group) -> str | None:
     return (
         f"do not quote these throughputs and ratios: a run has only {fewest} measured steps (at least {FEWEST_STEPS})"
     )
+
+
+def _disturbed(group: Group) -> list[str]:
+    """Steps of a run that took much longer than its others: something else had the machine."""
+    found = []
+    for run in group.runs:
+        median, slow = run.train.get("step_seconds_p50"), run.train.get("step_seconds_p95")
+        if median and slow and slow > UNEVEN * median:
+            found.append(
+                f"do not quote the throughput of {run.name}: its p95 step took {slow / median:.1f} times its "
+                "median, so something else used the machine; compare medians of steps, or run it again"
+            )
+    return found
 
 
 def _no_repeats(group: Group) -> str | None:

@@ -140,6 +140,13 @@ def test_different_numbers_of_steps_are_told(make):
     assert any("different numbers of steps (method=full: 6; method=lora: 5)" in note for note in other["notes"])
 
 
+def test_a_disturbed_run_is_named(make):
+    disturbed = make("lora", train={"step_seconds_p50": 2.0, "step_seconds_p95": 13.0})
+    [group] = report(make("full", "full"), disturbed)["groups"]
+    [note] = [note for note in group["notes"] if "something else used the machine" in note]
+    assert "lora: its p95 step took 6.5 times its median" in note
+
+
 def test_few_measured_steps_and_missing_repeats_warn_against_quoting(make):
     [group] = report(make("full", "full"), make("lora", train={"measured_steps": 9}))["groups"]
     assert any("only 9 measured steps" in note for note in group["notes"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 
+from launcher.paths import ROOT
 from tests.conftest import TINY, launch
 from tests.test_runs import free_port
 
@@ -73,6 +76,31 @@ def test_every_line_of_metrics_jsonl_is_in_mlflow(sweep, client):
             for key in set(record) - {"event", "step"}:
                 history = client.get_metric_history(child.info.run_id, key)
                 assert record[key] in [entry.value for entry in history if entry.step == record["step"]], (key, record)
+
+
+@pytest.mark.skipif(shutil.which("chromedriver") is None, reason="needs Debian's chromium and chromium-driver")
+def test_mlflows_own_page_compares_the_runs(sweep, client):
+    pages = make_screenshot()
+    children = sorted(runs_of(client, "run"), key=lambda run: run.info.run_name)
+    with (
+        pages.mlflow_ui(f"sqlite:///{sweep.parent}/outputs/mlflow.db") as address,
+        pages.chromium(1400, 1100) as page,
+    ):
+        ids = [child.info.run_id for child in children]
+        page.get(pages.compare_address(address, children[0].info.experiment_id, ids))
+        pages.make_room(page)
+        pages.show_comparison(page)
+        for metric in ("samples_per_second", "trainable_params", "wall_seconds"):
+            shown = [float(value) for value in pages.show_metric(page, metric)]
+            assert shown == pytest.approx([child.data.metrics[metric] for child in children], rel=1e-3), metric
+
+
+def make_screenshot():
+    """docs/make_screenshot.py, which is no package."""
+    spec = importlib.util.spec_from_file_location("make_screenshot", ROOT / "docs" / "make_screenshot.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_a_failed_run_fails_the_parent(tmp_path):

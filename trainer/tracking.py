@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from launcher.rundir import RunDir
 from launcher.schema import Config, TrackingConfig
 from trainer.mlflow_store import KIND, PARENT, connect, public_uri, set_environment
@@ -86,10 +88,20 @@ class Tracker:
         # At the last step, and later than its own line: what MLflow's pages show and compare are these values.
         self.log_metrics(numbers, result["steps"])
         self._send(lambda: self._client.log_dict(self.run_id, result, "train.json"))
-        self._send(lambda: self._client.set_tag(self.run_id, "trntune.status", result["status"]))
+        self.set_tags(
+            {"status": result["status"], "hardware": result["hardware"], "data.sha256": result["data"]["sha256"]}
+        )
         for file in (run_dir.metrics, run_dir.samples):
             if file.exists():
                 self.log_file(file)
+
+    def set_tags(self, facts: dict[str, Any]) -> None:
+        """Tags to filter runs by, under names that begin with trntune."""
+        for key, value in flatten(facts, "trntune").items():
+            self._set_tag(key, str(value))
+
+    def _set_tag(self, key: str, value: str) -> None:
+        self._send(lambda: self._client.set_tag(self.run_id, key, value))
 
     def reference(self) -> dict[str, str | None]:
         """Where the run is, for reports; ``failure`` says why it may be incomplete."""
@@ -134,7 +146,10 @@ class Tracker:
     def _start(self) -> None:
         # Importing MLflow takes seconds and creating a database takes more: both happen beside the model's loading.
         self._client, experiment = connect(self.config)
-        self.run_id = self._client.create_run(experiment, run_name=self.run_name, tags=self.tags).info.run_id
+        # The duration that MLflow shows is then the stage's, not the time since a database was ready.
+        begun = int(psutil.Process().create_time() * 1000)
+        run = self._client.create_run(experiment, start_time=begun, run_name=self.run_name, tags=self.tags)
+        self.run_id = run.info.run_id
         if self.config.system_metrics:
             self._start_monitor()
 

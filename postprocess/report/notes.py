@@ -10,7 +10,7 @@ from postprocess.report.statistics import paired
 from postprocess.report.variants import Group, differences, shown_value
 
 FEWEST_STEPS = 10
-# Packed or padded steps are nearly equal work: seen here are p95 of 1.1 to 1.3 medians, and of 2 to 7 beside other work.
+# Steps are nearly equal work: p95 was seen here at 1.1 to 1.3 medians, and beside other work at 2 to 7.
 UNEVEN = 2.0
 
 

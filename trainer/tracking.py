@@ -88,9 +88,8 @@ class Tracker:
         # At the last step, and later than its own line: what MLflow's pages show and compare are these values.
         self.log_metrics(numbers, result["steps"])
         self._send(lambda: self._client.log_dict(self.run_id, result, "train.json"))
-        self.set_tags(
-            {"status": result["status"], "hardware": result["hardware"], "data.sha256": result["data"]["sha256"]}
-        )
+        facts = ("status", "definitions", "hardware")
+        self.set_tags({**{key: result[key] for key in facts}, "data.sha256": result["data"]["sha256"]})
         for file in (run_dir.metrics, run_dir.samples):
             if file.exists():
                 self.log_file(file)

@@ -17,19 +17,14 @@ from launcher.errors import UsageError, nearest
 from launcher.fields import complaint, keys, lookup
 from launcher.model_facts import read_architecture
 from launcher.paths import shown
-from launcher.record import installed
 from launcher.schema import Config, model_processes, world_size
-from launcher.secrets import ADVICE, CREDENTIALS, token_keys
+from launcher.secrets import ADVICE, token_keys
 from launcher.stage import STAGES
+from launcher.tracking_address import address_fault, credentials_fault, without_credentials
 
 # Linear layers of a decoder block: the same names in transformers' Llama and Qwen3.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "neuron": "xla"}
-TRACKING_SCHEMES = (
-    "sqlite:///", "http://", "https://", "file:", "databricks", "postgresql://", "postgresql+", "mysql://", "mysql+"
-)  # fmt: skip
-# Resources that sagemaker-mlflow 0.5 knows.
-MANAGED_MLFLOW = ("mlflow-tracking-server", "mlflow-app")
 
 
 @dataclass(frozen=True)
@@ -314,30 +309,9 @@ def is_date(text: str) -> bool:
 def check_tracking(config: Config) -> Iterator[Problem]:
     """MLflow's address can be one, and holds no password."""
     uri = config.tracking.uri
-    if CREDENTIALS.search(uri):
-        remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
-        yield Problem("tracking.uri", CREDENTIALS.sub("***@", uri), "holds credentials", remedy)
-    elif config.tracking.enabled and not uri:
-        yield Problem("tracking.uri", "''", "MLflow needs an address", "or write tracking=none")
-    elif config.tracking.enabled and uri.startswith("arn:"):
-        yield from check_arn(uri)
-    elif config.tracking.enabled and re.match(r"[\w+.-]+:", uri) and not uri.startswith(TRACKING_SCHEMES):
-        allowed = (
-            "sqlite:///FILE, http(s)://HOST, postgresql:// and mysql://, file:DIR, an ARN, databricks, a directory"
-        )
-        yield Problem("tracking.uri", uri, "no such kind of address", f"allowed are {allowed}")
-
-
-def check_arn(arn: str) -> Iterator[Problem]:
-    """The ARN of managed MLflow on SageMaker, which MLflow reads through a plugin."""
-    kinds = " or ".join(f"{kind}/NAME" for kind in MANAGED_MLFLOW)
-    if not re.fullmatch(
-        rf"arn:(aws|aws-us-gov):sagemaker:[a-z0-9-]+:\d{{12}}:({'|'.join(MANAGED_MLFLOW)})/[\w-]+", arn
-    ):
-        why = "is not the ARN of managed MLflow"
-        yield Problem("tracking.uri", arn, why, f"it is arn:aws:sagemaker:REGION:ACCOUNT (12 digits):{kinds}")
-    elif installed("sagemaker-mlflow") is None:
-        yield Problem("tracking.uri", arn, "needs the plugin sagemaker-mlflow", 'pip install "trntune[sagemaker]"')
+    fault = credentials_fault(uri) or (address_fault(uri) if config.tracking.enabled else None)
+    if fault:
+        yield Problem("tracking.uri", without_credentials(uri) or "''", *fault)
 
 
 def check_output(config: Config) -> Iterator[Problem]:

@@ -43,7 +43,7 @@ def command(*arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_TOKEN")}
     # A tiny run is over before MLflow's monitor would have looked a first time.
-    return {**kept, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
+    return {**kept, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2"}
 
 
 def launch(cwd: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from launcher import units
@@ -16,6 +17,8 @@ from launcher.plan.schedule import Epoch, Schedule
 from launcher.plan.tensors import Parameters, count
 from launcher.process import ask
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,13 @@ def preflight(config: Config, facts: ArchitectureConfig) -> Plan:
     return Plan(config, parameters, needed, None, schedule.schedule(config, None), None, tuple(jobs(config)))
 
 
-def machine_bytes() -> int:
-    """Memory of this machine."""
+def machine_bytes(limit: Path = CGROUP_LIMIT) -> int:
+    """Memory of this machine, or what a container may use of it."""
     import psutil
 
-    return psutil.virtual_memory().total
+    total = psutil.virtual_memory().total
+    text = limit.read_text(encoding="ascii").strip() if limit.is_file() else ""
+    return min(total, int(text)) if text.isdigit() else total
 
 
 def to_json(plan: Plan) -> dict[str, Any]:

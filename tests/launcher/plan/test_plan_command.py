@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from launcher.paths import ROOT
+from launcher.plan.build import machine_bytes
 from tests.conftest import TINY
 from tests.launcher.conftest import single
 
@@ -160,6 +161,14 @@ def test_plan_force_starts_it_all_the_same(run_tiny):
     run = run_tiny("run", "tracking=none", "accelerator.memory_gib=0.1", "plan.force=true", "training.max_steps=3")
     assert run.process.returncode == 0, run.process.stderr
     assert json.loads((run.directory / "plan.json").read_text())["fits"] is False
+
+
+@pytest.mark.parametrize(("text", "smaller"), [("1000000\n", True), ("max\n", False), (None, False)])
+def test_a_containers_limit_is_the_machines_memory(tmp_path, text, smaller):
+    limit = tmp_path / "memory.max"
+    if text is not None:
+        limit.write_text(text)
+    assert (machine_bytes(limit) == 1_000_000) == smaller
 
 
 def test_a_model_too_large_for_this_machine_is_refused(launch, cwd):

@@ -147,9 +147,10 @@ class CalibrationConfig:
 
     source: str = setting(MISSING, "the runs that the numbers below come from")
     compute_efficiency: float = setting(MISSING, "share of the peak that matrix products reach", gt=0, le=1)
-    activation_traffic: float = setting(
-        0.0, "bytes moved a step for each byte of activations that the backward pass keeps", ge=0
+    activation_traffic_full: float = setting(
+        0.0, "bytes moved a step for each byte of activations that full training keeps for the backward pass", ge=0
     )
+    activation_traffic_lora: float = setting(0.0, "the same for LoRA, whose dropout and adapters move more", ge=0)
     update_bytes: float = setting(0.0, "bytes moved a step for each trainable parameter on a device", ge=0)
     low: float = setting(MISSING, "lower end of the range, as a multiple of the estimated step time", gt=0, le=1)
     high: float = setting(MISSING, "upper end of the range, as a multiple of the estimated step time", ge=1)

@@ -113,9 +113,10 @@ def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data
     )
 
 
-def seconds(step: Work, rates: Rates, calibration: CalibrationConfig) -> float:
+def seconds(step: Work, rates: Rates, calibration: CalibrationConfig, method: str) -> float:
     """The formula at the top."""
-    moved = calibration.activation_traffic * step.kept_bytes + calibration.update_bytes * step.updated
+    traffic: float = getattr(calibration, f"activation_traffic_{method}")
+    moved = traffic * step.kept_bytes + calibration.update_bytes * step.updated
     products = step.flops / (rates.flops_per_second * calibration.compute_efficiency) * step.bubble
     return products + moved / rates.bytes_per_second
 
@@ -127,7 +128,7 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
     if calibration is None or found is None:
         return None
     step = work(config, facts, parameters, data)
-    middle = seconds(step, found, calibration)
+    middle = seconds(step, found, calibration, config.method.name)
     peak = config.accelerator.peak_tflops
     mfu = None if peak is None else step.model_flops / (middle * peak * 1e12 * world_size(config))
     return Duration(middle, middle * calibration.low, middle * calibration.high, mfu, found, calibration.source)

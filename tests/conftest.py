@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,16 @@ def launch(cwd: Path, *arguments: str, timeout: float = 300) -> subprocess.Compl
     )
 
 
-@pytest.fixture(autouse=True)
-def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests share the machine; one marked ``alone`` has it for itself, so that what it times is not another test."""
-    shared = tmp_path_factory.getbasetemp()
-    lock = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "machine.lock"
-    with lock.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
-        yield
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tests share the machine; one marked ``alone`` has it for itself, so that what it times is not another test.
+
+    A hook rather than a fixture: fixtures of modules would be made before it.
+    """
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    with (Path(tempfile.gettempdir()) / f"trntune-tests-{run}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from launcher.changes import check_allowed_names
 from launcher.directories import blocked
 from launcher.errors import UsageError, nearest
 from launcher.fields import complaint, keys, lookup
@@ -239,6 +240,7 @@ CHECKS: tuple[Check, ...] = (
     check_heads,
     check_lora_targets,
     check_steps,
+    check_allowed_names,
     *PARALLEL_CHECKS,
     check_price,
     check_tracking,

@@ -18,6 +18,10 @@ class UsageError(TrntuneError):
     exit_code = 2
 
 
+class Suspended(Exception):
+    """The stage was told to leave (SIGTERM, SIGUSR2), and has. The message says where it can go on. Exit code 75."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like ``name``, or None when nothing is close."""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)

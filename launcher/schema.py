@@ -195,6 +195,9 @@ class TrainingConfig:
         None, "evaluations without a lower loss after which training stops at the best weights; null: never", ge=1
     )
     early_stopping_min_delta: float = setting(0.0, "smallest fall of the loss that counts as lower, nats", ge=0)
+    save_every: int | None = setting(200, "steps between checkpoints; null: only when the run is told to stop", ge=1)
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", ge=1)
+    allow_config_change: list[str] = setting([], "keys or groups that may differ when a run directory is started again")
 
 
 @dataclass

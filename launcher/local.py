@@ -49,7 +49,8 @@ def available_cpus() -> int:
 
 def child_environment(replicas: int) -> dict[str, str]:
     """The environment of a stage: our packages importable from any working directory, and its share of the CPUs."""
-    env = dict(os.environ)
+    # accelerate would take its settings from there: bf16 for a run that says fp32, and no word about it.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     env["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), env.get("PYTHONPATH", "")) if part)
     env["PYTHONSAFEPATH"] = "1"  # a folder "trainer" in the user's directory is not ours (Python 3.11 on)
     env[LAUNCHER_PID] = str(os.getpid())

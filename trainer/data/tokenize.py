@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.errors import TrntuneError
@@ -21,7 +21,7 @@ class Example:
 
     input_ids: list[int]
     labels: list[int]
-    line: int = 0
+    line: int = field(default=0, compare=False)
     """of the data set's file that it was made from, from 1"""
 
 

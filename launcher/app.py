@@ -150,7 +150,7 @@ def start(
     run: Composed, directory: Path, fixed_name: bool, run_stages: RunStages, sweep: dict[str, str | None] | None = None
 ) -> tuple[Path, int]:
     """Make the run directory, or take up the run that it holds, and run the stages. Returns it and the exit code."""
-    from launcher.directories import create
+    from launcher.directories import create, make_private
     from launcher.lock import RunLock
     from launcher.plan.build import preflight_json
     from launcher.record import write_records
@@ -158,8 +158,7 @@ def start(
     from launcher.rundir import RunDir, write_json
 
     path = create(directory, fixed_name)
-    # Holds the default MLflow file.
-    Path(run.config.output_dir).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(Path(run.config.output_dir).expanduser().absolute())  # holds the default MLflow file
     with RunLock(path, "launch.py"):
         if holds_run(path) and RunDir(path).job.exists():
             record_changes(run.config, run.overrides, path)

@@ -70,6 +70,9 @@ class ModelConfig:
     path: str | None = setting(None, "directory of the model (source=local)")
     hub_id: str | None = setting(None, "repository on the Hugging Face Hub (source=hub)")
     revision: str | None = setting(None, "branch, tag or commit on the Hub")
+    trust_remote_code: bool = setting(
+        False, "run the Python code that the model's repository brings; on the Hub it needs a commit as model.revision"
+    )
     parameters: int | None = setting(None, "parameters that the loaded model must have, tied ones counted once", ge=1)
     wheel: WheelConfig | None = setting(None, "the wheel that holds it (source=wheel)")
     architecture: ArchitectureConfig | None = setting(None, "architecture facts; null: read from path/config.json")

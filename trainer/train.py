@@ -111,7 +111,7 @@ class TrainRun:
     def run(self, model_dir: Path, dataset_path: Path) -> dict[str, Any]:
         """All of the stage, in order."""
         with self.stopwatch.part("load"):
-            tokenizer = load_tokenizer(model_dir)
+            tokenizer = load_tokenizer(model_dir, self.config.model.trust_remote_code)
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
         with self.stopwatch.part("load"):

@@ -31,7 +31,7 @@ SETTINGS = (
     "tracking=none",
     "tracking.samples=1",
     "training.max_steps=12",
-    "training.epochs=3",
+    "training.epochs=5",
     "training.global_batch_size=4",
     "training.eval_every=4",
     "training.save_every=3",
@@ -45,9 +45,10 @@ def kill(op: str, path: str, count: int = 1, number: int = signal.SIGKILL) -> di
     return {"op": op, "path": path, "count": count, "signal": int(number)}
 
 
-def at_step(step: int, number: int = signal.SIGKILL) -> dict[str, Any]:
-    """As the line of this step is about to be written, in a process that begins at step 0 with an evaluation."""
-    return kill("open", r"metrics\.jsonl$", step, number)
+def at_line(count: int, number: int = signal.SIGKILL) -> dict[str, Any]:
+    """As the line of this number is about to be written. A process that begins at step 0 writes the evaluation of the
+    untrained model, then a line a step, until a save or an evaluation adds one."""
+    return kill("open", r"metrics\.jsonl:a$", count, number)
 
 
 def start(directory: Path, *arguments: str, fault: dict[str, Any] | None = None, timeout: float = 240) -> Run:
@@ -109,15 +110,15 @@ def reference(tmp_path_factory):
 CHAINS = {
     "lora": (
         LORA,
-        [at_step(3), at_step(3), kill("fsync", r"step-6\.tmp/optimizer"), kill("rename", r"step-9\.tmp$"), at_step(3)],
+        [at_line(3), at_line(3), kill("fsync", r"step-6\.tmp/optimizer"), kill("rename", r"step-9\.tmp$"), at_line(3)],
     ),
     "full, early stopping": (
         (*FULL, *EARLY),
-        [at_step(8), kill("open", r"step-9\.tmp/manifest"), kill("mkdir", r"step-12\.tmp$")],
+        [at_line(8), kill("open", r"step-9\.tmp/manifest\.json:w"), kill("mkdir", r"step-12\.tmp$")],
     ),
     "two processes": (
         TWO,
-        [at_step(5), kill("fsync", r"step-6\.tmp/rng-00001"), kill("fsync", r"checkpoints$", 2)],
+        [at_line(5), kill("fsync", r"step-6\.tmp/rng-00001"), kill("fsync", r"checkpoints$", 2)],
     ),
 }
 
@@ -156,7 +157,7 @@ def test_a_finished_run_that_is_started_again_does_nothing(reference, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "number", "step"),
-    [(LORA, signal.SIGTERM, 4), (TWO, signal.SIGUSR2, 5)],
+    [(LORA, signal.SIGTERM, 4), (TWO, signal.SIGUSR2, 2)],
     ids=["SIGTERM", "SIGUSR2, two processes"],
 )
 def test_a_run_that_is_told_to_leave_saves_at_once_and_goes_on_without_a_lost_step(
@@ -164,8 +165,8 @@ def test_a_run_that_is_told_to_leave_saves_at_once_and_goes_on_without_a_lost_st
 ):
     """SIGTERM comes as step 4 ends, at which an evaluation is due: there may be no time for it."""
     directory = tmp_path / "run"
-    # Step 0 is a line too. The signal comes while a step's line is written, so that the next step still ends.
-    run = start(directory, *arguments, fault=at_step(step, number))
+    # The signal comes while a step's line is written, so that the next step still ends.
+    run = start(directory, *arguments, fault=at_line(step, number))
     assert run.process.returncode == 75, run.process.stderr
     assert f"stopped after step {step}: run/checkpoints/step-{step} is saved" in run.process.stderr
     assert "Traceback" not in run.process.stderr
@@ -180,7 +181,7 @@ def test_a_run_that_is_told_to_leave_saves_at_once_and_goes_on_without_a_lost_st
 
 def test_ctrl_c_saves_what_was_reached_and_the_run_can_go_on(reference, tmp_path):
     directory = tmp_path / "run"
-    run = start(directory, *LORA, fault=at_step(5, signal.SIGINT))
+    run = start(directory, *LORA, fault=at_line(5, signal.SIGINT))
     assert run.process.returncode == 130, run.process.stderr
     assert run.result["status"] == "interrupted"
     assert (directory / "adapter" / "adapter_model.safetensors").exists()
@@ -340,11 +341,9 @@ def test_a_full_disk_costs_a_warning_and_no_good_checkpoint(small_disk, referenc
     run = start(directory, *LORA, "training.keep_checkpoints=9", fault=kill("rename", r"step-6\.tmp$"))
     assert run.process.returncode == 1
     filler = small_disk / "filler"
-    with filler.open("wb") as stream:
-        with suppress(OSError):
-            while True:
-                stream.write(b"0" * 4096)
-                stream.flush()
+    with suppress(OSError), filler.open("wb", buffering=0) as stream:
+        while True:
+            stream.write(b"0" * 4096)
     os.truncate(filler, filler.stat().st_size - 60_000)
     full = start(directory, *LORA, "training.keep_checkpoints=9")
     assert "No space left on device" in full.process.stderr
@@ -427,14 +426,14 @@ def test_a_second_process_on_the_directory_is_refused_and_a_dead_one_is_not_in_t
     [saved] = committed(directory)
     assert int(saved.removeprefix("step-")) >= 3
     # Nobody is left: the lock of the dead is not in the way.
-    again = start(directory, *long, fault=at_step(1, signal.SIGTERM))
+    again = start(directory, *long, fault=at_line(1, signal.SIGTERM))
     assert again.process.returncode == 75, again.process.stderr
     assert f"going on after step {saved.removeprefix('step-')}" in again.process.stderr
 
 
 def test_resume_names_a_directory_and_needs_no_other_argument(tmp_path):
     directory = tmp_path / "run"
-    assert start(directory, *LORA, fault=at_step(4, signal.SIGTERM)).process.returncode == 75
+    assert start(directory, *LORA, fault=at_line(4, signal.SIGTERM)).process.returncode == 75
     again = launch(tmp_path, f"resume={directory}")
     assert again.returncode == 0, again.stderr
     assert "going on after step 4" in again.stderr
@@ -448,7 +447,7 @@ def test_a_sweep_that_is_started_again_does_only_what_is_missing(tmp_path):
     sweep = tmp_path / "sweep"
     arguments = ("-m", *SETTINGS, "method=lora,full", f"hydra.sweep.dir={sweep}")
     env = environment() | {
-        "TRNTUNE_FAULT": json.dumps(kill("open", r"method=full/metrics\.jsonl$", 5)),
+        "TRNTUNE_FAULT": json.dumps(kill("rename", r"method=full/.*step-6\.tmp$")),
         "PYTHONPATH": str(ROOT / "tests" / "faults"),
     }
     first = subprocess.run(command(*arguments), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
@@ -459,3 +458,28 @@ def test_a_sweep_that_is_started_again_does_only_what_is_missing(tmp_path):
     assert "going on after step 3" in again.stderr
     assert "FPFT against PEFT" in again.stdout
     assert [run["exit_code"] for run in json.loads((sweep / "sweep.json").read_text())["runs"]] == [0, 0]
+
+
+def test_in_mlflow_a_run_that_goes_on_stays_one_run(tmp_path):
+    import mlflow
+
+    directory = tmp_path / "run"
+    arguments = (*(each for each in SETTINGS if each != "tracking=none"), f"hydra.run.dir={directory}")
+    env = environment() | {
+        "TRNTUNE_FAULT": json.dumps(at_line(4, signal.SIGTERM)),
+        "PYTHONPATH": str(ROOT / "tests" / "faults"),
+    }
+    first = subprocess.run(command(*arguments), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert first.returncode == 75, first.stderr
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    [experiment] = client.search_experiments(filter_string="name = 'trntune'")
+    [stopped] = client.search_runs([experiment.experiment_id])
+    assert stopped.info.status == "KILLED"
+    again = launch(tmp_path, *arguments)
+    assert again.returncode == 0, again.stderr
+    assert "warning" not in again.stderr
+    [run] = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_id, run.info.status) == (stopped.info.run_id, "FINISHED")
+    steps = sorted(metric.step for metric in client.get_metric_history(run.info.run_id, "loss"))
+    assert steps == list(range(1, 13))
+    assert run.data.metrics["attempts"] == 2

@@ -2,7 +2,7 @@
 
 TRNTUNE_FAULT is JSON: {"op": "open", "path": regular expression, "count": 3, "signal": 9} sends the process signal 9 at
 its third opening of a matching file; "errno" instead of "signal" lets the operation fail; "from" instead of "count"
-lets it fail every time from then on. Operations: open, fsync, rename, mkdir, remove.
+lets it fail every time from then on. Operations: open (its path is "PATH:MODE"), fsync, rename, mkdir, remove.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _at(op: str, path: object) -> None:
 
 def _hook(event: str, arguments: tuple) -> None:
     if event == "open" and isinstance(arguments[0], (str, bytes, os.PathLike)):
-        _at("open", arguments[0])
+        _at("open", f"{os.fsdecode(arguments[0])}:{arguments[1]}")
     elif event in ("os.rename", "os.mkdir", "os.remove"):
         _at(event.removeprefix("os."), arguments[0])
 

@@ -42,6 +42,7 @@ def weight_dtype(config: Config) -> torch.dtype:
 
 def load_model(model_dir: Path, config: Config, attn_implementation: str) -> PreTrainedModel:
     """The model on the CPU. Raises TrntuneError for what transformers can't read and for another parameter count."""
+    refuse_code_of_others(model_dir)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model_dir,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli import parse
-from launcher.errors import TrntuneError, UsageError
-from launcher.exit_codes import INTERRUPTED, SUSPENDED
+from launcher.errors import TrntuneError, UsageError, disk_fault
+from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.overrides import expand, refuse_tokens
 from launcher.secrets import redact
 
@@ -55,6 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `launch.py --help | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
 
 
 def dispatch(argv: list[str]) -> int:

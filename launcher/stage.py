@@ -9,8 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from launcher.errors import Suspended, TrntuneError, UsageError
-from launcher.exit_codes import INTERRUPTED, SUSPENDED
+from launcher.errors import Suspended, TrntuneError, UsageError, disk_fault
+from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.lifetime import die_with_parent, launcher_pids, parent_is_gone
 from launcher.lock import RunLock
 from launcher.rundir import RunDir, write_json
@@ -70,6 +70,11 @@ def main(arguments: list[str]) -> int:
         if is_rank_zero():
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
     return 0
 
 

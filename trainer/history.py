@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,4 +65,5 @@ class History:
     def end(self, outcome: str, reason: str | None = None) -> None:
         """Write down how this attempt ended. The furthest step counts, also when it was an earlier attempt's."""
         if self.number:
-            self.attempts.end(self.number, outcome, self.step, reason)
+            with suppress(OSError):  # what went wrong must not be hidden by a full disk
+                self.attempts.end(self.number, outcome, self.step, reason)

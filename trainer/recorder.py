@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from launcher.errors import TrntuneError
 from trainer.engines.base import StepReport
 from trainer.progress import Progress
 from trainer.stopping import Stop, StopSignal
@@ -156,7 +157,10 @@ class Recorder:
             seconds=self.seconds,
         )
         if self.metrics is not None:
-            with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record) + "\n")
+            try:
+                with self.metrics.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise TrntuneError(f"{self.metrics} can't be written: {error.strerror}; free room there") from None
         if self.tracker is not None:
             self.tracker.log_metrics({k: v for k, v in record.items() if k not in _NOT_METRICS}, step)

@@ -187,11 +187,14 @@ def outcome_of(run_dir: RunDir, stage: str) -> str | None:
 def run_stages(config: Config, run_dir: RunDir, command_of: CommandOf = stage_command) -> int:
     """Run the configured stages that have not finished, in order, and stop at the first that fails. Returns the run's
     exit code."""
+    renewed = False
     with counting_interrupts() as interrupts:
         for stage in config.stages:
-            if finished(stage, run_dir):
+            # What follows a stage that ran is made from its result: an older one of its own is stale.
+            if not renewed and finished(stage, config, run_dir):
                 print(f"{shown(run_dir.path)}: stage {stage} has finished already", file=sys.stderr)
                 continue
+            renewed = stage != "fetch"
             replicas = replicas_of(stage, config)
             code = run_command(command_of(stage, run_dir.path, replicas), replicas, interrupts)
             if code != 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,15 @@ def find_changes(config: Config, directory: Path) -> list[Change]:
 def record_changes(config: Config, overrides: Sequence[str], directory: Path) -> None:
     """Make ``config`` the run's; what it was before stays in .hydra/changes.jsonl."""
     found = find_changes(config, directory)
-    if not found:
-        return
     run_dir = RunDir(directory)
+    if found:
+        _keep_record(found, overrides, run_dir)
+    if asdict(run_dir.load_config()) != asdict(config):  # also what may differ every time: later stages read it
+        write_atomic(run_dir.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def _keep_record(found: list[Change], overrides: Sequence[str], run_dir: RunDir) -> None:
+    """Write down what is changed, and forget what was only true of the old configuration."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     record = {"time": now, "changes": [{"key": c.key, "before": c.before, "after": c.after} for c in found]}
     with (run_dir.hydra / "changes.jsonl").open("a", encoding="utf-8") as stream:
@@ -65,16 +71,19 @@ def record_changes(config: Config, overrides: Sequence[str], directory: Path) ->
     Attempts(run_dir.attempts).changed()
     lasting = [line for line in overrides if not line.startswith(f"{ALLOW}=")]
     write_atomic(run_dir.hydra / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(lasting)))
-    write_atomic(run_dir.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def finished(stage: str, run_dir: RunDir) -> bool:
-    """True when the stage need not run again: its result is there, and so is what the result names."""
+def finished(stage: str, config: Config, run_dir: RunDir) -> bool:
+    """True when the stage need not run again: its result is there, made with the same settings, and so is what the
+    result names."""
     result = run_dir.stage_result(stage)
     if result is None:
         return False
     if stage == "fetch":
         return all(Path(result[key]).exists() for key in ("model_dir", "dataset_path"))
+    settings = getattr(config, stage, None)
+    if settings is not None and result.get("settings") != asdict(settings):
+        return False
     return result.get("status") in COMPLETE
 
 

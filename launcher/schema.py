@@ -219,6 +219,18 @@ class TrackingConfig:
 
 
 @dataclass
+class GenerateConfig:
+    """Answers of base and tuned model after training (stages=[fetch,train,generate])."""
+
+    questions: int = setting(16, "held-out rows that are asked, at most", ge=1)
+    max_new_tokens: int = setting(96, "longest answer, tokens", ge=1)
+    temperature: float = setting(0.0, "0: greedy; above: drawn", ge=0, le=10)
+    top_p: float = setting(1.0, "draw among the most likely tokens of this mass", gt=0, le=1)
+    seed: int = setting(0, "of the drawing", ge=0)
+    batch_size: int = setting(8, "questions answered at a time", ge=1)
+
+
+@dataclass
 class ClusterConfig:
     """Where the stages run."""
 
@@ -248,6 +260,7 @@ class Config:
     tracking: TrackingConfig = MISSING
     cluster: ClusterConfig = MISSING
     plan: PlanConfig = field(default_factory=PlanConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     seed: int = setting(0, "seed of weights, dropout and data order", ge=0)
     output_dir: str = setting("outputs", "where run directories are made")
     stages: list[str] = setting(["fetch", "train"], "stages to run, in this order")

@@ -18,7 +18,11 @@ from launcher.schema import Config
 
 # A stage's name, and the module whose run(config, run_dir) is the stage. Named, not imported: the launcher is
 # free of torch, and only the stage's own process pays for what it uses.
-STAGES = {"fetch": "trainer.fetch", "train": "trainer.train"}
+STAGES = {
+    "fetch": "trainer.fetch",
+    "train": "trainer.train",
+    "generate": "postprocess.generate.stage",
+}
 
 
 class StageModule(Protocol):

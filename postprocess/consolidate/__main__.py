@@ -18,7 +18,7 @@ Put a sharded checkpoint of optimum-neuron together: a full one to a model direc
 transformers loads, a LoRA adapter to a directory that peft loads.
 
 Every rank must be there, shapes must be those of config.json, and replicas must agree; otherwise
-nothing is written. Memory is bounded by the largest tensor. See docs/consolidate.md.
+nothing is written. Memory does not grow with the model. See docs/consolidate.md.
 """
 _EXAMPLES = """\
 examples:

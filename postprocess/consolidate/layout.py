@@ -24,24 +24,22 @@ from launcher.errors import TrntuneError
 from postprocess.consolidate.metadata import FusedLinears, GqaQkv, StageMetadata
 from postprocess.consolidate.shards import Stored
 
+_BLOCK_BYTES = 4 << 20
+
 HeadAxis = Literal["rows", "columns"]
 
 
 @dataclass(frozen=True)
 class HeadOrder:
-    """Query heads stored beside the copies of their key heads, along the rows or the columns of a matrix."""
+    """Query heads stored beside the copies of their key heads, along the rows or the columns of a matrix.
+
+    Heads of one copy of one key head stay together: blocks stored as [copies, kv_heads] are [kv_heads, copies] in the
+    model.
+    """
 
     copies: int
     kv_heads: int
     axis: HeadAxis
-
-    def restore(self, stored: torch.Tensor) -> torch.Tensor:
-        """``stored`` [rows, columns] with its heads in the model's order."""
-        if self.axis == "rows":
-            blocks = stored.reshape(self.copies, self.kv_heads, -1)
-            return blocks.transpose(0, 1).reshape(stored.shape)
-        blocks = stored.reshape(stored.shape[0], self.copies, self.kv_heads, -1)
-        return blocks.transpose(1, 2).reshape(stored.shape)
 
 
 @dataclass(frozen=True)
@@ -75,26 +73,56 @@ class Logical:
             shape[0] = self._one_copy(shape[0])
         return Stored(tuple(shape), parts[0].dtype)
 
+    def blocks(self, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The tensor from all ranks' parts, in pieces along its first axis; of replicas, rank 0's.
+
+        A piece has a few MiB at most, unless a single row has more, or is a view of a part.
+        """
+        own = self._own(parts if self.dim is not None else parts[:1])
+        yield from self._across(own) if self.dim == 1 and len(own) > 1 else self._along(own)
+
     def assemble(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The tensor from all ranks' parts. Of replicas, rank 0's is taken."""
-        whole = self._whole(parts if self.dim is not None else parts[:1])
-        if self.heads is not None:
-            whole = self.heads.restore(whole)
-        return whole if self.copies == 1 else whole[: whole.shape[0] // self.copies]
+        """The whole tensor."""
+        return torch.cat([block.clone() if block.dim() else block.reshape(1) for block in self.blocks(parts)])
 
     def replicas(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What must be equal: each rank's part of a replica, each copy of a repeated key or value."""
         if self.dim is None:
             return list(parts)
-        return list(self._whole(parts).chunk(self.copies)) if self.copies > 1 else []
+        return list(torch.cat(self._own(parts)).chunk(self.copies)) if self.copies > 1 else []
 
     @property
     def is_replicated(self) -> bool:
         return self.dim is None or self.copies > 1
 
-    def _whole(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        own = [part if self.rows is None else part[slice(*self.rows)] for part in parts]
-        return own[0] if len(own) == 1 else torch.cat(own, dim=self.dim or 0)
+    def _own(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [part if self.rows is None else part[slice(*self.rows)] for part in parts]
+
+    def _along(self, own: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Ranks follow each other along the rows, or there is but one."""
+        if self.heads is not None:
+            yield from self._heads_along(own, self.heads) if self.dim == 0 else self._across(own)
+            return
+        left = sum(part.shape[0] for part in own) // self.copies if self.copies > 1 else None
+        for part in own:
+            yield part if left is None else part[:left]
+            left = None if left is None else max(0, left - part.shape[0])
+
+    def _heads_along(self, own: Sequence[torch.Tensor], heads: HeadOrder) -> Iterator[torch.Tensor]:
+        stored = [block for part in own for block in part.chunk(heads.copies * heads.kv_heads // len(own))]
+        for kv_head in range(heads.kv_heads):
+            yield from stored[kv_head :: heads.kv_heads]
+
+    def _across(self, own: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Ranks follow each other along the columns: some rows of all ranks at a time."""
+        row_bytes = sum(part[0].nbytes for part in own)
+        step = max(1, _BLOCK_BYTES // row_bytes)
+        for pieces in zip(*(part.split(step) for part in own), strict=True):
+            rows = torch.cat(pieces, dim=1)
+            if self.heads is not None:
+                by_head = rows.reshape(rows.shape[0], self.heads.copies, self.heads.kv_heads, -1)
+                rows = by_head.transpose(1, 2).reshape(rows.shape)
+            yield rows
 
     def _local_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         needed = max(1 if self.rows else 0, 2 if self.heads else 0, (self.dim or 0) + 1)

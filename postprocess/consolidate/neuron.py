@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,9 +66,9 @@ class NeuronSource:
             raise TrntuneError(f"{self.directory}: {message}; --allow-diverged takes rank 0's")
         return [f"{message}; rank 0's are taken"] if message else []
 
-    def read(self, name: str) -> torch.Tensor:
-        """The tensor of the original model, put together from all ranks."""
-        return self.logical[name].assemble(self._parts(self.logical[name])).contiguous()
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """The tensor of the original model, from all ranks' parts."""
+        return self.logical[name].blocks(self._parts(self.logical[name]))
 
     def describe(self) -> dict[str, Any]:
         return {

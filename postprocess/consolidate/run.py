@@ -17,7 +17,8 @@ from postprocess.consolidate.locate import locate
 from postprocess.consolidate.neuron import open_neuron
 from postprocess.consolidate.output import RESULT, finished, whole_directory
 from postprocess.consolidate.source import Source
-from postprocess.safetensors_stream import SINGLE, ShardedWriter, plan_shards, total_bytes
+from postprocess.consolidate.writing import BlockWriter, one_thread
+from postprocess.safetensors_stream import SINGLE, plan_shards, total_bytes
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -50,11 +51,10 @@ def consolidate(
 ) -> dict[str, Any]:
     """Write the checkpoint below ``source`` as one model or adapter directory ``out``; returns its consolidate.json.
 
-    Tensors are read memory-mapped and written one after the other, so that memory is bounded by the largest tensor.
-    ``out`` appears whole or not at all. Nothing is done when it is this input's result already (then
-    ``reused`` is true). ``warn`` is told what
-    the result's reader should know. Raises UsageError for an ``out`` that is something else, TrntuneError for an input
-    that is not complete or not sound.
+    Tensors are read memory-mapped and written one after the other, a few MiB at a time: memory does not grow with them.
+    ``out`` appears whole or not at all. Nothing is done when it is this input's result already (then ``reused`` is
+    true). ``warn`` is told what the result's reader should know. Raises UsageError for an ``out`` that is something
+    else, TrntuneError for an input that is not complete or not sound.
     """
     options = options or Options()
     opened = open_source(source, options.base)
@@ -126,9 +126,9 @@ def _fingerprint(source: Source, options: Options) -> str:
 
 def _write_tensors(source: Source, work: Path, shard_bytes: int) -> None:
     try:
-        with ShardedWriter(work, source.specs, shard_bytes) as writer:
+        with one_thread(), BlockWriter(work, source.specs, shard_bytes) as writer:
             for spec in source.specs:
-                writer.write(spec.name, source.read(spec.name))
+                writer.write_blocks(spec.name, source.blocks(spec.name))
         if source.kind == "adapter":
             (work / SINGLE).rename(work / _ADAPTER)
     except OSError as error:

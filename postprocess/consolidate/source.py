@@ -1,12 +1,12 @@
-"""What a checkpoint is to the rest: a list of tensors as the finished model has them, and a way to make each of them.
+"""What a checkpoint is to the rest: a list of tensors as the finished model has them, and a way to read each of them.
 
-A format of checkpoints is one class with these few members. `open.py` chooses the class by what the directory holds;
-nothing else knows of formats.
+A format of checkpoints is one class with these few members. `run.open_source` chooses
+the class by what the directory holds; nothing else knows of formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -50,8 +50,8 @@ class Source(Protocol):
         Returns warnings. Raises TrntuneError for weights that must not be used.
         """
 
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor of ``specs``, with its dtype and shape, on the CPU. Raises TrntuneError."""
+    def blocks(self, name: str) -> Iterator[torch.Tensor]:
+        """One tensor of ``specs`` in pieces along its first axis, on the CPU. Raises TrntuneError."""
 
     def describe(self) -> dict[str, Any]:
         """Facts for consolidate.json: format, ranks, versions."""

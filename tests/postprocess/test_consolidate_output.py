@@ -29,16 +29,16 @@ from pathlib import Path
 from postprocess.consolidate.neuron import NeuronSource
 from postprocess.consolidate.run import consolidate
 
-read, count = NeuronSource.read, 0
+blocks, count = NeuronSource.blocks, 0
 
 def counting(self, name):
     global count
     count += 1
     if count == 11:
         {action}
-    return read(self, name)
+    return blocks(self, name)
 
-NeuronSource.read = counting
+NeuronSource.blocks = counting
 consolidate(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -88,7 +88,7 @@ def test_an_error_leaves_nothing(error: BaseException, tmp_path: Path, monkeypat
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(NeuronSource, "read", fail)
+        patch.setattr(NeuronSource, "blocks", fail)
         with pytest.raises((KeyboardInterrupt, TrntuneError)):
             consolidate(RUN, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -302,6 +302,25 @@ def test_replicas_without_numbers(value: float, tmp_path: Path, refused: Refused
     assert main([str(run), str(tmp_path / "out")]) == 0
 
 
+def test_a_tied_output_embedding_is_not_written_and_must_be_the_input_embedding(
+    tmp_path: Path, refused: Refused
+) -> None:
+    run = copied("full_gqa", tmp_path)
+    edit_json(run / "config.json", lambda config: config.update(tie_word_embeddings=True))
+    (ranks,), metadata = rank_tensors(run / "shards"), read_metadata(run / "shards")
+    # named_parameters lists a shared parameter once, state_dict each name of it.
+    del metadata["parameters"]["lm_head.weight"]
+    write_shards(run / "shards", [ranks], [metadata])
+    assert "most lm_head.weight by up to" in refused(run)
+    for rank in ranks:
+        rank["lm_head.weight"] = rank["model.embed_tokens.weight"].clone()
+    write_shards(run / "shards", [ranks], [metadata])
+    assert main([str(run), str(tmp_path / "out")]) == 0
+    expected = json.loads((DATA / "full_gqa" / "expected.json").read_text())
+    del expected["lm_head.weight"]
+    assert digests(result(tmp_path / "out")) == expected
+
+
 @pytest.mark.parametrize("arguments", [[], ["nowhere", "out"], [".", "out", "--shard-size", "x"], ["--no", "a", "b"]])
 def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2

@@ -24,7 +24,8 @@ from launcher.errors import TrntuneError
 from postprocess.consolidate.metadata import FusedLinears, GqaQkv, StageMetadata
 from postprocess.consolidate.shards import Stored
 
-_BLOCK_BYTES = 4 << 20
+# What a piece of columns is gathered to: stays in the processor's cache until it is written.
+_BLOCK_BYTES = 1 << 20
 
 HeadAxis = Literal["rows", "columns"]
 
@@ -76,7 +77,7 @@ class Logical:
     def blocks(self, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The tensor from all ranks' parts, in pieces along its first axis; of replicas, rank 0's.
 
-        A piece has a few MiB at most, unless a single row has more, or is a view of a part.
+        A piece is a view of a part, or has a MiB at most unless a single row has more.
         """
         own = self._own(parts if self.dim is not None else parts[:1])
         yield from self._across(own) if self.dim == 1 and len(own) > 1 else self._along(own)

@@ -51,7 +51,7 @@ def consolidate(
 ) -> dict[str, Any]:
     """Write the checkpoint below ``source`` as one model or adapter directory ``out``; returns its consolidate.json.
 
-    Tensors are read memory-mapped and written one after the other, a few MiB at a time: memory does not grow with them.
+    Tensors are read memory-mapped and written one after the other, in small pieces: memory does not grow with them.
     ``out`` appears whole or not at all. Nothing is done when it is this input's result already (then ``reused`` is
     true). ``warn`` is told what the result's reader should know. Raises UsageError for an ``out`` that is something
     else, TrntuneError for an input that is not complete or not sound.

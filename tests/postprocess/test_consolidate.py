@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from launcher.errors import UsageError
+from postprocess.consolidate import layout, writing
 from postprocess.consolidate.__main__ import main, parse_size
 from postprocess.consolidate.expected import read_config
 from postprocess.consolidate.run import Options, consolidate
@@ -49,6 +50,17 @@ IDS = (torch.arange(32).view(2, 16) * 7) % 256
 
 @pytest.mark.parametrize("name", SHARDS)
 def test_equals_what_optimum_neuron_made_of_it(name: str, tmp_path: Path) -> None:
+    consolidate(DATA / name, tmp_path / "out")
+    assert digests(result(tmp_path / "out")) == json.loads((DATA / name / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("size", [1, 1000, 4096])
+@pytest.mark.parametrize("name", SHARDS)
+def test_the_size_of_the_pieces_changes_nothing(
+    name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "_BLOCK_BYTES", size)
+    monkeypatch.setattr(writing, "_BUFFER_BYTES", max(size, 100))
     consolidate(DATA / name, tmp_path / "out")
     assert digests(result(tmp_path / "out")) == json.loads((DATA / name / "expected.json").read_text())
 

@@ -1,0 +1,215 @@
+"""Shards written tensor by tensor are what the safetensors library and transformers read."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from launcher.errors import TrntuneError
+from postprocess import safetensors_stream as stream
+from postprocess.safetensors_stream import ShardedWriter, TensorSpec, plan_shards, read_header, source_tensors
+
+TENSORS = {
+    "flags": torch.tensor([True, False, True]),
+    "bytes": torch.arange(5, dtype=torch.uint8),
+    "half": torch.randn(3, 5).bfloat16(),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.empty(0, 4),
+    "wide": torch.randn(7, 3, dtype=torch.float64),
+    "transposed": torch.randn(6, 2).T,
+    "long": torch.arange(9),
+}
+
+
+def specs_of(tensors: dict[str, torch.Tensor]) -> list[TensorSpec]:
+    return [TensorSpec(name, stream.dtype_code(t.dtype), tuple(t.shape)) for name, t in tensors.items()]
+
+
+def read_back(directory: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for file in {source.file for source in source_tensors(directory).values()}:
+        found.update(load_file(file))
+    return found
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("shard_bytes", [10**6, 100, 1])
+def test_written_tensors_are_read_by_the_library(tmp_path: Path, shard_bytes: int) -> None:
+    with ShardedWriter(tmp_path, specs_of(TENSORS), shard_bytes) as writer:
+        for name in reversed(TENSORS):
+            writer.write(name, TENSORS[name])
+    assert_same(read_back(tmp_path), TENSORS)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert (len(files) == 1) == (shard_bytes == 10**6)
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            assert opened.metadata() == {"format": "pt"}
+
+
+def test_one_shard_is_model_safetensors_and_more_have_an_index(tmp_path: Path) -> None:
+    one, more = plan_shards(specs_of(TENSORS), 10**6), plan_shards(specs_of(TENSORS), 250)
+    assert [shard.filename for shard in one] == ["model.safetensors"]
+    assert [shard.filename for shard in more] == [f"model-0000{n}-of-0000{len(more)}.safetensors" for n in (1, 2)]
+    with ShardedWriter(tmp_path, specs_of(TENSORS), 250) as writer:
+        for name, tensor in TENSORS.items():
+            writer.write(name, tensor)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in TENSORS.values())
+    assert index["weight_map"].keys() == TENSORS.keys()
+
+
+def test_shards_keep_the_order_and_the_limit() -> None:
+    specs = [TensorSpec(f"layer.{n}", "F32", (size,)) for n, size in enumerate((10, 20, 30, 100, 5, 5))]
+    shards = plan_shards(specs, 240)
+    assert [[spec.name for spec in shard.specs] for shard in shards] == [
+        ["layer.0", "layer.1", "layer.2"],
+        ["layer.3"],  # larger than a shard: alone
+        ["layer.4", "layer.5"],
+    ]
+
+
+def test_every_tensor_is_aligned_for_its_elements(tmp_path: Path) -> None:
+    for shard in plan_shards(specs_of(TENSORS), 10**6):
+        for spec in shard.specs:
+            assert shard.begins[spec.name] % stream.itemsize(spec.dtype) == 0
+        assert shard.begins[shard.specs[0].name] % 4096 == 0
+
+
+@pytest.mark.parametrize("refused", [(), ("_copy_file_range",), ("_copy_file_range", "_sendfile")])
+def test_copied_tensors_are_the_source_bytes_whatever_the_kernel_offers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: tuple[str, ...]
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    ways = ("_copy_file_range", "_sendfile", "_copy_chunk")
+    monkeypatch.setattr(stream, "_COPIERS", tuple(refuse if w in refused else getattr(stream, w) for w in ways))
+    monkeypatch.setattr(stream, "_CHUNK", 16)
+    tensors = {name: t.contiguous() for name, t in TENSORS.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "out").mkdir()
+    with ShardedWriter(tmp_path / "out", specs_of(tensors), 100) as writer:
+        for name, source in source_tensors(tmp_path).items():
+            writer.copy(name, source.file, source.begin)
+    assert_same(read_back(tmp_path / "out"), tensors)
+
+
+def test_a_source_that_ends_too_early_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"12345")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(TrntuneError, match="ends within w"):
+        with ShardedWriter(tmp_path / "out", [TensorSpec("w", "F32", (4,))], 100) as writer:
+            writer.copy("w", tmp_path / "short", 0)
+
+
+def test_each_tensor_is_written_exactly_once_and_as_planned(tmp_path: Path) -> None:
+    specs = [TensorSpec("a", "F32", (2,)), TensorSpec("b", "F32", (2,))]
+    writer = ShardedWriter(tmp_path, specs, 100)
+    writer.write("a", torch.zeros(2))
+    with pytest.raises(ValueError, match="before"):
+        writer.write("a", torch.zeros(2))
+    with pytest.raises(ValueError, match="not planned"):
+        writer.write("c", torch.zeros(2))
+    with pytest.raises(ValueError, match="never written: b"):
+        writer.close()
+    with pytest.raises(ValueError, match="planned as"):
+        writer.write("b", torch.zeros(3))
+
+
+def test_a_plan_needs_distinct_names_and_room() -> None:
+    spec = TensorSpec("a", "F32", (2,))
+    for specs, size in (([spec, spec], 10), ([], 10), ([spec], 0)):
+        with pytest.raises(ValueError, match="distinct"):
+            plan_shards(specs, size)
+
+
+def test_headers_say_where_the_bytes_are(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(4, dtype=torch.float32), "b": torch.ones(2, 2).bfloat16()}, file)
+    header = read_header(file)
+    dtype, shape, begin, end = header["a"]
+    assert (dtype, shape) == ("F32", (4,))
+    assert torch.frombuffer(bytearray(file.read_bytes()[begin:end]), dtype=torch.float32).tolist() == [0, 1, 2, 3]
+    assert header["b"].end - header["b"].begin == 8
+
+
+def damage(file: Path, how: str) -> None:
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length]
+    damaged = {
+        "truncated": data[:-3],
+        "empty": b"",
+        "no header": b"\xff" * 64,
+        "not json": data[:8] + b"?" * length + data[8 + length :],
+        "no offsets": data[:8] + header.replace(b"data_offsets", b"data_offsetz") + data[8 + length :],
+        "wrong shape": data[:8] + header.replace(b"[4]", b"[5]") + data[8 + length :],
+        "strange dtype": data[:8] + header.replace(b"F32", b"Q32") + data[8 + length :],
+    }
+    file.write_bytes(damaged[how])
+
+
+@pytest.mark.parametrize(
+    "how", ["truncated", "empty", "no header", "not json", "no offsets", "wrong shape", "strange dtype"]
+)
+def test_damaged_files_are_refused_in_a_line(tmp_path: Path, how: str) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(4, dtype=torch.float32)}, file)
+    damage(file, how)
+    with pytest.raises(TrntuneError, match=r"damaged|not supported") as caught:
+        read_header(file)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    with ShardedWriter(tmp_path, [TensorSpec(name, "F32", (4,)) for name in "abc"], 16) as writer:
+        for name in "abc":
+            writer.write(name, torch.ones(4))
+    return tmp_path
+
+
+def test_missing_shards_are_listed(sharded: Path) -> None:
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(TrntuneError, match="1 of 3 shards are missing: model-00002-of-00003"):
+        source_tensors(sharded)
+
+
+def test_an_index_has_to_agree_with_its_shards(sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    extra = {**content["weight_map"], "d": "model-00001-of-00003.safetensors"}
+    index.write_text(json.dumps({**content, "weight_map": extra}))
+    with pytest.raises(TrntuneError, match="its shards don't have: d"):
+        source_tensors(sharded)
+    save_file({"a": torch.ones(4), "e": torch.ones(1)}, sharded / "model-00001-of-00003.safetensors")
+    index.write_text(json.dumps(content))
+    with pytest.raises(TrntuneError, match="doesn't name: e"):
+        source_tensors(sharded)
+    index.write_text("{}")
+    with pytest.raises(TrntuneError, match="no weight_map"):
+        source_tensors(sharded)
+
+
+def test_a_directory_without_safetensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrntuneError, match="neither"):
+        source_tensors(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(TrntuneError, match="only pickles"):
+        source_tensors(tmp_path)
+    with pytest.raises(TrntuneError, match="not a directory"):
+        source_tensors(tmp_path / "nowhere")

@@ -12,7 +12,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.errors import TrntuneError
-from launcher.rundir import write_json
 
 if TYPE_CHECKING:
     import torch
@@ -306,11 +305,26 @@ class ShardedWriter:
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write a CPU tensor. Raises ValueError for another dtype or shape than planned, or a second writing."""
+        if name in self._specs and tuple(tensor.shape) != self._specs[name].shape:
+            raise ValueError(f"{name} was planned as {self._specs[name]}, not of shape {tuple(tensor.shape)}")
+        self.write_rows(name, (tensor,))
+
+    def write_rows(self, name: str, blocks: Iterable[torch.Tensor]) -> None:
+        """Write a tensor by blocks of consecutive rows, each block a CPU tensor: for what is larger than memory allows.
+
+        Raises ValueError for another dtype or another number of bytes than planned, or a second writing.
+        """
         spec = self._take(name)
-        if dtype_code(tensor.dtype) != spec.dtype or tuple(tensor.shape) != spec.shape:
-            raise ValueError(f"{name} was planned as {spec}, not {tensor.dtype} {tuple(tensor.shape)}")
+        begin = at = self._shard_of[name].begins[name]
         with self._opened(name) as target:
-            _write_all(target, _bytes(tensor), self._shard_of[name].begins[name])
+            for block in blocks:
+                data = _bytes(block)
+                if dtype_code(block.dtype) != spec.dtype or at + len(data) > begin + spec.nbytes:
+                    raise ValueError(f"{name} was planned as {spec}, not {block.dtype} {tuple(block.shape)}")
+                _write_all(target, data, at)
+                at += len(data)
+        if at != begin + spec.nbytes:
+            raise ValueError(f"{name} was planned as {spec}, but only {at - begin:,} bytes came")
 
     def copy(self, name: str, source_file: Path, offset: int) -> None:
         """Have the kernel copy the tensor's bytes from ``offset`` of ``source_file``.
@@ -336,7 +350,8 @@ class ShardedWriter:
         if len(self.shards) > 1:
             weight_map = {name: self._shard_of[name].filename for name in sorted(self._specs)}
             size = sum(spec.nbytes for spec in self._specs.values())
-            write_json(self.directory / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            write_durably(self.directory / INDEX, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
         fsync(self.directory)
 
     def __enter__(self) -> ShardedWriter:
@@ -428,6 +443,14 @@ def _reading(file: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a text file and force it to disk: within a directory that is not in its place yet, that is enough."""
+    with path.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def fsync(path: Path) -> None:

@@ -116,6 +116,18 @@ def test_a_source_that_ends_too_early_is_an_error(tmp_path: Path) -> None:
             writer.copy("w", tmp_path / "short", 0)
 
 
+def test_a_tensor_can_be_written_by_blocks_of_rows(tmp_path: Path) -> None:
+    tensor = torch.randn(7, 3)
+    with ShardedWriter(tmp_path, [TensorSpec("w", "F32", (7, 3))], 100) as writer:
+        writer.write_rows("w", tensor.split(2))
+    assert_same(read_back(tmp_path), {"w": tensor})
+    for rows in (6, 8):
+        with pytest.raises(ValueError, match="planned as"):
+            ShardedWriter(tmp_path, [TensorSpec("w", "F32", (7, 3))], 100).write_rows(
+                "w", torch.zeros(rows, 3).split(2)
+            )
+
+
 def test_each_tensor_is_written_exactly_once_and_as_planned(tmp_path: Path) -> None:
     specs = [TensorSpec("a", "F32", (2,)), TensorSpec("b", "F32", (2,))]
     writer = ShardedWriter(tmp_path, specs, 100)

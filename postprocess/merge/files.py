@@ -1,0 +1,108 @@
+"""What a model directory has besides its weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import TrntuneError
+from postprocess.safetensors_stream import fsync, write_durably
+
+RECORD = "merge.json"
+# Everything that a tokenizer may be made of. They belong together: one directory's replace the other's as a whole.
+_TOKENIZER = frozenset(
+    (
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
+        *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
+    )
+)
+_TEMPLATES = "additional_chat_templates"
+_WEIGHTS = frozenset(
+    (
+        *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"),
+        *(".gguf", ".onnx", ".onnx_data", ".tflite", ".ot", ".npz", ".lock"),
+    )
+)
+# Of the base alone: its card, and the record of its own making.
+_LEFT = frozenset(("README.md", RECORD, "base.json"))
+
+
+def side_files(base: Path, adapter: Path) -> list[Path]:
+    """The files to copy: the base's without weights and model card, with the adapter's tokenizer where it has one.
+
+    Training may have added tokens, a padding token or a chat template, and saves the tokenizer that it used.
+    """
+    own_tokenizer = (adapter / "tokenizer_config.json").is_file()
+    own_template = (adapter / "chat_template.jinja").is_file()
+    found = []
+    for file in sorted(base.iterdir()):
+        replaced = file.name in _TOKENIZER if own_tokenizer else file.name == "chat_template.jinja" and own_template
+        if _is_side_file(file) and not replaced:
+            found.append(file)
+    taken = _TOKENIZER if own_tokenizer else {"chat_template.jinja"}
+    found += [file for file in sorted(adapter.iterdir()) if file.is_file() and file.name in taken]
+    templates = (adapter if own_tokenizer else base) / _TEMPLATES
+    return found + ([templates] if templates.is_dir() else [])
+
+
+def _is_side_file(file: Path) -> bool:
+    index = file.name.endswith(".index.json")
+    hidden = file.name.startswith(".")
+    return file.is_file() and not (file.suffix in _WEIGHTS or index or hidden or file.name in _LEFT)
+
+
+def copy_side_files(files: list[Path], directory: Path) -> None:
+    """Copy files and folders, and force them to disk."""
+    for file in files:
+        target = directory / file.name
+        if file.is_dir():
+            shutil.copytree(file, target)
+        else:
+            shutil.copyfile(file, target)
+        for written in _files_of(target):
+            fsync(written)
+
+
+def _files_of(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from (file for file in path.rglob("*") if file.is_file())
+    yield path
+
+
+def adapt_config(directory: Path, dtype: str | None, untied: bool) -> None:
+    """Have config.json say what the weights now are: their dtype when it was chosen, embeddings no longer tied."""
+    if dtype is None and not untied:
+        return
+    file = directory / "config.json"
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    parts = [config] + [config[key] for key in ("text_config",) if isinstance(config.get(key), dict)]
+    for part in parts:
+        if dtype is not None:
+            # transformers wrote torch_dtype before 4.56 and dtype since; vLLM and older readers know the former.
+            part["dtype" if "dtype" in part else "torch_dtype"] = dtype
+        if untied:
+            part["tie_word_embeddings"] = False
+    write_durably(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_tokenizer(adapter: Path, rows: int) -> None:
+    """Raise TrntuneError when the adapter's tokenizer makes tokens that the embedding has no row for."""
+    file = adapter / "tokenizer.json"
+    if not file.is_file():
+        return
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        last = max(vocabulary.values()) if isinstance(vocabulary, dict) else len(vocabulary) - 1
+        last = max([last, *(token["id"] for token in content.get("added_tokens", []))])
+    except (ValueError, KeyError, TypeError):
+        raise TrntuneError(f"{file} is damaged: no vocabulary in it; copy the adapter again") from None
+    if last >= rows:
+        raise TrntuneError(
+            f"{file} has token {last:,}, but the embedding only {rows:,} rows: the base was resized for training; "
+            "merge into a base resized the same way"
+        )

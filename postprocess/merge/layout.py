@@ -1,0 +1,217 @@
+"""What an adapter does to which weight, asked of transformers and peft themselves: the adapted model is built without
+storage (device "meta"), so targets, patterns, ranks, scalings and layer types are peft's own, not a second guess."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import Embedding, Linear, LoraLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
+from launcher.errors import TrntuneError
+from postprocess.merge.adapter import WEIGHTS, Adapter
+from postprocess.merge.changes import AddBias, Change, LowRank, Replace, ReplaceRows
+from postprocess.safetensors_stream import first
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+_NAME = "default"  # peft's name for the adapter within the model; files don't have it
+_PREFIX = "base_model.model."
+# Copies of what peft saves under the module's plain name too, when bias="all".
+_DUPLICATES = (".original_module.", ".modules_to_save.")
+
+
+@dataclass
+class Layout:
+    """The base's parameters and what becomes of them.
+
+    ``shapes``: every parameter by its name in the model. ``prefix``: what some checkpoints leave out of the names.
+    ``embedding``: the input embedding. ``ties``: groups of names that are one parameter, the input embedding first.
+    ``changes``: the steps on each changed parameter, in order; the names of a tie have their own, since peft adapts
+    modules, not parameters.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    prefix: str
+    embedding: str | None = None
+    ties: list[list[str]] = field(default_factory=list)
+    changes: dict[str, list[Change]] = field(default_factory=dict)
+
+    def tie_of(self, name: str) -> list[str]:
+        return next((tie for tie in self.ties if name in tie), [name])
+
+
+def read_layout(base: Path, adapter: Adapter) -> Layout:
+    """The layout of ``adapter`` on the model of ``base``'s config.json.
+
+    Raises TrntuneError for a model that transformers doesn't know, an adapter that doesn't fit it, tensors of the
+    adapter that match nothing or have another shape, and missing ones.
+    """
+    model = _model(base)
+    embedding = _embedding(model)
+    layout = Layout(
+        {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)},
+        str(model.base_model_prefix),
+        embedding,
+        [sorted(names, key=lambda name: name != embedding) for names in _ties(model)],
+    )
+    adapted = _adapted(model, adapter)
+    known = {name.replace(f".{_NAME}", ""): tuple(tensor.shape) for name, tensor in adapted.state_dict().items()}
+    wanted = _Wanted(layout, adapter)
+    for name, module in adapted.named_modules():
+        wanted.add(name, module)
+    wanted.check(known)
+    wanted.add_plain()
+    return layout
+
+
+def _model(base: Path) -> Any:
+    """The base without storage."""
+    try:
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise TrntuneError(f"{base}: its config.json can't be used: {_first_line(error)}") from None
+    if getattr(config, "quantization_config", None) is not None:
+        raise TrntuneError(f"{base} is quantized: merge into the weights that it was made from")
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, KeyError, ImportError) as error:
+        raise TrntuneError(f"{base}: transformers has no causal language model for it: {_first_line(error)}") from None
+
+
+def _embedding(model: Any) -> str | None:
+    weight = model.get_input_embeddings().weight
+    return next((name for name, parameter in model.named_parameters() if parameter is weight), None)
+
+
+def _ties(model: Any) -> list[list[str]]:
+    """Names that stand for one parameter."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _adapted(model: Any, adapter: Adapter) -> PeftModel:
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    strange = [key for key, value in adapter.config.items() if key not in known and value not in (None, False, [], {})]
+    if strange:
+        raise TrntuneError(
+            f"{adapter.directory}: this peft doesn't know {first(strange)}, set by the peft that wrote the adapter"
+        )
+    settings = {key: value for key, value in adapter.config.items() if key in known}
+    # What the weights start from is in the files; some initializations would compute for minutes or fail without data.
+    settings.update(init_lora_weights=True, inference_mode=True)
+    for gone in ("eva_config", "corda_config", "loftq_config", "runtime_config"):
+        settings.pop(gone, None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on ties and transposed layers: both are dealt with here
+            return PeftModel(model, LoraConfig(**settings), _NAME, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TrntuneError(f"{adapter.directory} doesn't fit the base: {_first_line(error)}") from None
+
+
+class _Wanted:
+    """Collects the changes module by module, and which of the adapter's tensors they take."""
+
+    def __init__(self, layout: Layout, adapter: Adapter) -> None:
+        self.layout, self.adapter = layout, adapter
+        self.keys: set[str] = set()
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of tensors that replace one of the base's
+
+    def add(self, name: str, module: nn.Module) -> None:
+        """Note what ``module`` of the adapted model does."""
+        path = name.removeprefix(_PREFIX)
+        if isinstance(module, LoraLayer):
+            self._add_lora(name, path, module)
+        elif isinstance(module, ModulesToSaveWrapper):
+            for parameter, _ in module.modules_to_save[_NAME].named_parameters():
+                self._put(f"{path}.{parameter}", Replace(f"{name}.{parameter}"))
+        elif isinstance(module, TrainableTokensWrapper):
+            self._add_tokens(name, path, module)
+
+    def check(self, known: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise TrntuneError unless the file has every wanted tensor, no unknown one, and all in the model's shape."""
+        found, file = self.adapter.tensors, self.adapter.directory / WEIGHTS
+        astray = sorted(key for key in found if key not in known and not self._alias(key, known))
+        if astray:
+            raise TrntuneError(f"{file}: {len(astray)} tensors match nothing in the base: {first(astray)}")
+        missing = sorted(key for key in self.keys if key not in found)
+        if missing:
+            raise TrntuneError(
+                f"{file}: {len(missing)} tensors that its configuration asks for are missing: {first(missing)}"
+            )
+        for key, entry in found.items():
+            shape = self.shapes.get(key) or known.get(key) or known.get(f"{key}.weight")
+            if shape is not None and shape != entry.shape:
+                raise TrntuneError(
+                    f"{file}: {key} has shape {list(entry.shape)}, but base and configuration need {list(shape)}: "
+                    "another base, or another rank than the configuration says"
+                )
+
+    def add_plain(self) -> None:
+        """The file's other tensors stand for parameters of the base itself: trained biases, embeddings saved along."""
+        for key in self.adapter.tensors:
+            if key in self.keys or any(part in key for part in _DUPLICATES):
+                continue
+            name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            if name not in self.layout.shapes:
+                raise TrntuneError(f"{self.adapter.directory / WEIGHTS}: {key} matches nothing in the base")
+            for tied in self.layout.tie_of(name):
+                self.layout.changes.setdefault(tied, []).insert(0, Replace(key))
+
+    def _alias(self, key: str, known: Mapping[str, tuple[int, ...]]) -> bool:
+        """Whether the model has the tensor under another name than files do: wrapped modules, DoRA's magnitudes."""
+        return key in self.keys or f"{key}.weight" in known
+
+    def _put(self, name: str, change: Change) -> None:
+        if name not in self.layout.shapes:
+            raise TrntuneError(
+                f"{self.adapter.directory}: {change.keys()[0]} needs {name}, which the base doesn't have"
+            )
+        self.layout.changes.setdefault(name, []).append(change)
+        self.keys.update(change.keys())
+        if isinstance(change, Replace):
+            self.shapes[change.key] = self.layout.shapes[name]
+
+    def _add_lora(self, name: str, path: str, layer: LoraLayer) -> None:
+        if type(layer) not in (Linear, Embedding):
+            kind = type(layer.get_base_layer()).__name__
+            raise TrntuneError(
+                f"{self.adapter.directory}: {path} is a {kind}; only linear layers and embeddings are merged"
+            )
+        embedding = isinstance(layer, Embedding)
+        a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+        magnitude = f"{name}.lora_magnitude_vector" if _NAME in layer.lora_variant else None
+        transposed = embedding or bool(getattr(layer, "fan_in_fan_out", False))
+        scaling = float(layer.scaling[_NAME])
+        self._put(f"{path}.weight", LowRank(f"{name}.{a}", f"{name}.{b}", scaling, transposed, magnitude))
+        if layer.lora_bias[_NAME] and not embedding:
+            self._put(f"{path}.bias", AddBias(f"{name}.lora_B.bias", scaling))
+
+    def _add_tokens(self, name: str, path: str, wrapper: TrainableTokensWrapper) -> None:
+        """A tied output embedding follows the input embedding's rows; its own file entry doesn't exist."""
+        tokens = wrapper.token_adapter
+        owner = name if tokens.tied_adapter is None else self._token_owner(path)
+        indices = tuple(int(index) for index in tokens.token_indices[_NAME])
+        self._put(f"{path}.weight", ReplaceRows(f"{owner}.token_adapter.trainable_tokens_delta", indices))
+
+    def _token_owner(self, path: str) -> str:
+        return _PREFIX + self.layout.tie_of(f"{path}.weight")[0].removesuffix(".weight")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

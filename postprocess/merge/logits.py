@@ -1,0 +1,166 @@
+"""The proof by logits: base + adapter by peft and the merged model say the same on a few prompts, in fp32.
+
+The bound follows from the rounding. A stored weight may be off by u = eps/2 of its dtype, relatively; so every weight
+that was changed or cast is moved by exactly u, up or down at random, and the logits' largest answer to that, S, is the
+scale of what rounding can do to this model. Base + adapter and merged model also take different sums in fp32: over L
+layers of width K these are off by about u32 * sqrt(K * L) of the largest logit (the probabilistic rounding bound).
+Allowed is 4 S + 4 u32 sqrt(K L) max|logits|.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from launcher.errors import TrntuneError
+from postprocess.merge.adapter import Adapter
+from postprocess.merge.outputs import Outputs
+from postprocess.safetensors_stream import torch_dtype
+
+PROMPTS = (
+    "The capital of France is Paris, and the capital of Italy is",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
+    "Question: What is 12 times 12? Answer:",
+)
+_TOKENS = 16  # of a random prompt, where there is no tokenizer
+_FACTOR = 4
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    texts: list[str]
+    ids: list[torch.Tensor]
+
+
+def prove_by_logits(base: Path, adapter: Adapter, merged: Path, outputs: Outputs) -> dict[str, Any]:
+    """Compare the logits; returns what was found, or why nothing was compared. Raises TrntuneError beyond the bound."""
+    needed, available = memory_needed(outputs), memory_available()
+    if needed > available:
+        reason = f"needs {needed / 1e9:.1f} GB of memory in float32, {available / 1e9:.1f} GB are available"
+        return {"compared": False, "reason": reason}
+    prompts = _prompts(merged, base)
+    expected, without = _adapted_logits(base, adapter, prompts.ids)
+    found, moved, config = _merged_logits(merged, outputs, prompts.ids)
+    scale = _largest(expected)
+    rounding = _difference(moved, found)
+    evaluation = torch.finfo(torch.float32).eps / 2 * math.sqrt(config.hidden_size * config.num_hidden_layers) * scale
+    allowed = _FACTOR * (rounding + evaluation)
+    difference = _difference(found, expected)
+    result = {
+        "compared": True,
+        "prompts": prompts.texts,
+        "positions": sum(len(rows) for rows in expected),
+        "max_difference": difference,
+        "allowed_difference": allowed,
+        "max_logit": scale,
+        "max_change_by_adapter": _difference(expected, without),
+        "same_top_token": _agreement(found, expected),
+    }
+    if not difference <= allowed:  # NaN is refused too
+        raise TrntuneError(
+            f"the merged model's logits differ from base + adapter by {difference:.3g}, allowed is {allowed:.3g}: "
+            "nothing was kept; please report this with adapter_config.json"
+        )
+    return result
+
+
+def memory_needed(outputs: Outputs) -> int:
+    """Bytes for one model in fp32 at a time, and what torch and the prompts' activations take."""
+    return int(4.2 * sum(math.prod(output.spec.shape) for output in outputs.tensors)) + 500_000_000
+
+
+def memory_available() -> int:
+    """Bytes that this process may still take: the machine's, or what its control group leaves it."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            available = min(available, int(limit) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no control groups of version 2
+        pass
+    return available
+
+
+def _prompts(merged: Path, base: Path) -> _Prompts:
+    """PROMPTS by the merged model's tokenizer; random tokens where it has no tokenizer.json of the vocabulary."""
+    size = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).get_text_config().vocab_size
+    file = merged / "tokenizer.json"
+    if file.is_file():
+        tokenizer = Tokenizer.from_file(str(file))
+        ids = [torch.tensor([tokenizer.encode(text).ids]) for text in PROMPTS]
+        if all(row.numel() and int(row.max()) < size for row in ids):
+            return _Prompts(list(PROMPTS), ids)
+    generator = torch.Generator().manual_seed(0)
+    ids = [torch.randint(0, size, (1, _TOKENS), generator=generator) for _ in PROMPTS]
+    return _Prompts([f"{_TOKENS} random tokens" for _ in PROMPTS], ids)
+
+
+def _load(directory: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    ).eval()
+
+
+def _adapted_logits(
+    base: Path, adapter: Adapter, ids: Iterable[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Logits with the adapter, and without it."""
+    model = PeftModel.from_pretrained(_load(base), os.fspath(adapter.directory)).eval()
+    expected = _logits(model, ids)
+    with model.disable_adapter():
+        without = _logits(model, ids)
+    del model
+    gc.collect()
+    return expected, without
+
+
+def _merged_logits(
+    merged: Path, outputs: Outputs, ids: Iterable[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor], Any]:
+    """Logits of the merged model, and with each rounded weight moved by its dtype's unit roundoff."""
+    model = _load(merged)
+    found = _logits(model, ids)
+    rounded = {output.spec.name: output.spec.dtype for output in outputs.tensors if not output.copied}
+    prefix = f"{model.base_model_prefix}."
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            dtype = rounded.get(name) or rounded.get(name.removeprefix(prefix))
+            if dtype is not None:
+                unit = torch.finfo(torch_dtype(dtype)).eps / 2
+                sign = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.int8)
+                parameter.mul_(1 + unit * (2 * sign - 1))
+    moved = _logits(model, ids)
+    return found, moved, model.config.get_text_config()
+
+
+def _logits(model: Any, ids: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """fp32, (tokens, vocabulary) for each prompt."""
+    with torch.inference_mode():
+        return [model(input_ids=row, use_cache=False).logits[0].float() for row in ids]
+
+
+def _difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    return max(float((one - other).abs().max()) for one, other in zip(left, right, strict=True))
+
+
+def _largest(rows: list[torch.Tensor]) -> float:
+    return max(float(row.abs().max()) for row in rows)
+
+
+def _agreement(left: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    """Share of positions whose most likely token is the same."""
+    same = torch.cat([one.argmax(-1) == other.argmax(-1) for one, other in zip(left, right, strict=True)])
+    return float(same.float().mean())

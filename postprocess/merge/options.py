@@ -1,0 +1,39 @@
+"""What a merge can be told."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from launcher.errors import UsageError
+
+# The dtypes that a model's weights are stored in: what the command line takes, and safetensors' code for it.
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """``dtype``: a key of DTYPES, None keeps each tensor's own. ``logits``: prove the merge by logits where they fit
+    into memory. ``any_base``: merge also with another base than the adapter was trained on.
+    """
+
+    dtype: str | None = None
+    shard_bytes: int = 5 * 10**9
+    logits: bool = True
+    any_base: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UsageError(f"dtype {self.dtype!r} is not known: choose one of {', '.join(DTYPES)}")
+        if self.shard_bytes < 1:
+            raise UsageError("the shard size has to be at least one byte")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of 5GB, 500MB, 2GiB or 1000. Raises UsageError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
+    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
+    if size < 1:
+        raise UsageError(f"size {text!r} is not understood: write 5GB, 500MB or 2GiB")
+    return size

@@ -1,0 +1,117 @@
+"""Which tensors the merged model has, and where each comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import TrntuneError
+from postprocess.merge.adapter import Adapter
+from postprocess.merge.changes import Change, Replace
+from postprocess.merge.layout import Layout
+from postprocess.merge.verify import same_bytes
+from postprocess.safetensors_stream import SourceTensor, TensorSpec, first
+
+# Dtypes whose values can be added to and cast. Anything else in a model is an index, a mask or a quantized weight.
+FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to write: as the base's bytes, as the base's values in another dtype, or with changes applied."""
+
+    spec: TensorSpec
+    source: SourceTensor
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def copied(self) -> bool:
+        return not self.changes and self.spec.dtype == self.source.spec.dtype
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """All tensors in the order of writing; ``untied``: embeddings that were one parameter now differ."""
+
+    tensors: list[Output]
+    untied: bool
+
+    @property
+    def specs(self) -> list[TensorSpec]:
+        return [output.spec for output in self.tensors]
+
+
+def plan_outputs(
+    base: Path, tensors: Mapping[str, SourceTensor], layout: Layout, adapter: Adapter, dtype: str | None
+) -> Outputs:
+    """The merged model's tensors: the base's in the base's order, then an output embedding that was tied before.
+
+    ``dtype``: safetensors code for all floating tensors, None keeps each one's own. Raises TrntuneError for a base
+    whose tensors are not those of its config.json, and for changes to a weight that is not floating.
+    """
+    stored = _stored_names(base, tensors, layout)
+    changes = {stored[name]: tuple(layout.changes[name]) for name in layout.changes if name in stored}
+    sources = dict(tensors)
+    untied = False
+    for tie in layout.ties:
+        if _still_one(tie, layout, adapter):
+            continue
+        untied = True
+        effective = tensors[next(stored[name] for name in tie if name in stored)]
+        for name in tie:
+            sources[stored.get(name, name)] = effective
+            changes[stored.get(name, name)] = tuple(layout.changes.get(name, ()))
+    outputs = [_output(name, source, changes.get(name, ()), dtype) for name, source in sources.items()]
+    return Outputs(outputs, untied)
+
+
+def _output(name: str, source: SourceTensor, changes: tuple[Change, ...], dtype: str | None) -> Output:
+    floating = source.spec.dtype in FLOATS
+    if changes and not floating:
+        raise TrntuneError(
+            f"{source.file}: {name} is {source.spec.dtype}; only F64, F32, F16 and BF16 can be merged into"
+        )
+    return Output(
+        TensorSpec(name, dtype if dtype and floating else source.spec.dtype, source.spec.shape), source, changes
+    )
+
+
+def _stored_names(base: Path, tensors: Mapping[str, SourceTensor], layout: Layout) -> dict[str, str]:
+    """Each parameter's name in the base's files; a tied one may have none.
+
+    Some checkpoints were saved from the model without its head: their names lack the model's prefix.
+    """
+    found = {}
+    for name, shape in layout.shapes.items():
+        short = name.removeprefix(f"{layout.prefix}.")
+        key = name if name in tensors else short
+        if key not in tensors:
+            continue
+        if tensors[key].spec.shape != shape:
+            have = list(tensors[key].spec.shape)
+            raise TrntuneError(f"{base}: {key} has shape {have}, but config.json asks for {list(shape)}")
+        found[name] = key
+    missing = [name for name in layout.shapes if not any(tied in found for tied in layout.tie_of(name))]
+    if missing:
+        raise TrntuneError(f"{base}: {len(missing)} weights that config.json asks for are missing: {first(missing)}")
+    return found
+
+
+def _still_one(tie: Sequence[str], layout: Layout, adapter: Adapter) -> bool:
+    """Whether all names of a tie get the same values, so that one tensor still serves."""
+    chains = [layout.changes.get(name, []) for name in tie]
+    return all(
+        len(chain) == len(chains[0]) and all(map(lambda one, other: _same(one, other, adapter), chain, chains[0]))
+        for chain in chains
+    )
+
+
+def _same(one: Change, other: Change, adapter: Adapter) -> bool:
+    if one == other:
+        return True
+    if not isinstance(one, Replace) or not isinstance(other, Replace):
+        return False
+    left, right = adapter.tensors[one.key], adapter.tensors[other.key]
+    size = left.end - left.begin
+    return left[:2] == right[:2] and same_bytes(adapter.weights, left.begin, adapter.weights, right.begin, size)

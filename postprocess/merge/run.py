@@ -1,0 +1,141 @@
+"""One merge from the first check to the rename. What can be refused is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import TrntuneError, UsageError
+from launcher.record import installed
+from postprocess.merge.adapter import Adapter, read_adapter
+from postprocess.merge.files import RECORD, adapt_config, check_tokenizer, copy_side_files, side_files
+from postprocess.merge.options import DTYPES, MergeOptions
+from postprocess.merge.staged import check_room, staged
+from postprocess.safetensors_stream import SourceTensor, plan_shards, source_tensors, total_bytes, write_durably
+from trainer.models.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from postprocess.merge.layout import Layout
+    from postprocess.merge.outputs import Outputs
+    from postprocess.merge.write import Written
+
+_PACKAGES = ("trntune", "torch", "transformers", "peft", "safetensors")
+# The index, merge.json and what directories take themselves.
+_SLACK = 4_000_000
+
+
+def run(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
+    """See ``postprocess.merge.merge``."""
+    tensors = source_tensors(base)
+    adapter = read_adapter(adapter_dir)
+    inputs = _inputs(base, adapter, options)
+    done = _finished(out, inputs)
+    if done is not None:
+        return {**done, "reused": True}
+    return _Merge(base, adapter, out, options).run(tensors, inputs)
+
+
+def _inputs(base: Path, adapter: Adapter, options: MergeOptions) -> dict[str, Any]:
+    """What decides the result. Raises TrntuneError for another base than the adapter was trained on."""
+    try:
+        found, expected = fingerprint(base), adapter.base_fingerprint()
+    except (OSError, ValueError, KeyError) as error:  # of a file beside the model's own: those were read before
+        raise TrntuneError(f"{base}: a .safetensors file there is damaged: {error}") from None
+    if expected is not None and expected != found and not options.any_base:
+        raise TrntuneError(
+            f"{adapter.directory} was trained on another base than {base}: its base.json says {expected[:32]}..., "
+            f"the base is {found[:32]}...; give that base, or --any-base to merge all the same"
+        )
+    return {
+        "base_fingerprint": found,
+        "adapter_sha256": adapter.digest(),
+        "dtype": options.dtype,
+        "shard_bytes": options.shard_bytes,
+    }
+
+
+def _finished(out: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of the same merge done before; None when ``out`` is free. Raises UsageError for anything else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    try:
+        record: dict[str, Any] = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        whole = all((out / name).stat().st_size == size for name, size in record["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"{out} exists and is not a finished merge: remove it or give another directory") from None
+    if record.get("inputs") != inputs:
+        raise UsageError(f"{out} is a merge of other inputs or options: remove it or give another directory")
+    if not whole:
+        raise UsageError(f"{out} is this merge, but its files were changed since: remove it")
+    return record
+
+
+class _Merge:
+    def __init__(self, base: Path, adapter: Adapter, out: Path, options: MergeOptions) -> None:
+        self.base, self.adapter, self.out, self.options = base, adapter, out, options
+
+    def run(self, tensors: dict[str, SourceTensor], inputs: dict[str, Any]) -> dict[str, Any]:
+        # torch, transformers and peft take seconds to import: what needs none of them has been checked by now.
+        from postprocess.merge.layout import read_layout
+        from postprocess.merge.outputs import plan_outputs
+
+        layout = read_layout(self.base, self.adapter)
+        dtype = DTYPES[self.options.dtype] if self.options.dtype else None
+        outputs = plan_outputs(self.base, tensors, layout, self.adapter, dtype)
+        files = self._check_files(layout, outputs)
+        with staged(self.out) as directory:
+            record = self._write(directory, outputs, files)
+            record = {"inputs": inputs, **record}
+            text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            write_durably(directory / RECORD, text)
+        return record
+
+    def _check_files(self, layout: Layout, outputs: Outputs) -> list[Path]:
+        """The files to copy. Raises TrntuneError for a tokenizer that doesn't fit and for too little room."""
+        files = side_files(self.base, self.adapter.directory)
+        rows = [shape[0] for name, shape in layout.shapes.items() if name == layout.embedding]
+        if rows:
+            check_tokenizer(self.adapter.directory, rows[0])
+        beside = sum(file.stat().st_size for path in files for file in [path, *path.rglob("*")])
+        check_room(self.out, total_bytes(plan_shards(outputs.specs, self.options.shard_bytes)) + beside + _SLACK)
+        return files
+
+    def _write(self, directory: Path, outputs: Outputs, files: list[Path]) -> dict[str, Any]:
+        """Write and prove; returns what merge.json says besides the inputs."""
+        from postprocess.merge.write import write_tensors
+
+        copy_side_files(files, directory)
+        adapt_config(directory, self.options.dtype, outputs.untied)
+        written = write_tensors(directory, outputs, self.adapter, self.options.shard_bytes)
+        logits = self._logits(directory, outputs)
+        sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir()) if file.is_file()}
+        return {
+            "base": str(self.base),
+            "adapter": str(self.adapter.directory),
+            "method": self.adapter.method,
+            "rank": self.adapter.config.get("r"),
+            "embeddings_untied": outputs.untied,
+            "tensors": _counts(written),
+            "zero_change": sorted(written.unchanged),
+            "logits": logits,
+            "versions": {package: installed(package) for package in _PACKAGES},
+            "bytes": sum(sizes.values()),
+            "files": sizes,
+        }
+
+    def _logits(self, directory: Path, outputs: Outputs) -> dict[str, Any]:
+        if not self.options.logits:
+            return {"compared": False, "reason": "--no-logits"}
+        from postprocess.merge.logits import prove_by_logits
+
+        return prove_by_logits(self.base, self.adapter, directory, outputs)
+
+
+def _counts(written: Written) -> dict[str, int]:
+    return {
+        "changed": written.changed,
+        "same_bytes": written.copied,
+        "same_values_in_other_dtype": written.cast,
+        "bytes_copied_by_the_kernel": written.copied_bytes,
+    }

@@ -1,0 +1,157 @@
+"""Writing the merged tensors, each compared with the base while both are still in the page cache."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from launcher.errors import TrntuneError
+from postprocess.merge.adapter import Adapter
+from postprocess.merge.changes import Load, widen
+from postprocess.merge.outputs import Output, Outputs
+from postprocess.merge.verify import same_bytes
+from postprocess.safetensors_stream import ShardedWriter, SourceTensor, read_header, torch_dtype
+
+# Elements changed at a time. In fp32 that is 128 MB for each of weight, delta and sum.
+_BLOCK = 1 << 25
+# Rows of a block are a multiple of this: matrix products go in tiles, and whole ones give the same bits as all at once.
+_TILE = 64
+# Comparisons that may lag behind the writing: more would find their bytes gone from the page cache.
+_LAG = 3
+
+
+@dataclass
+class Written:
+    """What was found while writing. ``unchanged``: targets whose change is exactly zero."""
+
+    copied: int = 0
+    cast: int = 0
+    changed: int = 0
+    copied_bytes: int = 0
+    unchanged: list[str] = field(default_factory=list)
+
+
+class Opened:
+    """Memory-mapped safetensors files, one at a time: its tensors are views of the page cache."""
+
+    def __init__(self) -> None:
+        self._file: Path | None = None
+        self._handle: Any = None
+
+    def tensor(self, source: SourceTensor) -> torch.Tensor:
+        if source.file != self._file:
+            self._file, self._handle = source.file, safe_open(source.file, framework="pt")
+        tensor: torch.Tensor = self._handle.get_tensor(source.spec.name)
+        return tensor
+
+
+def write_tensors(directory: Path, outputs: Outputs, adapter: Adapter, shard_bytes: int) -> Written:
+    """Write all shards into ``directory``. Raises TrntuneError when what is then on disk is not as it has to be:
+    untouched tensors the base's bytes, cast ones its values, targets changed."""
+    writer = _Writer(directory, outputs, adapter, shard_bytes)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending: deque[Future[None]] = deque()
+        with writer.shards:
+            for output in outputs.tensors:
+                writer.write(output)
+                pending.append(pool.submit(writer.check, output))
+                while len(pending) > _LAG:
+                    pending.popleft().result()
+        for future in pending:
+            future.result()
+    return writer.written
+
+
+class _Writer:
+    def __init__(self, directory: Path, outputs: Outputs, adapter: Adapter, shard_bytes: int) -> None:
+        self.shards = ShardedWriter(directory, outputs.specs, shard_bytes)
+        self.written = Written()
+        # What a reader of the files is told, not what the writer believes.
+        self._places = {
+            name: (directory / shard.filename, entry.begin)
+            for shard in self.shards.shards
+            for name, entry in read_header(directory / shard.filename).items()
+        }
+        self._base = Opened()
+        self._weights = adapter.weights
+        self._adapter = safe_open(adapter.weights, framework="pt")
+
+    def write(self, output: Output) -> None:
+        if output.copied:
+            self.shards.copy(output.spec.name, output.source.file, output.source.begin)
+            return
+        dtype = torch_dtype(output.spec.dtype)
+        blocks = merged_blocks(self._base.tensor(output.source), output, self._adapter.get_tensor)
+        self.shards.write_rows(output.spec.name, (block.to(dtype) for _, block in blocks))
+
+    def check(self, output: Output) -> None:
+        """Compare what was written with the base; another thread's work, on files only."""
+        file, begin = self._places[output.spec.name]
+        source, same_dtype = output.source, output.spec.dtype == output.source.spec.dtype
+        if same_dtype:
+            same = same_bytes(source.file, source.begin, file, begin, source.spec.nbytes)
+        else:
+            same = _same_values(source, output, file)
+        if not output.changes:
+            self._count_untouched(output, same)
+            return
+        self.written.changed += 1
+        if same and not _is_zero(output, self._weights):
+            raise TrntuneError(
+                f"{output.spec.name} is as it was: the adapter's change is below the resolution of "
+                f"{output.spec.dtype}; store the merged model as --dtype float32"
+            )
+        if same:
+            self.written.unchanged.append(output.spec.name)
+
+    def _count_untouched(self, output: Output, same: bool) -> None:
+        if not same:
+            raise TrntuneError(
+                f"{output.spec.name} was written wrong: it differs from the base's; check disk and memory"
+            )
+        if output.copied:
+            self.written.copied += 1
+            self.written.copied_bytes += output.spec.nbytes
+        else:
+            self.written.cast += 1
+
+
+def merged_blocks(weight: torch.Tensor, output: Output, load: Load) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Blocks of the weight's rows, widened: as the base has them, and with the changes applied."""
+    for rows in _row_blocks(weight, all(change.by_rows for change in output.changes)):
+        before = widen(weight[rows] if weight.ndim else weight)
+        after = before
+        for change in output.changes:
+            after = change.apply(after, rows, load)
+        yield before, after
+
+
+def _row_blocks(weight: torch.Tensor, divisible: bool) -> Iterator[slice]:
+    rows = weight.shape[0] if weight.ndim else 1
+    step = max(1, _BLOCK * rows // max(1, weight.numel()) // _TILE) * _TILE if divisible else max(1, rows)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _same_values(source: SourceTensor, output: Output, file: Path) -> bool:
+    """Whether the written tensor is the base's in another dtype."""
+    weight, dtype = Opened().tensor(source), torch_dtype(output.spec.dtype)
+    with safe_open(file, framework="pt") as opened:
+        found = opened.get_tensor(output.spec.name)
+        if not weight.ndim:
+            return torch.equal(weight.to(dtype), found)
+        return all(torch.equal(weight[rows].to(dtype), found[rows]) for rows in _row_blocks(weight, True))
+
+
+def _is_zero(output: Output, adapter: Path) -> bool:
+    """Whether the changes leave every element as it is, before any rounding to the stored dtype."""
+    with safe_open(adapter, framework="pt") as opened:
+        blocks = merged_blocks(Opened().tensor(output.source), output, opened.get_tensor)
+        return all(torch.equal(before, after) for before, after in blocks)

@@ -13,7 +13,7 @@ import torch
 from postprocess.safetensors_stream import ShardedWriter, TensorSpec, dtype_code
 
 # Bytes a system call. For larger ones the kernel looks for larger pieces of free memory to cache the file in, and where
-# memory is fragmented that takes longer than copying: a run's system time for 2.5 GB was 4.9 s at 4 MiB, 1.4 at 256 KiB.
+# memory is fragmented that takes longer than copying: system time for 2.5 GB was 4.9 s at 4 MiB, 1.4 s at 256 KiB.
 _BUFFER_BYTES = 256 << 10
 
 

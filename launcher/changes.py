@@ -16,7 +16,7 @@ from launcher.schema import Config
 ALLOW = "training.allow_config_change"
 
 # Says nothing about what is trained: it may differ every time.
-FREE = ("plan", "cluster", "stages", "generate", ALLOW)
+FREE = ("plan", "cluster", "stages", "merge", "generate", ALLOW)
 # Gives the weights and the position in the data their meaning: with another value there is no going on.
 FIXED = (
     "model",

@@ -187,6 +187,8 @@ def check_names(config: Config) -> Iterator[Problem]:
         if value is not None and not re.fullmatch(r"[^\W_][\w .,+=@()-]{0,127}", value):
             why = "a name has letters, digits, spaces and . , + = @ ( ) _ -, begins with a letter or digit, at most 128"
             yield Problem(key, repr(value), why, "give another name")
+    if not re.fullmatch(r"\d+(\.\d+)?\s*([KMG]i?)?B?", config.merge.shard_size, re.IGNORECASE):
+        yield Problem("merge.shard_size", config.merge.shard_size, "is no size", "write 5GB, 500MB or 2GiB")
     file = config.dataset.hub_file
     if file is not None and (file.startswith("/") or ".." in file.split("/")):
         yield Problem("dataset.hub_file", file, "is not a path inside the repository", "give one without ..")

@@ -87,6 +87,10 @@ class RunDir:
         return self.path / "model"
 
     @property
+    def merged(self) -> Path:
+        return self.path / "merged"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -219,6 +219,17 @@ class TrackingConfig:
 
 
 @dataclass
+class MergeConfig:
+    """The adapter and its base as one model directory (stages=[fetch,train,merge])."""
+
+    dtype: str | None = setting(
+        None, "dtype of the merged weights; null: the base's", choices=("float32", "bfloat16", "float16")
+    )
+    shard_size: str = setting("5GB", "most bytes in one file, such as 5GB, 500MB or 2GiB")
+    logits: bool = setting(True, "compare logits of base + adapter and of the merged model, where both fit into memory")
+
+
+@dataclass
 class GenerateConfig:
     """Answers of base and tuned model after training (stages=[fetch,train,generate])."""
 
@@ -260,6 +271,7 @@ class Config:
     tracking: TrackingConfig = MISSING
     cluster: ClusterConfig = MISSING
     plan: PlanConfig = field(default_factory=PlanConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     seed: int = setting(0, "seed of weights, dropout and data order", ge=0)
     output_dir: str = setting("outputs", "where run directories are made")

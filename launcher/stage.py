@@ -21,6 +21,7 @@ from launcher.schema import Config
 STAGES = {
     "fetch": "trainer.fetch",
     "train": "trainer.train",
+    "merge": "postprocess.merge.stage",
     "generate": "postprocess.generate.stage",
 }
 

@@ -318,15 +318,18 @@ def test_mlflow_shows_the_run_with_its_parameters_metrics_and_artifacts(run_tiny
     assert [point["step"] for point in history] == [1, 2, 3, 4, 5, 6]
 
 
-def test_answers_follow_training_as_a_stage_and_alone(run_tiny):
-    stages = ("stages=[fetch,train,generate]", NO_TRACKING, "generate.questions=3", "generate.max_new_tokens=4")
-    run = run_tiny("run", *stages)
+def test_merging_and_answering_follow_training_as_stages_and_alone(run_tiny):
+    stages = ("stages=[fetch,train,merge,generate]", NO_TRACKING)
+    few = ("generate.questions=3", "generate.max_new_tokens=4")
+    run = run_tiny("run", *stages, *few)
     assert run.process.returncode == 0, run.process.stderr
     assert "loss of the right answers" in run.process.stdout
+    assert "logits agree" in run.process.stdout
+    assert json.loads((run.directory / "merged" / "config.json").read_text())["model_type"] == "llama"
     scores = json.loads((run.directory / "stages" / "generate.json").read_text())["scores"]
     assert scores["tuned"]["questions"] == 3
-    again = run_tiny("run", *stages)
-    assert again.process.stderr.count("has finished already") == 3
+    again = run_tiny("run", *stages, *few)
+    assert again.process.stderr.count("has finished already") == 4
     # Other questions are asked anew, of the model that is there.
     other = run_tiny("run", "stages=[generate]", NO_TRACKING, "generate.questions=5", "generate.max_new_tokens=4")
     assert other.process.returncode == 0, other.process.stderr

@@ -14,11 +14,13 @@ from launcher.errors import TrntuneError, UsageError
 from launcher.secrets import redact
 
 _DESCRIPTION = """\
-Put a sharded checkpoint of optimum-neuron together: a full one to a model directory that
-transformers loads, a LoRA adapter to a directory that peft loads.
+Make a checkpoint a directory of its own: a full one a model directory that transformers loads, a
+LoRA adapter one that peft loads. Checkpoints are optimum-neuron's shards, or the torch engine's
+checkpoints/step-N.
 
-Every rank must be there, shapes must be those of config.json, and replicas must agree; otherwise
-nothing is written. Memory does not grow with the model. See docs/consolidate.md.
+Every rank must be there, shapes must be those of config.json, and replicas must agree; of step-N
+every byte must be as its manifest says. Otherwise nothing is written. Memory does not grow with the
+model. See docs/consolidate.md.
 """
 _EXAMPLES = """\
 examples:
@@ -68,7 +70,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "source", type=Path, metavar="IN", help="run directory, checkpoint-N, the directory above shards/, or shards/"
+        "source",
+        type=Path,
+        metavar="IN",
+        help="run directory, step-N, checkpoint-N, the directory above shards/, or shards/",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="directory to make")
     parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="most bytes in one file (default: 5GB)")
@@ -98,10 +103,11 @@ def _summary(out: Path, result: dict[str, Any]) -> str:
     facts = result["input"]
     if result.get("reused"):
         return f"{out} is this input's result already: nothing to do"
-    return (
-        f"{out}: {result['kind']} of {result['tensors']} tensors, {result['bytes'] / 1e6:,.1f} MB, from "
-        f"{facts['tensor_parallel_ranks']} x {facts['pipeline_stages']} ranks (tensor-parallel x pipeline)"
-    )
+    if "step" in facts:
+        origin = f"step {facts['step']}"
+    else:
+        origin = f"{facts['tensor_parallel_ranks']} x {facts['pipeline_stages']} ranks (tensor-parallel x pipeline)"
+    return f"{out}: {result['kind']} of {result['tensors']} tensors, {result['bytes'] / 1e6:,.1f} MB, from {origin}"
 
 
 if __name__ == "__main__":

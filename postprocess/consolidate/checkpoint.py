@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from postprocess.consolidate.source import Kind
-from postprocess.safetensors_stream import SourceTensor, TensorSpec, read_header
+from postprocess.safetensors_stream import TensorSpec, read_header
 from trainer.checkpoints.manifest import MANIFEST, Invalid, Manifest, verify
 
 _STEP = re.compile(r"step-(\d+)")
@@ -41,7 +40,7 @@ def open_checkpoint(directory: Path, base: Path | None) -> TorchSource:
         manifest = verify(directory, contents=True)
     except Invalid as error:
         raise TrntuneError(f"{directory} can't be used: {error}") from None
-    kinds: list[Kind] = [kind for kind in ("model", "adapter") if _WEIGHTS[kind] in manifest.files]  # type: ignore[misc]
+    kinds: list[Kind] = [kind for kind in ("model", "adapter") if _WEIGHTS[kind] in manifest.files]
     if len(kinds) != 1:
         raise TrntuneError(f"{directory} has no weights of the torch engine")
     return TorchSource(directory.absolute(), manifest, kinds[0], base)

@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
 from launcher.rundir import write_atomic, write_json
+from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint
 from postprocess.consolidate.locate import locate
 from postprocess.consolidate.neuron import open_neuron
 from postprocess.consolidate.output import RESULT, finished, whole_directory
@@ -89,8 +90,11 @@ def open_source(source: Path, base: Path | None) -> Source:
     location = locate(source)
     if location is not None:
         return open_neuron(location, base)
+    checkpoint = locate_checkpoint(source)
+    if checkpoint is not None:
+        return open_checkpoint(checkpoint, base)
     raise UsageError(
-        f"{source} holds no checkpoint of shards: there is no shards/ and no adapter_<name>/adapter_shards/"
+        f"{source} holds no checkpoint: there is no step-N, no shards/ and no adapter_<name>/adapter_shards/"
     )
 
 

@@ -204,7 +204,7 @@ def test_the_stage_process_tells_a_refusal_in_one_line(tmp_path, cwd):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: unknown stage 'trian': allowed are fetch, train, generate\n"
+    assert done.stderr == "error: unknown stage 'trian': allowed are fetch, train, merge, generate\n"
 
 
 def test_the_stage_process_ends_when_the_launcher_is_gone_already(tmp_path):

@@ -329,4 +329,4 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
 
 def test_a_directory_without_shards(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "run" / "checkpoints" / "step-3").mkdir(parents=True)
-    assert "holds no checkpoint of shards" in refused(tmp_path / "run", code=2)
+    assert "holds no checkpoint: there is no step-N" in refused(tmp_path / "run", code=2)

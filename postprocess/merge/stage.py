@@ -1,0 +1,38 @@
+"""The stage `merge`: the run's adapter and its base as one plain model directory, merged/ in the run directory."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import TrntuneError
+from launcher.rundir import RunDir
+from launcher.schema import Config
+from postprocess.merge import MergeOptions, merge
+from postprocess.merge.files import RECORD
+from postprocess.merge.options import parse_size
+
+
+def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    """Merge and prove it. A full run's model is one already: nothing is done. Returns where the model is."""
+    start = time.perf_counter()
+    fetched = run_dir.stage_result("fetch")
+    if fetched is None or run_dir.stage_result("train") is None:
+        raise TrntuneError(f"{run_dir.path}: stage merge needs the result of stage train: stages=[fetch,train,merge]")
+    settings = {"status": "finished", "settings": asdict(config.merge)}
+    if config.method.name == "full":
+        return {**settings, "model": str(run_dir.model), "seconds": 0.0}
+    options = MergeOptions(config.merge.dtype, parse_size(config.merge.shard_size), config.merge.logits)
+    if (run_dir.merged / RECORD).is_file():  # of an adapter that has been trained on since, or of other settings
+        shutil.rmtree(run_dir.merged)
+    record = merge(Path(fetched["model_dir"]), run_dir.adapter, run_dir.merged, options)
+    print(f"merged into {run_dir.merged}: {record['tensors']['changed']} tensors changed, {_proof(record)}")
+    return {**settings, "model": str(run_dir.merged), "seconds": time.perf_counter() - start}
+
+
+def _proof(record: dict[str, Any]) -> str:
+    logits = record["logits"]
+    return "logits agree" if logits.get("compared") else f"logits not compared ({logits.get('reason')})"

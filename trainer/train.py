@@ -15,6 +15,7 @@ from launcher.rundir import RunDir, write_jsonl
 from launcher.schema import Config
 from trainer.data.prepare import PreparedData, prepare
 from trainer.engines.base import Engine, FitResult, create_engine
+from trainer.models.fingerprint import write_base
 from trainer.models.load import load_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
@@ -77,7 +78,7 @@ class TrainRun:
         answers_before = self._answers(tokenizer, data)
         outcome = self._fit(data, recorder, progress)
         with self.stopwatch.part("save"):
-            saved = self._save()
+            saved = self._save(model_dir)
         # From here on what was reached is on disk.
         loss_after = self._evaluate(data, recorder, outcome.best_step or outcome.steps)
         if outcome.status != "interrupted":
@@ -130,14 +131,16 @@ class TrainRun:
         finally:
             progress.stop()
 
-    def _save(self) -> str | None:
-        """Write the adapter or the model beside its place, then rename it."""
+    def _save(self, model_dir: Path) -> str | None:
+        """Write the adapter or the model beside its place, then rename it. An adapter says which base it belongs to."""
         final = self.run_dir.adapter if self.config.method.name == "lora" else self.run_dir.model
         if self.writes:
             temporary = final.with_name(f"{final.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             try:
                 self.engine.save(temporary)
+                if final == self.run_dir.adapter:
+                    write_base(temporary, model_dir, self.config.model.name)
                 temporary.rename(final)
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)

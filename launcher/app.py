@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli import parse
-from launcher.errors import TrntuneError, UsageError
+from launcher.errors import TrntuneError, UsageError, disk_fault
+from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.overrides import expand, refuse_tokens
 from launcher.secrets import redact
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from launcher.parent import Parent
     from launcher.rundir import RunDir
     from launcher.schema import Config
-
-INTERRUPTED = 130
 
 # Runs the stages of one run and returns its exit code: launcher.local.run_stages, or a test's own.
 RunStages = Callable[["Config", "RunDir"], int]
@@ -36,9 +35,14 @@ class Finished:
     overrides: tuple[str, ...]
     exit_code: int
 
+    @property
+    def stopped(self) -> bool:
+        """True when it was told to stop: no other run is started after it."""
+        return self.exit_code in (INTERRUPTED, SUSPENDED)
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Process entry. Returns the exit code: 0, 1 a run failed, 2 nothing was started, 130 interrupted."""
+    """Process entry. Returns the exit code: 0, 1 a run failed, 2 nothing was started, 75 told to leave, 130 Ctrl-C."""
     try:
         return dispatch(sys.argv[1:] if argv is None else argv)
     except TrntuneError as error:
@@ -51,6 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `launch.py --help | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
 
 
 def dispatch(argv: list[str]) -> int:
@@ -79,14 +88,19 @@ def launch(arguments: argparse.Namespace) -> int:
     """Compose, check, run and report."""
     from launcher.compose import compose
     from launcher.local import run_stages
+    from launcher.resume import stored_command
 
+    stored = stored_command(arguments.overrides)
+    if stored is not None:
+        arguments.overrides, multirun = stored
+        arguments.multirun = arguments.multirun or multirun
     composition = compose(arguments)
     if composition.runs[0].config.plan.show:
         return show_plans(composition)
     check(composition)
     if composition.sweep_dir is None:
         return run_single(composition.runs[0], run_stages)
-    return run_sweep(composition, run_stages)
+    return run_sweep(composition, arguments.overrides, run_stages)
 
 
 def show_plans(composition: Composition) -> int:
@@ -109,13 +123,17 @@ def check(composition: Composition) -> None:
     from launcher.compose import label
     from launcher.directories import occupied
     from launcher.plan.build import refuse_what_cannot_run
+    from launcher.resume import find_changes, holds_run
 
     total = len(composition.runs)
     for number, run in enumerate(composition.runs):
         try:
             refuse_problems(run.config, run.overrides, run.swept)
             refuse_what_cannot_run(run.config)
-            check_directory(run.directory, occupied(run.directory) if run.fixed_name else None)
+            if run.fixed_name and holds_run(run.directory):
+                find_changes(run.config, run.directory)
+            else:
+                check_directory(run.directory, occupied(run.directory) if run.fixed_name else None)
         except UsageError as error:
             if composition.sweep_dir is None:
                 raise
@@ -136,46 +154,59 @@ def run_single(run: Composed, run_stages: RunStages) -> int:
 def start(
     run: Composed, directory: Path, fixed_name: bool, run_stages: RunStages, sweep: dict[str, str | None] | None = None
 ) -> tuple[Path, int]:
-    """Make the run directory, write what is known, and run the stages. Returns the directory and the exit code."""
-    from launcher.directories import create
+    """Make the run directory, or take up the run that it holds, and run the stages. Returns it and the exit code."""
+    from launcher.directories import create, make_private
+    from launcher.lock import RunLock
     from launcher.plan.build import preflight_json
     from launcher.record import write_records
+    from launcher.resume import holds_run, record_changes
     from launcher.rundir import RunDir, write_json
 
     path = create(directory, fixed_name)
-    Path(run.config.output_dir).expanduser().mkdir(parents=True, exist_ok=True)  # holds the default MLflow file
-    write_records(RunDir(path), run.config, run.hydra, run.overrides, sweep)
-    write_json(RunDir(path).plan, preflight_json(run.config))
-    return path, run_stages(run.config, RunDir(path))
+    make_private(Path(run.config.output_dir).expanduser().absolute())  # holds the default MLflow file
+    with RunLock(path, "launch.py"):
+        if holds_run(path) and RunDir(path).job.exists():
+            record_changes(run.config, run.overrides, path)
+        else:
+            write_json(RunDir(path).plan, preflight_json(run.config))
+            write_records(RunDir(path), run.config, run.hydra, run.overrides, sweep)
+        return path, run_stages(run.config, RunDir(path))
 
 
-def run_sweep(composition: Composition, run_stages: RunStages) -> int:
+def run_sweep(composition: Composition, overrides: list[str], run_stages: RunStages) -> int:
     """Run the configurations one after another; a failed one stops none of the others, an interrupted one all."""
     from launcher import parent as parents
     from launcher.directories import create
+    from launcher.lock import RunLock
 
     assert composition.sweep_dir is not None
     base = create(composition.sweep_dir, composition.fixed_name)
-    parent = parents.start([run.config for run in composition.runs], [run.swept for run in composition.runs], base)
-    code = 1
-    try:
-        finished = run_all(composition, base, parent, run_stages)
-        code = report_sweep(finished, len(composition.runs))
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-        raise
-    finally:
-        if parent:
-            parents.finish(parent, {0: "FINISHED", INTERRUPTED: "KILLED"}.get(code, "FAILED"), base)
+    with RunLock(base, "launch.py -m"):
+        configs, swept = [run.config for run in composition.runs], [run.swept for run in composition.runs]
+        parent = parents.stored(base) or parents.start(configs, swept, base)
+        code = 1
+        try:
+            finished = run_all(composition, overrides, base, parent, run_stages)
+            code = report_sweep(finished, len(composition.runs))
+        except KeyboardInterrupt:
+            code = INTERRUPTED
+            raise
+        finally:
+            if parent:
+                status = {0: "FINISHED", INTERRUPTED: "KILLED", SUSPENDED: "KILLED"}.get(code, "FAILED")
+                parents.finish(parent, status, base)
     return code
 
 
-def run_all(composition: Composition, base: Path, parent: Parent | None, run_stages: RunStages) -> list[Finished]:
-    """The runs that were started: all of them, unless one was interrupted."""
+def run_all(
+    composition: Composition, overrides: list[str], base: Path, parent: Parent | None, run_stages: RunStages
+) -> list[Finished]:
+    """The runs that were started: all of them, unless one was stopped."""
     from launcher.compose import label
     from launcher.paths import shown
 
     finished: list[Finished] = []
+    write_sweep(base, overrides, finished, parent)
     for number, run in enumerate(composition.runs):
         directory = base / run.directory.name
         print(f"{label(number, len(composition.runs), run.swept)} -> {shown(directory)}", flush=True)
@@ -183,34 +214,35 @@ def run_all(composition: Composition, base: Path, parent: Parent | None, run_sta
         sweep = {"directory": str(base), "mlflow_parent_run_id": nested}
         code = start(run, directory, True, run_stages, sweep)[1]
         finished.append(Finished(directory, run.overrides, code))
-        write_sweep(base, finished, parent)
-        if code == INTERRUPTED:
+        write_sweep(base, overrides, finished, parent)
+        if finished[-1].stopped:
             break
     return finished
 
 
-def write_sweep(base: Path, finished: list[Finished], parent: Parent | None) -> None:
-    """Write sweep.json after every run, so that a sweep that was killed is still readable."""
+def write_sweep(base: Path, overrides: list[str], finished: list[Finished], parent: Parent | None) -> None:
+    """Write sweep.json after every run, so that a sweep that was killed is readable and can be started again."""
     from launcher.rundir import write_json
 
     runs = [
         {"directory": run.directory.name, "overrides": list(run.overrides), "exit_code": run.exit_code}
         for run in finished
     ]
-    write_json(base / "sweep.json", {"runs": runs, "mlflow": parent.to_json() if parent else None})
+    mlflow = parent.to_json() if parent else None
+    write_json(base / "sweep.json", {"overrides": overrides, "runs": runs, "mlflow": mlflow})
 
 
 def report_sweep(finished: list[Finished], total: int) -> int:
     """Print the comparison and the failed runs. Returns the sweep's exit code."""
     if any(has_trained(run.directory) for run in finished):
         importlib.import_module("postprocess.compare").report_sweep_directory(finished[0].directory.parent)
-    failed = [run for run in finished if run.exit_code not in (0, INTERRUPTED)]
+    failed = [run for run in finished if run.exit_code != 0 and not run.stopped]
     if failed:
         names = ", ".join(f"{run.directory.name} (exit code {run.exit_code})" for run in failed)
         print(f"error: {len(failed)} of {total} runs failed: {names}", file=sys.stderr)
-    if finished[-1].exit_code == INTERRUPTED:
+    if finished[-1].stopped:
         print(f"interrupted: {len(finished)} of {total} runs were started", file=sys.stderr)
-        return INTERRUPTED
+        return finished[-1].exit_code
     return 1 if failed else 0
 
 

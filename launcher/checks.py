@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from launcher.changes import check_allowed_names
 from launcher.directories import blocked
 from launcher.errors import UsageError, nearest
 from launcher.fields import complaint, keys, lookup
@@ -153,6 +154,44 @@ def check_model_source(config: Config) -> Iterator[Problem]:
         )
 
 
+def check_trust(config: Config) -> Iterator[Problem]:
+    """Code of a repository runs only when it is wanted, and only the code that was looked at."""
+    model = config.model
+    if not model.trust_remote_code:
+        return
+    if model.source not in ("hub", "local"):
+        why = f"model.source={model.source} has no code to trust"
+        yield Problem("model.trust_remote_code", "true", why, "leave it out")
+    if model.source == "hub" and not re.fullmatch(r"[0-9a-f]{40}", model.revision or ""):
+        why = "model.trust_remote_code=true runs code that a branch or tag may change"
+        yield Problem("model.revision", model.revision, why, "give the 40 digits of the commit that was looked at")
+
+
+# Names that become parts of paths, in a run directory, the cache or a report.
+_NAMES = (
+    "model.name",
+    "dataset.name",
+    "method.name",
+    "lora.name",
+    "parallelism.name",
+    "accelerator.name",
+    "tracking.run_name",
+    "tracking.experiment",
+)
+
+
+def check_names(config: Config) -> Iterator[Problem]:
+    """Names stay names: no separators, no leading dot, no control characters."""
+    for key in _NAMES:
+        value = lookup(config, key)
+        if value is not None and not re.fullmatch(r"[^\W_][\w .,+=@()-]{0,127}", value):
+            why = "a name has letters, digits, spaces and . , + = @ ( ) _ -, begins with a letter or digit, at most 128"
+            yield Problem(key, repr(value), why, "give another name")
+    file = config.dataset.hub_file
+    if file is not None and (file.startswith("/") or ".." in file.split("/")):
+        yield Problem("dataset.hub_file", file, "is not a path inside the repository", "give one without ..")
+
+
 def check_model_path(path: str | None) -> Iterator[Problem]:
     """model.path names a directory."""
     if not path:
@@ -233,12 +272,15 @@ def check_output(config: Config) -> Iterator[Problem]:
 CHECKS: tuple[Check, ...] = (
     check_stages,
     check_model_source,
+    check_trust,
+    check_names,
     check_dataset_source,
     check_batch,
     check_length,
     check_heads,
     check_lora_targets,
     check_steps,
+    check_allowed_names,
     *PARALLEL_CHECKS,
     check_price,
     check_tracking,

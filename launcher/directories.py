@@ -37,12 +37,20 @@ def blocked(directory: Path) -> str | None:
     return None
 
 
+def make_private(directory: Path) -> None:
+    """Make a directory and what is missing above it, for their owner only."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+
+
 def create(directory: Path, fixed_name: bool) -> Path:
     """Make ``directory``, for its owner only. A name that a time was put into gets _2, _3, ... when it is taken."""
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        make_private(directory.parent)
         if fixed_name:
             directory.mkdir(mode=0o700, exist_ok=True)
+            directory.chmod(0o700)
             return directory
         for number in itertools.count(1):
             candidate = directory if number == 1 else directory.with_name(f"{directory.name}_{number}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -16,6 +17,18 @@ class UsageError(TrntuneError):
     """A configuration or command line that cannot be run. Nothing has been created. Exit code 2."""
 
     exit_code = 2
+
+
+class Suspended(Exception):
+    """The stage was told to leave (SIGTERM, SIGUSR2), and has. The message says where it can go on. Exit code 75."""
+
+
+def disk_fault(error: OSError) -> str | None:
+    """What to tell of a disk that takes no more, in one line; None for any other fault."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; free room there, or look at the file system, and start it again"
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str | None:

@@ -25,11 +25,13 @@ EXAMPLES = (
     ("python launch.py dataset=jsonl dataset.path=rows.jsonl", "your own rows"),
     ("python launch.py -m method=lora,full plan=true", "what both need and take; starts none"),
     ("python launch.py parallelism=ddp2 --cfg job", "show the configuration, run nothing"),
+    ("python launch.py resume=outputs/DIR", "go on with a run or sweep that ended early"),
 )
 EXIT_CODES = (
     ("0", "everything asked for was done"),
     ("1", "a run failed (or the exit code of its failed stage)"),
     ("2", "the command line or configuration was refused; nothing was created"),
+    ("75", "told to leave by SIGTERM or SIGUSR2; a checkpoint is there, start it again"),
     ("130", "interrupted; what was finished is on disk"),
 )
 

@@ -17,6 +17,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+def launcher_pids() -> frozenset[int]:
+    """The launcher that started this process, if one did."""
+    pid = os.environ.get(LAUNCHER_PID)
+    return frozenset() if pid is None else frozenset({int(pid)})
+
+
 def parent_is_gone() -> bool:
     """True when the launcher died before die_with_parent was called. Under torchrun the parent is torchrun."""
     expected = os.environ.get(LAUNCHER_PID)

@@ -1,7 +1,8 @@
 """Runs the stages of one run on this machine, in order, each as its own process in its own session.
 
-Ctrl-C is the launcher's to handle: the stages do not share its terminal's process group. The first one, or a SIGTERM,
-goes once as SIGINT to the processes that train, which end after their step; a second one kills them.
+Signals are the launcher's to handle: the stages do not share its terminal's process group. The first one goes once to
+the processes that train, which end after their step; a second one kills them. Ctrl-C asks for an end with what was
+reached; SIGTERM and SIGUSR2, which Slurm sends before it takes a machine away, ask for a checkpoint and nothing more.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from launcher.attempts import Attempts
+from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.lifetime import LAUNCHER_PID, die_with_parent
-from launcher.paths import ROOT
+from launcher.paths import ROOT, shown
+from launcher.resume import finished
 from launcher.rundir import RunDir
 from launcher.schema import Config
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 POLL_SECONDS = 0.1
 
 CommandOf = Callable[[str, Path, int], list[str]]
@@ -46,7 +49,8 @@ def available_cpus() -> int:
 
 def child_environment(replicas: int) -> dict[str, str]:
     """The environment of a stage: our packages importable from any working directory, and its share of the CPUs."""
-    env = dict(os.environ)
+    # accelerate would take its settings from there: bf16 for a run that says fp32, and no word about it.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
     env["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), env.get("PYTHONPATH", "")) if part)
     env["PYTHONSAFEPATH"] = "1"  # a folder "trainer" in the user's directory is not ours (Python 3.11 on)
     env[LAUNCHER_PID] = str(os.getpid())
@@ -56,23 +60,36 @@ def child_environment(replicas: int) -> dict[str, str]:
 
 
 class Interrupts:
-    """Counts Ctrl-C and SIGTERM while stages run."""
+    """Counts signals that ask to stop while stages run."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.first: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count == 1:
+            self.first = number
             # Not print: a signal may arrive inside one, and a buffered stream cannot be entered twice.
             os.write(2, b"\nstopping after this step; Ctrl-C again to stop at once\n")
+
+    @property
+    def forwarded(self) -> signal.Signals:
+        """What the stage gets: a SIGUSR2 before its handler is there would be lost, a SIGTERM is not."""
+        return signal.SIGINT if self.first == signal.SIGINT else signal.SIGTERM
+
+    @property
+    def exit_code(self) -> int:
+        """Of a run that ended because of the first signal."""
+        return INTERRUPTED if self.first == signal.SIGINT else SUSPENDED
 
 
 @contextmanager
 def counting_interrupts() -> Iterator[Interrupts]:
-    """Count SIGINT and SIGTERM instead of dying of them, until the block ends."""
+    """Count SIGINT, SIGTERM and SIGUSR2 instead of dying of them, until the block ends."""
     interrupts = Interrupts()
-    previous = {number: signal.signal(number, interrupts) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    previous = {number: signal.signal(number, interrupts) for number in numbers}
     try:
         yield interrupts
     finally:
@@ -121,22 +138,33 @@ def wait(child: subprocess.Popen[bytes], replicas: int, interrupts: Interrupts) 
             for pid in workers(child.pid, replicas):
                 forwarded = True
                 with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)
+                    os.kill(pid, interrupts.forwarded)
+
+
+def prepare_child() -> None:
+    """In the child, before its program: torchrun, too, must end with the launcher, and must outlive a SIGUSR2 that
+    Slurm sends to every process of a step, since its workers end with it."""
+    die_with_parent()
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def run_command(command: list[str], replicas: int, interrupts: Interrupts) -> int:
     """Run one stage's command in its own session. Returns its exit code, negative for a signal."""
-    # preexec_fn as well as launcher/stage.py's own call: torchrun, too, must end with the launcher.
     with subprocess.Popen(
-        command, env=child_environment(replicas), start_new_session=True, preexec_fn=die_with_parent
+        command, env=child_environment(replicas), start_new_session=True, preexec_fn=prepare_child
     ) as child:
         return wait(child, replicas, interrupts)
 
 
-def exit_code(stage: str, code: int, interrupted: bool) -> int:
+def exit_code(stage: str, code: int, interrupts: Interrupts, outcome: str | None) -> int:
     """What the run exits with for a stage that failed; tells of a signal in one line."""
-    if interrupted:
-        return INTERRUPTED
+    if code in (INTERRUPTED, SUSPENDED):
+        return code
+    if outcome == "failed":
+        # On the way out it is one all the same: the checkpoint may not be there.
+        return max(code, FAILED)
+    if interrupts.count:
+        return interrupts.exit_code
     if code >= 0:
         return code
     name = signal.Signals(-code).name
@@ -150,15 +178,31 @@ def was_interrupted(run_dir: RunDir, stage: str) -> bool:
     return (run_dir.stage_result(stage) or {}).get("status") == "interrupted"
 
 
+def outcome_of(run_dir: RunDir, stage: str) -> str | None:
+    """How training says that it ended: under torchrun its exit code can't."""
+    attempts = Attempts(run_dir.attempts).read() if stage == "train" else []
+    return attempts[-1].outcome if attempts else None
+
+
 def run_stages(config: Config, run_dir: RunDir, command_of: CommandOf = stage_command) -> int:
-    """Run the configured stages in order, and stop at the first that fails. Returns the run's exit code."""
+    """Run the configured stages that have not finished, in order, and stop at the first that fails. Returns the run's
+    exit code."""
+    renewed = False
     with counting_interrupts() as interrupts:
         for stage in config.stages:
+            # What follows a stage that ran is made from its result: an older one of its own is stale.
+            if not renewed and finished(stage, config, run_dir):
+                print(f"{shown(run_dir.path)}: stage {stage} has finished already", file=sys.stderr)
+                continue
+            renewed = stage != "fetch"
             replicas = replicas_of(stage, config)
             code = run_command(command_of(stage, run_dir.path, replicas), replicas, interrupts)
             if code != 0:
-                return exit_code(stage, code, interrupts.count > 0)
-            more = stage != config.stages[-1]
-            if (interrupts.count and more) or was_interrupted(run_dir, stage):
+                return exit_code(stage, code, interrupts, outcome_of(run_dir, stage))
+            if outcome_of(run_dir, stage) == "suspended":
+                return SUSPENDED
+            if was_interrupted(run_dir, stage):
                 return INTERRUPTED
+            if interrupts.count and stage != config.stages[-1]:
+                return interrupts.exit_code
     return 0

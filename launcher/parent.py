@@ -40,6 +40,15 @@ def swept_values(swept: Iterable[tuple[str, ...]]) -> dict[str, str]:
     return {key: ",".join(found) for key, found in values.items()}
 
 
+def stored(directory: Path) -> Parent | None:
+    """The parent of a sweep that was started before, or None."""
+    file = directory / "sweep.json"
+    if not file.is_file():
+        return None
+    place = json.loads(file.read_text(encoding="utf-8")).get("mlflow")
+    return Parent(**place) if place else None
+
+
 def start(configs: list[Config], swept: list[tuple[str, ...]], directory: Path) -> Parent | None:
     """Begin the parent in the store of the first run that is tracked; None when there is none or it can't be."""
     tracking = next((config.tracking for config in configs if config.tracking.enabled), None)

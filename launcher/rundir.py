@@ -70,6 +70,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def tracking(self) -> Path:
+        """Which run of MLflow is this one's."""
+        return self.path / "tracking.json"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples.jsonl"
 
@@ -80,6 +85,15 @@ class RunDir:
     @property
     def model(self) -> Path:
         return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def attempts(self) -> Path:
+        """Every start of the training stage, and how it ended (launcher.attempts)."""
+        return self.path / "attempts.jsonl"
 
     @property
     def logs(self) -> Path:

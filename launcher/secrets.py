@@ -6,10 +6,18 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# The published shapes of tokens: Hugging Face, AWS, GitHub, OpenAI and Anthropic, GitLab, Slack, private keys.
+# The published shapes of tokens: Hugging Face, AWS keys, GitHub, OpenAI and Anthropic, GitLab, Slack, Google, npm,
+# PyPI, Databricks, HashiCorp Vault, Stripe, JSON Web Tokens, private keys.
 TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|gh[pousr]_[A-Za-z0-9]{16,}"
-    r"|github_pat_\w{16,}|sk-[\w-]{16,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|github_pat_\w{16,}|sk-[\w-]{16,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|AIza[\w-]{35}|npm_[A-Za-z0-9]{36}"
+    r"|pypi-[\w-]{16,}|dapi[0-9a-f]{32}|hvs\.[\w-]{24,}|[rs]k_live_[A-Za-z0-9]{16,}"
+    r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+# An AWS secret access key has no mark of its own: 40 characters of base64 with capitals, small letters and digits.
+# A commit has no capitals, and a path more slashes or one in front.
+AWS_SECRET = re.compile(
+    r"(?<![\w/+=.-])(?!/)(?!(?:[^/\s]*/){3})(?=\S*[a-z])(?=\S*[A-Z])(?=\S*[0-9])[A-Za-z0-9/+]{40}(?![\w/+=.-])"
 )
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -20,12 +28,12 @@ ADVICE = (
 
 def redact(text: str) -> str:
     """``text`` with every token, and every user:password@ of an address, replaced by ***."""
-    return CREDENTIALS.sub("***@", TOKEN.sub("***", text))
+    return CREDENTIALS.sub("***@", AWS_SECRET.sub("***", TOKEN.sub("***", text)))
 
 
 def looks_like_token(text: str) -> bool:
     """True when ``text`` holds something in the shape of a known access token."""
-    return TOKEN.search(text) is not None
+    return TOKEN.search(text) is not None or AWS_SECRET.search(text.partition("=")[2] or text) is not None
 
 
 def token_keys(value: Any, path: str = "") -> Iterator[str]:

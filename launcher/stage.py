@@ -5,17 +5,24 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from launcher.errors import TrntuneError, UsageError
-from launcher.lifetime import die_with_parent, parent_is_gone
+from launcher.errors import Suspended, TrntuneError, UsageError, disk_fault
+from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
+from launcher.lifetime import die_with_parent, launcher_pids, parent_is_gone
+from launcher.lock import RunLock
 from launcher.rundir import RunDir, write_json
 from launcher.schema import Config
 
 # A stage's name, and the module whose run(config, run_dir) is the stage. Named, not imported: the launcher is
 # free of torch, and only the stage's own process pays for what it uses.
-STAGES = {"fetch": "trainer.fetch", "train": "trainer.train"}
+STAGES = {
+    "fetch": "trainer.fetch",
+    "train": "trainer.train",
+    "generate": "postprocess.generate.stage",
+}
 
 
 class StageModule(Protocol):
@@ -35,14 +42,22 @@ def run_stage(name: str, run_dir: RunDir) -> None:
     """Run the stage and record its result; a stage without a result file has not finished."""
     if name not in STAGES:
         raise UsageError(f"unknown stage {name!r}: allowed are {', '.join(STAGES)}")
-    module = cast(StageModule, importlib.import_module(STAGES[name]))
-    result = module.run(run_dir.load_config(), run_dir)
-    if is_rank_zero():
-        write_json(run_dir.stage_file(name), result)
+    # A launcher that was killed leaves its stage, which saves before it ends: until then no other may start here.
+    with RunLock(run_dir.path, f"stage {name}", launcher_pids()) if is_rank_zero() else nullcontext():
+        module = cast(StageModule, importlib.import_module(STAGES[name]))
+        result = module.run(run_dir.load_config(), run_dir)
+        if is_rank_zero():
+            write_json(run_dir.stage_file(name), result)
+
+
+def exit_code(code: int) -> int:
+    """torchrun takes any other code than 0 for a failure and says so over many lines: the run's record says it all."""
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else code
 
 
 def main(arguments: list[str]) -> int:
-    """Process entry. Returns 0, or the exit code of a failure that has been told in one line; 130 when interrupted."""
+    """Process entry. Returns 0, or the exit code of a failure that has been told in one line; 130 when interrupted, 75
+    when it was told to leave and can be started again."""
     name, path = arguments
     die_with_parent()
     if parent_is_gone():
@@ -50,11 +65,20 @@ def main(arguments: list[str]) -> int:
     try:
         run_stage(name, RunDir(Path(path)))
     except KeyboardInterrupt:  # Ctrl-C before the stage could end in order: the launcher says so, no traceback
-        return 130
+        return INTERRUPTED
+    except Suspended as suspended:
+        if is_rank_zero():
+            print(suspended, file=sys.stderr)
+        return exit_code(SUSPENDED)
     except TrntuneError as error:
         if is_rank_zero():
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
     return 0
 
 

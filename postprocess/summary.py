@@ -65,6 +65,12 @@ def result_rows(train: dict[str, Any]) -> list[tuple[str, str]]:
         ("peak memory", units.gigabytes(train["peak_memory_bytes"])),
         ("held-out loss", f"{train['eval_loss_before']:.4f} before, {train['eval_loss_after']:.4f} after{best}"),
     ]
+    if train.get("attempts", 1) > 1:
+        lost = f"{train['lost_steps']} steps, {units.seconds(train['lost_seconds'])}, done again"
+        rows.append(("attempts", f"{train['attempts']} ({lost})"))
+    if train["checkpoints"]["failed"]:
+        saves = train["checkpoints"]
+        rows.append(("checkpoints", f"{saves['saved']} written, {saves['failed']} failed: {saves['failures'][-1]}"))
     if train["peak_device_memory_bytes"] is not None:
         rows.append(("peak device memory", units.gigabytes(train["peak_device_memory_bytes"])))
     if train["mfu"] is not None:

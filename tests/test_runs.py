@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_saves_nothing(run_tiny):
     run = run_tiny("run", NO_TRACKING, "method=full", "training.learning_rate=1e30", "training.max_grad_norm=0")
     assert run.process.returncode == 1
     [line] = [line for line in run.process.stderr.splitlines() if line.startswith("error:")]
-    assert "loss is" in line
+    assert "so the weights were not updated" in line
     assert "training.learning_rate" in line
     assert "Traceback" not in run.process.stderr
     assert not (run.directory / "model").exists()
@@ -316,3 +316,19 @@ def test_mlflow_shows_the_run_with_its_parameters_metrics_and_artifacts(run_tiny
     assert {"config.yaml", "metrics.jsonl", "samples.jsonl", "samples.json"} <= {file["path"] for file in files}
     history = call(f"{api}/metrics/get-history?run_id={shown['info']['run_id']}&metric_key=loss")["metrics"]
     assert [point["step"] for point in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_answers_follow_training_as_a_stage_and_alone(run_tiny):
+    stages = ("stages=[fetch,train,generate]", NO_TRACKING, "generate.questions=3", "generate.max_new_tokens=4")
+    run = run_tiny("run", *stages)
+    assert run.process.returncode == 0, run.process.stderr
+    assert "loss of the right answers" in run.process.stdout
+    scores = json.loads((run.directory / "stages" / "generate.json").read_text())["scores"]
+    assert scores["tuned"]["questions"] == 3
+    again = run_tiny("run", *stages)
+    assert again.process.stderr.count("has finished already") == 3
+    # Other questions are asked anew, of the model that is there.
+    other = run_tiny("run", "stages=[generate]", NO_TRACKING, "generate.questions=5", "generate.max_new_tokens=4")
+    assert other.process.returncode == 0, other.process.stderr
+    assert len((run.directory / "generate" / "samples.jsonl").read_text().splitlines()) == 5
+    assert run.result["status"] == "finished"

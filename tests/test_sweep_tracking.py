@@ -73,7 +73,7 @@ def test_every_line_of_metrics_jsonl_is_in_mlflow(sweep, client):
     for child in runs_of(client, "run"):
         lines = (sweep / child.info.run_name / "metrics.jsonl").read_text().splitlines()
         for record in map(json.loads, lines):
-            for key in set(record) - {"event", "step"}:
+            for key in set(record) - {"event", "step", "sample_ids"}:  # which rows: no number over time
                 history = client.get_metric_history(child.info.run_id, key)
                 assert record[key] in [entry.value for entry in history if entry.step == record["step"]], (key, record)
 

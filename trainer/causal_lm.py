@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 from trainer.attention import segments_of
 from trainer.loss import dense_cross_entropy, linear_cross_entropy
 
+# What the module takes of a collated batch.
+MODEL_INPUTS = ("input_ids", "position_ids", "documents", "targets")
+
 # Settings of a transformers config that change the logits after the head: the chunked loss doesn't apply them.
 _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 

@@ -42,7 +42,7 @@ def fetch_model(model: ModelConfig) -> Path:
 
         assert model.hub_id is not None
         _say(f"looking for {model.hub_id} on the Hugging Face Hub")
-        return from_hub(model.hub_id, model.revision)
+        return from_hub(model.hub_id, model.revision, model.trust_remote_code)
     from trainer.models.local import check_directory
 
     assert model.path is not None

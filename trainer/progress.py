@@ -27,7 +27,7 @@ class Progress:
         self.visible = visible
         self.console = Console(file=sys.stderr)
         self._bar: Bar | None = None
-        self._started = time.monotonic()
+        self._started, self._done = time.monotonic(), 0
         self._last_line = 0.0
         self._speed = 0.0
 
@@ -36,9 +36,9 @@ class Progress:
         if self.visible:
             self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def start(self) -> None:
-        """Begin to count the time of training."""
-        self._started = time.monotonic()
+    def start(self, done: int = 0) -> None:
+        """Begin to count the time of training; ``done`` steps were done by an earlier attempt."""
+        self._started, self._done = time.monotonic(), done
         if self.visible and self.console.is_terminal:
             self._bar = Bar(
                 TextColumn("training"),
@@ -48,19 +48,20 @@ class Progress:
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self._task = self._bar.add_task("training", total=self.total, loss="  -  ", speed="  -")
+            self._task = self._bar.add_task("training", total=self.total, completed=done, loss="  -  ", speed="  -")
             self._bar.start()
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Show a finished step; the speed is smoothed over about ten of them."""
         if not self.visible:
             return
-        self._speed = tokens_per_second if step == 1 else 0.9 * self._speed + 0.1 * tokens_per_second
+        first = self._speed == 0
+        self._speed = tokens_per_second if first else 0.9 * self._speed + 0.1 * tokens_per_second
         if self._bar is not None:
             self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", speed=f"{self._speed:,.0f}")
-        elif step in (1, self.total) or time.monotonic() - self._last_line >= _LOG_SECONDS:
+        elif first or step == self.total or time.monotonic() - self._last_line >= _LOG_SECONDS:
             self._last_line = time.monotonic()
-            left = (self._last_line - self._started) / step * (self.total - step)
+            left = (self._last_line - self._started) / (step - self._done) * (self.total - step)
             self.message(f"step {step}/{self.total}  loss {loss:.4f}  {self._speed:,.0f} tokens/s  {clock(left)} left")
 
     def evaluation(self, step: int, loss: float) -> None:

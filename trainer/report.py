@@ -8,7 +8,9 @@ from typing import Any
 
 import psutil
 
+from launcher.attempts import Attempt
 from launcher.schema import Config
+from trainer.checkpoints.checkpointer import SaveReport
 from trainer.data.prepare import DataReport
 from trainer.engines.base import Engine, FitResult
 from trainer.recorder import Recorder
@@ -44,6 +46,8 @@ def train_result(
     recorder: Recorder,
     data: DataReport,
     stopwatch: Stopwatch,
+    attempts: list[Attempt],
+    saves: SaveReport,
 ) -> dict[str, Any]:
     """Every number of the run but the losses on held-out rows and the wall time, which are known last."""
     counts = engine.parameters()
@@ -52,6 +56,7 @@ def train_result(
     peak_flops = None if peak is None else peak * 1e12 * engine.replicas
     host, device = engine.peak_memory()
     frozen_base = config.method.name == "lora"
+    lost_seconds = sum(attempt.lost_seconds for attempt in attempts)
     parts = {f"{part}_seconds": stopwatch.seconds.get(part, 0.0) for part in PARTS}
     return {
         "status": outcome.status,
@@ -71,7 +76,12 @@ def train_result(
         **summarize(recorder.steps, skip, engine.replicas),
         **utilization(engine.model_size(), recorder.steps, skip, frozen_base, peak_flops),
         **parts,
-        "cost_usd": cost_usd(config, sum(stopwatch.seconds.values())),
+        # Paid for all of it, also for what had to be done twice.
+        "cost_usd": cost_usd(config, sum(stopwatch.seconds.values()) + lost_seconds),
+        "attempts": max(len(attempts), 1),
+        "lost_steps": sum(attempt.lost_steps for attempt in attempts),
+        "lost_seconds": lost_seconds,
+        "checkpoints": asdict(saves),
         "peak_memory_bytes": host,
         "peak_device_memory_bytes": device,
         "data": asdict(data),

@@ -1,28 +1,44 @@
-"""Ctrl-C during training asks for a clean end; before training there is nothing to keep."""
+"""Signals during training ask for an end after the step at hand; before training there is nothing to keep."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from types import FrameType
+
+from launcher.errors import Suspended
+
+
+class Stop(IntEnum):
+    """What a signal asks for."""
+
+    NO = 0
+    FINISH = 1
+    """end with what was reached: save it, evaluate it (Ctrl-C)"""
+    LEAVE = 2
+    """the machine is wanted back: a checkpoint and nothing more (SIGTERM; SIGUSR2, Slurm's before a time limit)"""
+
+
+_ASKS = {signal.SIGINT: Stop.FINISH, signal.SIGTERM: Stop.LEAVE, signal.SIGUSR2: Stop.LEAVE}
 
 
 class StopSignal:
-    """Turns SIGINT and SIGTERM into a wish that the training loop reads after the step at hand."""
+    """Turns SIGINT, SIGTERM and SIGUSR2 into a wish that the training loop reads after the step at hand."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = Stop.NO
         self._deferred = False
 
     def install(self) -> None:
-        """Handle both signals in this process from here on."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Handle the signals in this process from here on."""
+        for number in _ASKS:
             signal.signal(number, self._handle)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only sets ``requested``; outside it raises KeyboardInterrupt."""
+        """Inside, a signal only sets ``requested``; outside it raises KeyboardInterrupt or Suspended."""
         self._deferred = True
         try:
             yield
@@ -30,6 +46,9 @@ class StopSignal:
             self._deferred = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        if not self._deferred:
-            raise KeyboardInterrupt
+        self.requested = max(self.requested, _ASKS[signal.Signals(number)])
+        if self._deferred:
+            return
+        if self.requested == Stop.LEAVE:
+            raise Suspended(f"stopped by {signal.Signals(number).name}; start it again to go on")
+        raise KeyboardInterrupt

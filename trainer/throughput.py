@@ -32,6 +32,10 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
+    @classmethod
+    def from_list(cls, values: list[float]) -> Counts:
+        return cls(*values)
+
     def as_list(self) -> list[float]:
         return list(asdict(self).values())
 
@@ -49,19 +53,36 @@ class Stopwatch:
     """Seconds of a stage by part. Parts don't nest: time in an inner part is not counted in the outer one."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    _inner: float = 0.0
+    _open: list[str] = field(default_factory=list)
+    _since: float = 0.0
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Count the time inside as ``name``."""
-        outer, self._inner = self._inner, 0.0
-        start = time.perf_counter()
+        self._count()
+        self._open.append(name)
         try:
             yield
         finally:
-            elapsed = time.perf_counter() - start
-            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed - self._inner
-            self._inner = outer + elapsed
+            self._count()
+            self._open.pop()
+
+    def so_far(self) -> dict[str, float]:
+        """Seconds by part until now, those of open parts included."""
+        self._count()
+        return dict(self.seconds)
+
+    def add(self, earlier: dict[str, float]) -> None:
+        """Count what an earlier attempt of the same work took, too."""
+        for name, seconds in earlier.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def _count(self) -> None:
+        """Count the time since the last change to the innermost open part."""
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
+        self._since = now
 
 
 def percentile(values: list[float], percent: float) -> float:

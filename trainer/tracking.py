@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, write_json
 from launcher.schema import Config, TrackingConfig
 from trainer.mlflow_store import KIND, PARENT, connect, public_uri, set_environment
 
@@ -37,16 +38,19 @@ class Tracker:
     """Logs one run to MLflow from a thread of its own. Made on rank 0 only.
 
     The first failure is told in one line on stderr; after it nothing more is sent. ``run_id`` is None until the
-    thread has made the run.
+    thread has made the run, or found the one that ``reference`` names: a run that goes on stays one run in MLflow.
     """
 
-    def __init__(self, config: TrackingConfig, run_name: str, parent_run_id: str | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: TrackingConfig, run_name: str, parent_run_id: str | None = None, reference: Path | None = None
+    ) -> None:
+        self.config, self.reference_file = config, reference
         self.run_name = run_name
         self.tags = {KIND: "run", **({PARENT: parent_run_id} if parent_run_id else {})}
         self.run_id: str | None = None
         self.failure: str | None = None if config.enabled else "tracking.enabled=false"
         self._closed = False
+        self._resumed = False
         self._client: Any = None
         self._monitor: Any = None
         self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -59,7 +63,8 @@ class Tracker:
     def log_params(self, params: dict[str, Any]) -> None:
         """Log configuration values, nested ones under dotted names."""
         from_config = {key: str(value)[:_MOST_PARAM_CHARACTERS] for key, value in flatten(params).items()}
-        self._send(lambda: self._log_batch(params=from_config))
+        # MLflow refuses another value for a parameter; what was changed since is in the run's config.yaml.
+        self._send(lambda: None if self._resumed else self._log_batch(params=from_config))
 
     def log_metrics(self, metrics: Mapping[str, float | int | None], step: int) -> None:
         """Log numbers at a step; None is left out."""
@@ -147,10 +152,31 @@ class Tracker:
         self._client, experiment = connect(self.config)
         # The duration that MLflow shows is then the stage's, not the time since a database was ready.
         begun = int(psutil.Process().create_time() * 1000)
-        run = self._client.create_run(experiment, start_time=begun, run_name=self.run_name, tags=self.tags)
-        self.run_id = run.info.run_id
+        self.run_id = self._taken_up() or self._created(experiment, begun)
         if self.config.system_metrics:
             self._start_monitor()
+
+    def _created(self, experiment: str, begun: int) -> str:
+        run = self._client.create_run(experiment, start_time=begun, run_name=self.run_name, tags=self.tags)
+        if self.reference_file is not None:
+            write_json(self.reference_file, {"uri": public_uri(self.config.uri), "run_id": run.info.run_id})
+        return str(run.info.run_id)
+
+    def _taken_up(self) -> str | None:
+        """The run of an earlier attempt, running again; None when there is none at this address."""
+        if self.reference_file is None or not self.reference_file.exists():
+            return None
+        known = json.loads(self.reference_file.read_text(encoding="utf-8"))
+        if known["uri"] != public_uri(self.config.uri):
+            return None
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(known["run_id"], status="RUNNING")
+        except MlflowException:  # it was deleted there
+            return None
+        self._resumed = True
+        return str(known["run_id"])
 
     def _start_monitor(self) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor

@@ -6,16 +6,24 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
-from launcher.errors import TrntuneError
+from launcher.errors import Suspended, TrntuneError
+from launcher.paths import shown
+from launcher.record import installed
 from launcher.rundir import RunDir, write_jsonl
 from launcher.schema import Config
+from launcher.secrets import redact
+from launcher.stage import is_rank_zero
+from trainer.checkpoints.checkpointer import RUN_FILE, STEPS_FILE, Checkpointer, identity
+from trainer.checkpoints.manifest import Position
+from trainer.checkpoints.writer import Outcome
 from trainer.data.prepare import PreparedData, prepare
-from trainer.engines.base import Engine, FitResult, create_engine
-from trainer.models.fingerprint import write_base
+from trainer.engines.base import Engine, FitResult, NotFinite, create_engine
+from trainer.history import History
+from trainer.models.fingerprint import fingerprint, write_base
 from trainer.models.load import load_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
@@ -27,18 +35,46 @@ from trainer.tracking import Tracker
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
-    """Train; returns the numbers of docs/measurement.md, summed over all replicas."""
+    """Train, or go on; returns the numbers of docs/measurement.md, summed over all replicas."""
     fetched = run_dir.stage_result("fetch")
     if fetched is None:
         raise TrntuneError(f"{run_dir.path}: stage train needs the result of stage fetch: stages=[fetch,train]")
     stop = StopSignal()
     stop.install()
+    history = History(run_dir) if is_rank_zero() else None
+    if history is not None:
+        history.begin()
+        # What an earlier attempt ended with is no longer so.
+        run_dir.stage_file("train").unlink(missing_ok=True)
+    try:
+        result = _train(config, run_dir, fetched, stop, history)
+    except BaseException as error:
+        if history is not None:
+            history.end(*_ending(error))
+        raise
+    if history is not None:
+        history.end(result["status"])
+    return result
+
+
+def _ending(error: BaseException) -> tuple[str, str | None]:
+    """Outcome and reason of an attempt that ended without a result."""
+    if isinstance(error, Suspended):
+        return "suspended", None
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", None
+    return "failed", redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+
+
+def _train(
+    config: Config, run_dir: RunDir, fetched: dict[str, Any], stop: StopSignal, history: History | None
+) -> dict[str, Any]:
     stopwatch = Stopwatch()
     # The interpreter's start and the imports are the user's time too.
     stopwatch.seconds["load"] = time.time() - psutil.Process().create_time()
     with stopwatch.part("load"):
         engine = create_engine(config)
-    run_ = TrainRun(config, run_dir, engine, stopwatch, stop)
+    run_ = TrainRun(config, run_dir, engine, stopwatch, stop, history)
     try:
         return run_.run(Path(fetched["model_dir"]), Path(fetched["dataset_path"]))
     except BaseException:
@@ -51,20 +87,31 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
 class TrainRun:
     """One training run on one rank. Rank 0 writes; the others keep step with it."""
 
-    def __init__(self, config: Config, run_dir: RunDir, engine: Engine, stopwatch: Stopwatch, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_dir: RunDir,
+        engine: Engine,
+        stopwatch: Stopwatch,
+        stop: StopSignal,
+        history: History | None,
+    ) -> None:
         self.config, self.run_dir, self.engine = config, run_dir, engine
-        self.stopwatch, self.stop = stopwatch, stop
+        self.stopwatch, self.stop, self.history = stopwatch, stop, history
         self.writes = engine.rank == 0
+        self.earlier_seconds = 0.0
+        """wall time of the attempts before this one, until the checkpoint that it goes on from"""
+        self.answers_before: list[str] = []
         run_name = config.tracking.run_name or run_dir.path.name
         parent = (run_dir.read_job().get("sweep") or {}).get("mlflow_parent_run_id")
-        self.tracker = Tracker(config.tracking, run_name, parent) if self.writes else None
+        self.tracker = Tracker(config.tracking, run_name, parent, run_dir.tracking) if self.writes else None
         if self.tracker is not None:
             self.tracker.log_config(run_dir, config)
 
     def run(self, model_dir: Path, dataset_path: Path) -> dict[str, Any]:
         """All of the stage, in order."""
         with self.stopwatch.part("load"):
-            tokenizer = load_tokenizer(model_dir)
+            tokenizer = load_tokenizer(model_dir, self.config.model.trust_remote_code)
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
         with self.stopwatch.part("load"):
@@ -72,21 +119,139 @@ class TrainRun:
         progress = Progress(self.engine.total_steps(len(data.train)), visible=self.writes)
         self._introduce(progress, data)
         metrics = self.run_dir.metrics if self.writes else None
-        recorder = Recorder(metrics, self.tracker, progress, self.config.tracking.log_every, self.stop)
+        recorder = Recorder(metrics, self.tracker, progress, self.config.tracking.log_every, self.stop, data.lines)
+        checkpointer = self._checkpointer(model_dir, data, recorder, progress)
+        try:
+            self._go_on(checkpointer, recorder, progress)
+            return self._train(model_dir, tokenizer, data, recorder, checkpointer, progress)
+        finally:
+            checkpointer.close()
 
+    def _train(
+        self,
+        model_dir: Path,
+        tokenizer: Any,
+        data: PreparedData,
+        recorder: Recorder,
+        checkpointer: Checkpointer,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Measure, train, save, measure again."""
         loss_before = self._evaluate(data, recorder, step=0)
-        answers_before = self._answers(tokenizer, data)
-        outcome = self._fit(data, recorder, progress)
+        if checkpointer.resumed is None:
+            self.answers_before = self._answers(tokenizer, data)
+        outcome = self._fit(data, recorder, checkpointer, progress)
+        if outcome.status == "suspended":
+            self._leave(outcome, checkpointer)
         with self.stopwatch.part("save"):
             saved = self._save(model_dir)
         # From here on what was reached is on disk.
         loss_after = self._evaluate(data, recorder, outcome.best_step or outcome.steps)
         if outcome.status != "interrupted":
-            self._record_samples(data, answers_before, self._answers(tokenizer, data))
-        result = train_result(self.config, self.engine, outcome, recorder, data.report, self.stopwatch)
+            self._record_samples(data, self.answers_before, self._answers(tokenizer, data))
+        with self.stopwatch.part("save"):
+            checkpointer.wait()
+        attempts = self.history.attempts.read() if self.history is not None else []
+        result = train_result(
+            self.config, self.engine, outcome, recorder, data.report, self.stopwatch, attempts, checkpointer.summary
+        )
         result.update(eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved)
         self._finish(result)
         return result
+
+    def _checkpointer(
+        self, model_dir: Path, data: PreparedData, recorder: Recorder, progress: Progress
+    ) -> Checkpointer:
+        base = fingerprint(model_dir) if self.writes else None
+        per_pass = len(data.train) // self.config.training.global_batch_size
+
+        def position(step: int) -> Position:
+            return Position(step // per_pass, step % per_pass * self.config.training.global_batch_size)
+
+        def report(outcome: Outcome, stalled: float) -> None:
+            if self.writes:
+                self._report_save(outcome, stalled, checkpointer, recorder, progress)
+
+        checkpointer = Checkpointer(
+            self.config,
+            self.run_dir.checkpoints,
+            self.engine.peers(),
+            identity(self.config, data.digest(), base),
+            position,
+            lambda: self._state(recorder),
+            report,
+            progress.message,
+        )
+        return checkpointer
+
+    def _state(self, recorder: Recorder) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the stage itself must know to go on."""
+        steps, recorded = recorder.state()
+        return steps, {
+            "recorder": recorded,
+            "stopwatch": self.stopwatch.so_far(),
+            "wall_seconds": self._wall_seconds(),
+            "answers_before": self.answers_before,
+        }
+
+    def _go_on(self, checkpointer: Checkpointer, recorder: Recorder, progress: Progress) -> None:
+        """Take up the newest checkpoint, if there is one."""
+        found = checkpointer.find()
+        if found is None:
+            if self.history is not None and self.history.resume(0, 0.0):
+                progress.message("note: the last attempt left no checkpoint: beginning again")
+            return
+        state = found.document(RUN_FILE)
+        lost = 0
+        if self.history is not None:
+            lost = self.history.resume(found.step, state["recorder"]["seconds"])
+        recorder.restore(found.tensors(STEPS_FILE), state["recorder"])
+        self.stopwatch.add(state["stopwatch"])
+        self.earlier_seconds = state["wall_seconds"]
+        self.answers_before = state["answers_before"]
+        again = f"; {lost} steps are done again" if lost else ""
+        progress.message(f"going on after step {found.step} ({shown(found.directory)}){again}")
+        versions = {name: was for name, was in found.manifest.versions.items() if was != installed(name)}
+        if versions:
+            was = ", ".join(f"{name} {version}" for name, version in versions.items())
+            progress.message(
+                f"warning: that checkpoint was written with {was}: results may differ in their last digits"
+            )
+
+    def _report_save(
+        self, outcome: Outcome, stalled: float, checkpointer: Checkpointer, recorder: Recorder, progress: Progress
+    ) -> None:
+        """Tell of a save that has ended."""
+        if outcome.failure is not None:
+            newest = checkpointer.store.steps()
+            good = f"the newest good one is step-{newest[-1]}" if newest else "there is none yet"
+            progress.message(f"warning: checkpoint step-{outcome.step} was not written: {outcome.failure}; {good}")
+            recorder.on_checkpoint(outcome.step, {"failure": outcome.failure})
+            return
+        if outcome.warning is not None:
+            progress.message(f"warning: {outcome.warning}")
+        recorder.on_checkpoint(
+            outcome.step,
+            {
+                "checkpoint_bytes": outcome.bytes,
+                "checkpoint_write_seconds": outcome.seconds,
+                "checkpoint_stall_seconds": stalled,
+            },
+        )
+
+    def _leave(self, outcome: FitResult, checkpointer: Checkpointer) -> NoReturn:
+        """End without a result: the last step's state is saved, or it is said why not."""
+        checkpointer.wait()
+        directory = checkpointer.store.directory(outcome.steps)
+        if checkpointer.saved_step != outcome.steps:
+            raise TrntuneError(
+                f"stopped after step {outcome.steps}, but {shown(directory)} was not written "
+                f"({checkpointer.summary.failures[-1]}); started again, it goes on after step {checkpointer.saved_step}"
+            )
+        raise Suspended(
+            f"stopped after step {outcome.steps}: {shown(directory)} is saved; start it again to go on "
+            f"(python launch.py resume={shown(self.run_dir.path)})"
+        )
 
     def _introduce(self, progress: Progress, data: PreparedData) -> None:
         """Say what will be trained on what, before the first wait."""
@@ -120,16 +285,25 @@ class TrainRun:
         with self.stopwatch.part("sample"):
             return answers(self.engine, tokenizer, data.held_out[: self.config.tracking.samples], self.config)
 
-    def _fit(self, data: PreparedData, recorder: Recorder, progress: Progress) -> FitResult:
-        """Train. Ctrl-C in here ends training after the step at hand."""
-        progress.start()
+    def _fit(self, data: PreparedData, recorder: Recorder, checkpointer: Checkpointer, progress: Progress) -> FitResult:
+        """Train. A signal in here ends training after the step at hand."""
+        progress.start(checkpointer.saved_step)
         try:
             with self.stop.deferred(), self.stopwatch.part("train"):
-                outcome = self.engine.fit(data.train, data.eval, recorder, self.run_dir.path, self.stopwatch)
+                outcome = self.engine.fit(data.train, data.eval, recorder, checkpointer, self.stopwatch)
             recorder.flush()
             return outcome
+        except NotFinite as error:
+            checkpointer.wait()
+            steps = checkpointer.store.steps()
+            kept = (
+                f"the last good state is {shown(checkpointer.store.directory(steps[-1]))}" if steps else "none is saved"
+            )
+            raise TrntuneError(f"{error}; {kept}") from None
         finally:
             progress.stop()
+            if self.history is not None:
+                self.history.step = max(self.history.step, len(recorder.steps))
 
     def _save(self, model_dir: Path) -> str | None:
         """Write the adapter or the model beside its place, then rename it. An adapter says which base it belongs to."""
@@ -141,7 +315,7 @@ class TrainRun:
                 self.engine.save(temporary)
                 if final == self.run_dir.adapter:
                     write_base(temporary, model_dir, self.config.model.name)
-                temporary.rename(final)
+                replace_directory(temporary, final)
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise TrntuneError(f"{final} can't be written: {error}; free room there") from None
@@ -157,14 +331,28 @@ class TrainRun:
 
     def _finish(self, result: dict[str, Any]) -> None:
         """Stop the clock, then hand the result to MLflow: the same numbers there as in the run directory."""
-        result["wall_seconds"] = time.time() - psutil.Process().create_time()
+        result["wall_seconds"] = self._wall_seconds()
         if self.tracker is not None:
             self.tracker.log_result(self.run_dir, result)
             self.close("KILLED" if result["status"] == "interrupted" else "FINISHED")
             result["mlflow"] = self.tracker.reference()
+
+    def _wall_seconds(self) -> float:
+        """Of all attempts, without what was lost between a checkpoint and an end."""
+        return self.earlier_seconds + time.time() - psutil.Process().create_time()
 
     def close(self, status: str) -> None:
         """End the MLflow run, once."""
         if self.tracker is not None:
             self.tracker.close(status)
             sys.stderr.flush()
+
+
+def replace_directory(temporary: Path, final: Path) -> None:
+    """Put ``temporary`` in the place of ``final``, which an earlier attempt may have left."""
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    shutil.rmtree(old, ignore_errors=True)

@@ -33,12 +33,15 @@ class Memory:
     loss: float
     runtime: float
     """the process itself, its libraries, the accelerator's runtime"""
+    checkpoint: float
+    """the copy that a checkpoint is written from, beside the training; on an accelerator it is in the host's memory"""
     available: float
     """memory of the device, or this process's share of the machine"""
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.loss + self.runtime
+        state = self.weights + self.gradients + self.optimizer
+        return state + self.activations + self.loss + self.runtime + self.checkpoint
 
     @property
     def fits(self) -> bool:
@@ -47,9 +50,10 @@ class Memory:
     @property
     def largest(self) -> str:
         """What needs most, in words."""
-        parts = ("weights", "gradients", "optimizer", "activations", "loss", "runtime")
+        parts = ("weights", "gradients", "optimizer", "activations", "loss", "runtime", "checkpoint")
         name = max(parts, key=lambda part: getattr(self, part))
-        return {"optimizer": "the optimizer state", "loss": "the loss", "runtime": "the runtime"}.get(name, name)
+        words = {"optimizer": "the optimizer state", "checkpoint": "the copy that a checkpoint is written from"}
+        return {**words, "loss": "the loss", "runtime": "the runtime"}.get(name, name)
 
 
 def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, machine_bytes: float) -> Memory:
@@ -65,6 +69,7 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
         activations=_activations(config, facts) * _overhead(config),
         loss=_neuron_loss(config, facts) if neuron else _torch_loss(config, facts),
         runtime=_runtime(config),
+        checkpoint=_checkpoint(config, trained),
         available=available(config, machine_bytes),
     )
 
@@ -135,6 +140,16 @@ def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:
     """Logits of every position of a micro batch in bf16, and in fp32 with their gradient."""
     tokens = config.training.micro_batch_size * config.training.max_length
     return tokens * facts.vocab_size / config.parallelism.tensor_parallel * (2 + 4 + 4)
+
+
+def _checkpoint(config: Config, trained: int) -> float:
+    """Weights and two moments, fp32, while a checkpoint is written; and the weights that early stopping keeps."""
+    training = config.training
+    if config.accelerator.device != "cpu":
+        return 0.0
+    never = training.save_every is None or (training.max_steps is not None and training.max_steps < training.save_every)
+    kept = 0.0 if training.early_stopping_patience is None else 4.0 * trained
+    return kept + (0.0 if never else 12.0 * trained)
 
 
 def _runtime(config: Config) -> float:

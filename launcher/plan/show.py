@@ -202,6 +202,7 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
         ("activations", lambda p: units.gigabytes(p.memory.activations)),
         ("loss", lambda p: units.gigabytes(p.memory.loss)),
         ("process, runtime", lambda p: units.gigabytes(p.memory.runtime)),
+        ("copy for a checkpoint", lambda p: units.gigabytes(p.memory.checkpoint)),
         ("memory a process", lambda p: units.gigabytes(p.memory.total)),
         ("", verdict),
     ),

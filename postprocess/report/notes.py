@@ -22,6 +22,7 @@ def group_notes(group: Group) -> list[str]:
         *_other_seeds(group),
         _few_steps(group),
         *_disturbed(group),
+        *_resumed(group),
         _no_repeats(group),
         _other_steps(group),
         _partly_missing(group),
@@ -87,6 +88,17 @@ def _disturbed(group: Group) -> list[str]:
                 "median, so something else used the machine; compare medians of steps, or run it again"
             )
     return found
+
+
+def _resumed(group: Group) -> list[str]:
+    """Runs whose time is the sum of several attempts'."""
+    return [
+        f"{run.name} was started {run.train['attempts']} times: its times are those of the steps that were kept, its "
+        f"cost holds {run.train.get('lost_seconds') or 0:.1f} s more for {run.train.get('lost_steps') or 0} steps that "
+        "were done again"
+        for run in group.runs
+        if (run.train.get("attempts") or 1) > 1
+    ]
 
 
 def _no_repeats(group: Group) -> str | None:

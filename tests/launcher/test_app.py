@@ -63,7 +63,7 @@ def test_a_runs_exit_code_is_the_commands_and_only_a_trained_run_is_summed_up(co
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named(cwd, reports, capsys):
     found = composition("-m", "method=lora,full", "hydra.sweep.dir=sweep")
-    assert app.run_sweep(found, trains(1, 0)) == 1
+    assert app.run_sweep(found, [], trains(1, 0)) == 1
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
         "[1/2] method=lora -> sweep/0_method=lora",
@@ -80,7 +80,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(cwd, reports, capsys
 
 def test_an_interrupted_run_ends_the_sweep(cwd, reports, capsys):
     found = composition("-m", "seed=0,1,2", "hydra.sweep.dir=sweep")
-    assert app.run_sweep(found, trains(0, 130)) == 130
+    assert app.run_sweep(found, [], trains(0, 130)) == 130
     assert sorted(path.name for path in (cwd / "sweep").glob("*_*")) == ["0_seed=0", "1_seed=1"]
     assert "2 of 3 runs" in capsys.readouterr().err
 

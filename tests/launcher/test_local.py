@@ -32,14 +32,15 @@ command = lambda stage, run_dir, replicas: [sys.executable, "-c", programs[stage
 sys.exit(local.run_stages(Run, RunDir(Path(sys.argv[1])), command))
 """
 
-# Writes its pid, counts SIGINTs in a file, and ends in order 0.5 s after the first one.
+# Writes its pid, counts signals in a file, and ends in order 0.5 s after the first one: as the training stage does.
 PATIENT = """
 import os, pathlib, signal, sys, time
 here = pathlib.Path(sys.argv[1]); seen = []
-signal.signal(signal.SIGINT, lambda *_: seen.append(time.time()))
+for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda n, _: seen.append((time.time(), n)))
 (here / "stages").mkdir(exist_ok=True); (here / f"worker-{os.getpid()}").touch()
-while not seen or time.time() < seen[0] + 0.5: time.sleep(0.05)
-(here / f"sigints-{os.getpid()}").write_text(str(len(seen)))
+while not seen or time.time() < seen[0][0] + 0.5: time.sleep(0.05)
+(here / f"signals-{os.getpid()}").write_text(" ".join(signal.Signals(n).name for _, n in seen))
+if seen[0][1] == signal.SIGTERM: sys.exit(75)
 (here / "stages/train.json").write_text('{"status": "interrupted"}')
 """
 
@@ -98,15 +99,18 @@ def is_running(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_is_handed_on_once_and_the_run_ends_in_order(number, start, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "forwarded", "code"),
+    [(signal.SIGINT, "SIGINT", 130), (signal.SIGTERM, "SIGTERM", 75), (signal.SIGUSR2, "SIGTERM", 75)],
+)
+def test_a_signal_is_handed_on_once_and_the_run_ends_in_order(number, forwarded, code, start, tmp_path):
     launcher = start("pass", PATIENT)
     wait_for(lambda: workers_of(tmp_path))
     launcher.send_signal(number)
     _, stderr = launcher.communicate(timeout=20)
-    assert launcher.returncode == 130
+    assert launcher.returncode == code
     assert "stopping after this step" in stderr
-    assert [path.read_text() for path in tmp_path.glob("sigints-*")] == ["1"]
+    assert [path.read_text() for path in tmp_path.glob("signals-*")] == [forwarded]
 
 
 def test_torchruns_workers_are_interrupted_and_never_torchrun_itself(start, tmp_path):
@@ -115,7 +119,7 @@ def test_torchruns_workers_are_interrupted_and_never_torchrun_itself(start, tmp_
     launcher.send_signal(signal.SIGINT)
     launcher.communicate(timeout=20)
     assert launcher.returncode == 130
-    assert [path.read_text() for path in tmp_path.glob("sigints-*")] == ["1", "1"]
+    assert [path.read_text() for path in tmp_path.glob("signals-*")] == ["SIGINT", "SIGINT"]
     assert not (tmp_path / "agent-was-signalled").exists()
 
 
@@ -180,6 +184,12 @@ def test_commands_of_the_stages():
     assert two[5:] == one[1:]
 
 
+def test_settings_of_accelerate_in_the_environment_do_not_reach_the_training(monkeypatch):
+    """ACCELERATE_MIXED_PRECISION=bf16 would train a run in bf16 that says fp32."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert not [name for name in local.child_environment(1) if name.startswith("ACCELERATE")]
+
+
 @pytest.mark.parametrize(("cpus", "replicas", "threads"), [(8, 1, "8"), (8, 2, "4"), (2, 4, "1")])
 def test_threads_are_shared_among_the_replicas(cpus, replicas, threads, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -194,7 +204,7 @@ def test_the_stage_process_tells_a_refusal_in_one_line(tmp_path, cwd):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: unknown stage 'trian': allowed are fetch, train\n"
+    assert done.stderr == "error: unknown stage 'trian': allowed are fetch, train, generate\n"
 
 
 def test_the_stage_process_ends_when_the_launcher_is_gone_already(tmp_path):

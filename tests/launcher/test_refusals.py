@@ -43,7 +43,7 @@ REFUSALS = [
     (["--config-name", "nowhere"], ["nowhere.yaml"]),
     (["training.learning_rate=${foo.bar}"], ["training.learning_rate=${foo.bar}", "foo.bar"]),
     (["model.revision=${oc.env:TRNTUNE_NOT_SET}"], ["model.revision", "TRNTUNE_NOT_SET"]),
-    (["stages=[fetch,trian]"], ["trian", "fetch, train", "did you mean train?"]),
+    (["stages=[fetch,trian]"], ["trian", "fetch, train, generate", "did you mean train?"]),
     (["stages=[]"], ["stages=[]", "no stage"]),
     (["stages=[train,fetch]"], ["stages=[fetch,train]"]),
     (["method=lora,full"], ["method=lora,full", "add -m"]),

@@ -70,3 +70,18 @@ def test_inner_parts_are_not_counted_twice():
             time.sleep(0.05)
     assert stopwatch.seconds["eval"] >= 0.05
     assert stopwatch.seconds["train"] < 0.05
+
+
+def test_an_open_part_counts_until_now_and_earlier_attempts_are_added():
+    stopwatch = Stopwatch()
+    with stopwatch.part("train"):
+        time.sleep(0.03)
+        with stopwatch.part("save"):
+            time.sleep(0.02)
+            so_far = stopwatch.so_far()
+        time.sleep(0.01)
+    assert 0.03 <= so_far["train"] < stopwatch.seconds["train"]
+    assert 0.02 <= so_far["save"] <= stopwatch.seconds["save"]
+    stopwatch.add({"train": 100.0, "load": 7.0})
+    assert stopwatch.seconds["train"] > 100.03
+    assert stopwatch.seconds["load"] == 7.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,19 @@ class PreparedData:
     eval: list[Row]
     held_out: list[InstructionRow]
     report: DataReport
+
+    def lines(self, rows: list[int]) -> list[int]:
+        """Lines of the data set's file that these training rows hold, in order."""
+        return [example.line for row in rows for example in self.train[row]]
+
+    def digest(self) -> str:
+        """SHA-256 over the training rows in their order: a position in them means the same only for the same ones."""
+        found = hashlib.sha256()
+        for row in self.train:
+            found.update(f"row {len(row)};".encode())
+            for example in row:
+                found.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]))
+        return found.hexdigest()
 
 
 def prepare(config: Config, dataset_path: Path, tokenizer: Any) -> PreparedData:

@@ -81,7 +81,8 @@ def write_python_docs(path: Path) -> None:
 
 def _write_here(path: Path) -> None:
     """What the interpreter that write_python_docs starts does."""
-    write_jsonl(path, map(asdict, build_rows()))
+    rows = map(asdict, build_rows())
+    write_jsonl(path, ({key: row[key] for key in ("instruction", "context", "response")} for row in rows))
 
 
 def build_rows() -> list[InstructionRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ class InstructionRow:
     instruction: str
     context: str
     response: str
+    line: int = field(default=0, compare=False)
+    """where it is in its file, from 1"""
 
 
 class BadRow(Exception):
@@ -40,7 +42,7 @@ def read_jsonl(path: Path, columns: ColumnsConfig, on_bad_row: str) -> tuple[lis
         try:
             record = _parse(line)
             context_seen |= columns.context in record
-            rows.append(_to_row(record, columns))
+            rows.append(_to_row(record, columns, number))
         except BadRow as problem:
             if on_bad_row == "stop":
                 raise TrntuneError(
@@ -82,7 +84,7 @@ def _parse(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _to_row(record: dict[str, Any], columns: ColumnsConfig) -> InstructionRow:
+def _to_row(record: dict[str, Any], columns: ColumnsConfig, line: int) -> InstructionRow:
     context = None if columns.context is None else record.get(columns.context)
     if context is not None and not isinstance(context, str):
         raise BadRow(f"field {columns.context!r} must be text, not {type(context).__name__}")
@@ -90,6 +92,7 @@ def _to_row(record: dict[str, Any], columns: ColumnsConfig) -> InstructionRow:
         instruction=_text(record, columns.instruction, "instruction"),
         context=_encodable(context or "", columns.context or ""),
         response=_text(record, columns.response, "response"),
+        line=line,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.errors import TrntuneError
@@ -21,6 +21,8 @@ class Example:
 
     input_ids: list[int]
     labels: list[int]
+    line: int = field(default=0, compare=False)
+    """of the data set's file that it was made from, from 1"""
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,16 @@ def tokenize(rows: list[InstructionRow], prompt: str, loss_on: str, max_length: 
     examples: list[Example] = []
     truncated = dropped = 0
     for start in range(0, len(rows), _BATCH):
-        texts = [render(row, prompt, tokenizer) for row in rows[start : start + _BATCH]]
+        batch = rows[start : start + _BATCH]
+        texts = [render(row, prompt, tokenizer) for row in batch]
         prompts = encode_prompts([text[0] for text in texts], prompt, tokenizer)
         answers = _encode([text[1] for text in texts], tokenizer, split_special_tokens=True, add_special_tokens=False)
-        for before, answer in zip(prompts, answers, strict=True):
+        for row, before, answer in zip(batch, prompts, answers, strict=True):
             truncated += len(before) + len(answer) + 1 > max_length
             if len(before) >= max_length:
                 dropped += 1
                 continue
-            examples.append(_example(before, [*answer, eos], loss_on, max_length))
+            examples.append(_example(before, [*answer, eos], loss_on, max_length, row.line))
     if not examples:
         raise TrntuneError(
             f"training.max_length={max_length}: no row leaves room for an answer ({dropped} dropped); use a longer one"
@@ -77,10 +80,10 @@ def tokenize(rows: list[InstructionRow], prompt: str, loss_on: str, max_length: 
     return Tokenized(examples, truncated - dropped, dropped)
 
 
-def _example(before: list[int], answer: list[int], loss_on: str, max_length: int) -> Example:
+def _example(before: list[int], answer: list[int], loss_on: str, max_length: int, line: int) -> Example:
     ids = [*before, *answer][:max_length]
     masked = 0 if loss_on == "all" else len(before)
-    return Example(ids, [IGNORE] * masked + ids[masked:])
+    return Example(ids, [IGNORE] * masked + ids[masked:], line)
 
 
 def _encode(

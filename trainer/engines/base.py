@@ -6,10 +6,16 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from launcher.errors import TrntuneError
 from launcher.schema import Config
+from trainer.checkpoints.peers import Peers
+from trainer.stopping import Stop
 from trainer.throughput import Counts, ModelSize, Stopwatch
+
+if TYPE_CHECKING:
+    import torch
 
 Rows = list[Any]  # of trainer.data.prepare.Row
 
@@ -35,6 +41,12 @@ class StepReport:
     seconds: float
     learning_rate: float
     grad_norm: float | None
+    rows: list[int]
+    """indices of the training rows, all replicas together, in order"""
+
+
+class NotFinite(TrntuneError):
+    """A step gave a loss or a gradient that is no number; the weights are those of the step before."""
 
 
 class Observer(Protocol):
@@ -44,8 +56,61 @@ class Observer(Protocol):
 
     def on_evaluation(self, step: int, loss: float) -> None: ...
 
-    def stop_requested(self) -> bool:
-        """Asked on every rank before each optimizer step: one yes stops all ranks after that step."""
+    def stop_requested(self) -> Stop:
+        """Asked on every rank before each optimizer step: one rank's wish stops all ranks after that step."""
+        ...
+
+    def lines(self, rows: list[int]) -> list[int]:
+        """Lines of the data set's file that training rows hold, for messages."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What one rank needs to go on after a step, copied to host memory: training may change its own at once."""
+
+    step: int
+    epoch: float
+    tensors: dict[str, dict[str, torch.Tensor]]
+    """file name -> tensors"""
+    documents: dict[str, Any]
+    """file name -> JSON value"""
+
+
+class RestoredState(Protocol):
+    """A checkpoint that training goes on from."""
+
+    @property
+    def step(self) -> int: ...
+
+    def has(self, name: str) -> bool: ...
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]: ...
+
+    def document(self, name: str) -> Any: ...
+
+
+class Checkpoints(Protocol):
+    """What the engine asks and tells about checkpoints. All ranks make the same calls in the same order."""
+
+    @property
+    def resumed(self) -> RestoredState | None: ...
+
+    saved_step: int
+    """newest step that is saved or being saved"""
+
+    def due(self, step: int) -> bool: ...
+
+    def stalled(self, seconds: float) -> None: ...
+
+    def save(self, state: EngineState) -> None: ...
+
+    def poll(self) -> None:
+        """Report a save that has ended by now, without waiting."""
+        ...
+
+    def wait(self) -> Any:
+        """Wait for the save under way, if any: after it ``saved_step`` is the same on every rank."""
         ...
 
 
@@ -54,7 +119,7 @@ class FitResult:
     """How training ended."""
 
     status: str
-    """finished, early_stopped or interrupted"""
+    """finished, early_stopped, interrupted, or suspended: its last state is with the checkpoints, saved or being so"""
     steps: int
     best_step: int | None
     """the evaluation whose weights are kept, with early stopping"""
@@ -80,9 +145,16 @@ class Engine(Protocol):
         """Optimizer steps of a run on ``rows`` training rows."""
         ...
 
-    def fit(self, rows: Rows, eval_rows: Rows, observer: Observer, work_dir: Path, stopwatch: Stopwatch) -> FitResult:
-        """Train until the steps are done, evaluation stops improving, or a stop is asked for. Evaluations in between
-        are counted in the stopwatch's part "eval"."""
+    def peers(self) -> Peers:
+        """The ranks of this run, for what they write together beside the training. Called once, by all of them."""
+        ...
+
+    def fit(
+        self, rows: Rows, eval_rows: Rows, observer: Observer, checkpoints: Checkpoints, stopwatch: Stopwatch
+    ) -> FitResult:
+        """Train from the beginning, or from where ``checkpoints.resumed`` stands, until the steps are done, evaluation
+        stops improving, or a stop is asked for. Evaluations and saves in between are counted in the stopwatch's parts
+        "eval" and "save"."""
         ...
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:

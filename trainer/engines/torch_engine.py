@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import resource
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,20 +12,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from launcher.errors import TrntuneError
 from launcher.schema import Config, accumulation_steps
 from trainer.attention import DOCUMENT_ATTENTION
-from trainer.causal_lm import CausalLMLoss
+from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
+from trainer.checkpoints.peers import Alone, Peers
 from trainer.data.collate import Collator
-from trainer.engines.base import FitResult, Observer, ParameterCounts, Rows, StepReport
+from trainer.engines import torch_state as state
+from trainer.engines.base import Checkpoints, FitResult, Observer, ParameterCounts, Rows
+from trainer.engines.torch_trainer import BestWeights, GlooPeers, PackedTrainer
 from trainer.models.load import apply_method, count_parameters, load_model
-from trainer.throughput import Counts, ModelSize, Stopwatch
-
-MODEL_INPUTS = ("input_ids", "position_ids", "documents", "targets")
+from trainer.stopping import Stop
+from trainer.throughput import ModelSize, Stopwatch
 
 
 def create(config: Config) -> TorchEngine:
@@ -34,11 +34,11 @@ def create(config: Config) -> TorchEngine:
     return TorchEngine(config)
 
 
-def training_arguments(config: Config, work_dir: Path, total_steps: int) -> TrainingArguments:
+def training_arguments(config: Config, total_steps: int) -> TrainingArguments:
     """The configuration in transformers' terms. Saving, logging to disk and progress are not left to the Trainer."""
     training = config.training
     return TrainingArguments(
-        output_dir=str(work_dir),
+        output_dir=".",  # it is made when missing, and nothing is written there
         max_steps=total_steps,
         per_device_train_batch_size=training.micro_batch_size,
         gradient_accumulation_steps=accumulation_steps(config),
@@ -72,18 +72,6 @@ def total_steps(config: Config, rows: int) -> int:
     return by_epochs if config.training.max_steps is None else min(by_epochs, config.training.max_steps)
 
 
-def batch_counts(batch: dict[str, torch.Tensor]) -> Counts:
-    """What one micro batch holds, before its loss is known."""
-    lengths = (batch["documents"][:, 2] - batch["documents"][:, 1]).double()
-    return Counts(
-        examples=int(batch["num_examples"]),
-        tokens=int(batch["num_tokens"]),
-        positions=batch["input_ids"].numel(),
-        trained=int(batch["num_trained"]),
-        pairs=float((lengths * (lengths + 1) / 2).sum()),
-    )
-
-
 class TorchEngine:
     """See trainer.engines.base.Engine."""
 
@@ -95,7 +83,7 @@ class TorchEngine:
         if config.accelerator.device == "cuda" and not torch.cuda.is_available():
             raise TrntuneError("accelerator.device=cuda: torch sees no CUDA device here; use accelerator=cpu")
         # Building the arguments makes accelerate join torchrun's process group; its state is then global.
-        arguments = training_arguments(config, Path(), total_steps=1)
+        arguments = training_arguments(config, total_steps=1)
         self.device: torch.device = arguments.device
         self.rank: int = arguments.process_index
         self.replicas: int = arguments.world_size
@@ -150,19 +138,28 @@ class TorchEngine:
     def total_steps(self, rows: int) -> int:
         return total_steps(self.config, rows)
 
-    def fit(self, rows: Rows, eval_rows: Rows, observer: Observer, work_dir: Path, stopwatch: Stopwatch) -> FitResult:
+    def peers(self) -> Peers:
+        return Alone() if self.replicas == 1 else GlooPeers(self.rank)
+
+    def fit(
+        self, rows: Rows, eval_rows: Rows, observer: Observer, checkpoints: Checkpoints, stopwatch: Stopwatch
+    ) -> FitResult:
         """Train with transformers.Trainer until the steps are done, evaluation stops improving, or a stop is asked."""
-        arguments = training_arguments(self.config, work_dir, total_steps(self.config, len(rows)))
-        best = BestWeights(self, work_dir / "best.safetensors")
-        trainer = PackedTrainer(self, arguments, rows, eval_rows, observer, stopwatch, best)
-        trainer.train()
-        if trainer.interrupted:
+        total, resumed = total_steps(self.config, len(rows)), checkpoints.resumed
+        best = BestWeights(self)
+        trainer = PackedTrainer(self, training_arguments(self.config, total), rows, eval_rows, observer, best)
+        trainer.checkpoints, trainer.stopwatch = checkpoints, stopwatch
+        if resumed is not None:
+            state.put(state.live_weights(self.model), resumed.tensors(state.weights_file(self.model)))
+            best.restore_state(resumed)
+        trainer.go(resumed, total)
+        if trainer.stop == Stop.LEAVE:
+            return FitResult("suspended", trainer.state.global_step, best.step)
+        if trainer.stop == Stop.FINISH:
             status = "interrupted"
-        elif best.patience_ended:
-            status = "early_stopped"
         else:
-            status = "finished"
-        best.restore()
+            status = "early_stopped" if best.patience_ended else "finished"
+        best.put_back()
         return FitResult(status, trainer.state.global_step, best.step)
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
@@ -228,161 +225,3 @@ class TorchEngine:
 def until_eos(ids: list[int], eos: int) -> list[int]:
     """``ids`` up to the first EOS, which is left out."""
     return ids[: ids.index(eos)] if eos in ids else ids
-
-
-class BestWeights(TrainerCallback):
-    """Early stopping: keeps the trainable weights of the lowest evaluation on disk, ends training without progress."""
-
-    def __init__(self, engine: TorchEngine, file: Path) -> None:
-        self.engine, self.file = engine, file
-        self.patience = engine.config.training.early_stopping_patience
-        self.loss, self.step = math.inf, None  # type: float, int | None
-        self.without_progress = 0
-
-    @property
-    def patience_ended(self) -> bool:
-        return self.patience is not None and self.without_progress >= self.patience
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.patience is None:
-            return
-        metrics: dict[str, float] = kwargs["metrics"]
-        if metrics["eval_loss"] < self.loss - self.engine.config.training.early_stopping_min_delta:
-            self.loss, self.step, self.without_progress = metrics["eval_loss"], state.global_step, 0
-            self._store()
-        else:
-            self.without_progress += 1
-        # The loop asks should_training_stop after evaluating, so training ends with this step.
-        control.should_training_stop |= self.patience_ended
-
-    def restore(self) -> None:
-        """Put the best weights back, on every rank, when an evaluation stored some."""
-        if self.step is None:
-            return
-        if dist.is_initialized():
-            dist.barrier()
-        stored = load_file(self.file)
-        with torch.no_grad():
-            for name, parameter in self._trainable():
-                parameter.copy_(stored[name])
-        if dist.is_initialized():
-            dist.barrier()
-        if self.engine.rank == 0:
-            self.file.unlink()
-
-    def _store(self) -> None:
-        if self.engine.rank == 0:
-            temporary = self.file.with_suffix(".tmp")
-            save_file({name: p.detach().cpu().contiguous() for name, p in self._trainable()}, temporary)
-            temporary.replace(self.file)
-
-    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
-        return [(name, p) for name, p in self.engine.module.named_parameters() if p.requires_grad]
-
-
-class PackedTrainer(Trainer):
-    """transformers.Trainer on packed rows: its loop, optimizer, schedule and DDP; our loss, counts and evaluation."""
-
-    def __init__(
-        self,
-        engine: TorchEngine,
-        arguments: TrainingArguments,
-        rows: Rows,
-        eval_rows: Rows,
-        observer: Observer,
-        stopwatch: Stopwatch,
-        best: BestWeights,
-    ) -> None:
-        self.engine, self.eval_rows, self.observer, self.stopwatch = engine, eval_rows, observer, stopwatch
-        super().__init__(
-            model=engine.module,
-            args=arguments,
-            train_dataset=rows,
-            eval_dataset=eval_rows,
-            data_collator=engine.collator,
-            callbacks=[best, StepMeter(self)],
-        )
-        # Ours is normalized by the labels of the whole step, over all micro batches and replicas.
-        self.model_accepts_loss_kwargs = True
-        self.counts = Counts()
-        self.step_counts = Counts()
-        self.step_seconds = 0.0
-        self.interrupted = False
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        """Labels that count in this optimizer step, all micro batches and replicas; at least 1 (a step of padding)."""
-        trained = torch.stack([batch["num_trained"] for batch in batch_samples]).sum().to(device)
-        return self.engine.all_reduce(trained).clamp(min=1)
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> torch.Tensor:
-        loss: torch.Tensor = model(**{name: inputs[name] for name in MODEL_INPUTS})
-        counts = batch_counts(inputs)
-        counts.loss_sum = float(loss.detach())
-        self.counts += counts
-        # DDP averages gradients over the replicas; the sum is wanted.
-        return loss * self.engine.replicas / num_items_in_batch
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Exact held-out loss over all rows, instead of Trainer's mean of batch means."""
-        with self.stopwatch.part("eval"):
-            metrics = {"eval_loss": self.engine.evaluate(self.eval_rows)}
-        self.observer.on_evaluation(self.state.global_step, metrics["eval_loss"])
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Called after each step with the gradient norm and the learning rate that the step used."""
-        if "learning_rate" not in logs:
-            return  # the closing summary: its speed counts rows, not samples
-        if not math.isfinite(logs.get("grad_norm", 0.0)):
-            raise TrntuneError(
-                f"step {self.state.global_step}: the gradient norm is {logs['grad_norm']}, which has broken the "
-                "weights, so nothing is saved; lower training.learning_rate or use training.precision=fp32"
-            )
-        self.observer.on_step(
-            StepReport(
-                step=self.state.global_step,
-                epoch=float(self.state.epoch or 0.0),
-                counts=self.step_counts,
-                seconds=self.step_seconds,
-                learning_rate=logs["learning_rate"],
-                grad_norm=logs.get("grad_norm"),
-            )
-        )
-
-
-class StepMeter(TrainerCallback):
-    """Sums the counts over the replicas before the update, and measures each step."""
-
-    def __init__(self, trainer: PackedTrainer) -> None:
-        self.trainer = trainer
-        self.started = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer, engine = self.trainer, self.trainer.engine
-        # One collective carries the counts and the wish to stop: all ranks leave after the same step.
-        local = [*trainer.counts.as_list(), float(trainer.observer.stop_requested())]
-        *counts, stop = engine.all_reduce(torch.tensor(local, dtype=torch.float64, device=engine.device)).tolist()
-        trainer.step_counts, trainer.counts = Counts(*counts), Counts()
-        trainer.interrupted = stop > 0
-        if not math.isfinite(trainer.step_counts.loss_sum):
-            raise TrntuneError(
-                f"step {state.global_step + 1}: the loss is {trainer.step_counts.loss_sum}, so the weights were not "
-                "updated and nothing is saved; lower training.learning_rate or look at the data of this step"
-            )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer.engine.device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.trainer.step_seconds, self.started = now - self.started, now
-        control.should_training_stop |= self.trainer.interrupted
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Evaluation lies between two steps: the next one is measured from here.
-        self.started = time.perf_counter()

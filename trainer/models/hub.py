@@ -31,8 +31,9 @@ _NOT_WANTED = ["original/*", "onnx/*", "*/*"]
 Result = TypeVar("Result")
 
 
-def fetch_model(hub_id: str, revision: str | None) -> Path:
-    """The directory of the model's snapshot, downloaded unless it is in huggingface_hub's own cache."""
+def fetch_model(hub_id: str, revision: str | None, with_code: bool = False) -> Path:
+    """The directory of the model's snapshot, downloaded unless it is in huggingface_hub's own cache; ``with_code``
+    brings the repository's Python files too."""
     instead = "download it elsewhere and use model=local model.path=DIR"
 
     def download(local_only: bool) -> str:
@@ -40,7 +41,7 @@ def fetch_model(hub_id: str, revision: str | None) -> Path:
             hub_id,
             revision=revision,
             token=_token(),
-            allow_patterns=_MODEL_FILES,
+            allow_patterns=[*_MODEL_FILES, "*.py"] if with_code else _MODEL_FILES,
             ignore_patterns=_NOT_WANTED,
             local_files_only=local_only,
         )

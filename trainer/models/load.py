@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def load_tokenizer(model_dir: Path) -> Any:
+def load_tokenizer(model_dir: Path, trust_remote_code: bool = False) -> Any:
     """The fast tokenizer of a model directory; where none is named, padding is the end-of-sequence token."""
+    refuse_code_of_others(model_dir)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, use_fast=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, use_fast=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise TrntuneError(f"{model_dir}: its tokenizer can't be loaded: {_first_line(error)}") from None
     if not tokenizer.is_fast:
@@ -40,22 +42,40 @@ def weight_dtype(config: Config) -> torch.dtype:
 
 def load_model(model_dir: Path, config: Config, attn_implementation: str) -> PreTrainedModel:
     """The model on the CPU. Raises TrntuneError for what transformers can't read and for another parameter count."""
+    refuse_code_of_others(model_dir)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=weight_dtype(config),
             attn_implementation=attn_implementation,
             use_safetensors=True,
-            trust_remote_code=False,
+            trust_remote_code=config.model.trust_remote_code,
         )
     except (OSError, ValueError, KeyError) as error:
         raise TrntuneError(f"{model_dir}: the model can't be loaded: {_first_line(error)}") from None
+    if not getattr(model, "_supports_attention_backend", False):
+        raise TrntuneError(
+            f"{model_dir}: {type(model).__name__} has an attention of its own, so packed samples would see each other; "
+            "use a model of transformers' own"
+        )
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:
         raise TrntuneError(
             f"{model_dir} has {found:,} parameters, not {config.model.parameters:,} as model.parameters says"
         )
     return model
+
+
+def refuse_code_of_others(model_dir: Path) -> None:
+    """Raise TrntuneError for a model that names code of another repository, whose revision nobody has pinned."""
+    for name in ("config.json", "tokenizer_config.json"):
+        file = model_dir / name
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        entries = content.get("auto_map") or {}
+        for entry in entries.values() if isinstance(entries, dict) else ():
+            for reference in entry if isinstance(entry, list) else [entry]:
+                if isinstance(reference, str) and "--" in reference:
+                    raise TrntuneError(f"{file}: it names code of another repository ({reference}), which isn't run")
 
 
 def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | PeftModel:

@@ -1,0 +1,168 @@
+"""One run directory, one process: run.lock says who works in it.
+
+The file holds the processes that do: the launcher, and the stage that it has started, which may outlive it for the
+time of a last save. On this host a holder is dead when its process is gone. A holder on another host counts as alive
+while it touches the file, or until Slurm starts the same job anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from launcher.errors import TrntuneError
+from launcher.paths import shown
+
+LOCK = "run.lock"
+BEAT_SECONDS = 15.0
+STALE_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that works in the directory."""
+
+    role: str
+    host: str
+    boot: str
+    """a host that was started anew has none of its old processes"""
+    pid: int
+    started: float
+    """of the process, seconds since the epoch: pids are used again"""
+    slurm_job_id: str | None
+
+
+class Held(TrntuneError):
+    """Another process works in the directory."""
+
+
+def me(role: str) -> Holder:
+    """This process."""
+    import psutil
+
+    created = psutil.Process().create_time()
+    return Holder(role, socket.gethostname(), boot_id(), os.getpid(), created, os.environ.get("SLURM_JOB_ID"))
+
+
+def boot_id() -> str:
+    """Changes with every start of the machine; empty where the system has none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def alive(holder: Holder, silent_seconds: float) -> bool:
+    """Whether the holder may still be at work; ``silent_seconds`` is the time since the file was touched."""
+    if holder.host != socket.gethostname():
+        # Slurm starts a job anew once its nodes are gone.
+        requeued = holder.slurm_job_id is not None and holder.slurm_job_id == os.environ.get("SLURM_JOB_ID")
+        return not requeued and silent_seconds < STALE_SECONDS
+    return holder.boot == boot_id() and runs(holder.pid, holder.started)
+
+
+def runs(pid: int, started: float) -> bool:
+    """True when the process that began at ``started`` is there and is more than a zombie."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+class RunLock:
+    """Held from ``acquire`` to ``release``; kept alive by a thread in between."""
+
+    def __init__(self, directory: Path, role: str, ancestors: frozenset[int] = frozenset()) -> None:
+        """``ancestors`` are processes on this host that may hold it too: the launcher of a stage."""
+        self.directory, self.file = directory, directory / LOCK
+        self.me, self.ancestors = me(role), ancestors
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
+
+    def acquire(self) -> None:
+        """Raises Held, naming the holder."""
+        with self._guarded() as stream:
+            found = _read(stream)
+            silent = self._silent_seconds() if found else 0.0
+            holders = [holder for holder in found if alive(holder, silent)]
+            for holder in holders:
+                if not (holder.host == self.me.host and holder.pid in self.ancestors):
+                    raise Held(self._refusal(holder))
+            _write(stream, [*holders, self.me])
+        self._thread.start()
+
+    def release(self) -> None:
+        self._stop.set()
+        with suppress(OSError), self._guarded() as stream:
+            _write(stream, [holder for holder in _read(stream) if holder != self.me])
+
+    def __enter__(self) -> RunLock:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _refusal(self, holder: Holder) -> str:
+        here = holder.host == socket.gethostname()
+        remedy = (
+            "wait for its end, or end it" if here else f"if that machine is gone, try again in {STALE_SECONDS:.0f} s"
+        )
+        return (
+            f"{shown(self.directory)}: process {holder.pid} on {holder.host} ({holder.role}) works in this directory; "
+            f"{remedy}"
+        )
+
+    def _silent_seconds(self) -> float:
+        """Since the file was touched, by the clock of its file system."""
+        with tempfile.NamedTemporaryFile(dir=self.directory, prefix=f".{LOCK}.") as now:
+            return os.fstat(now.fileno()).st_mtime - self.file.stat().st_mtime
+
+    @contextmanager
+    def _guarded(self) -> Iterator[Any]:
+        """The open file, with no other process between reading and writing it."""
+        try:
+            handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise TrntuneError(f"{shown(self.file)} can't be written: {error.strerror}") from None
+        with os.fdopen(handle, "r+", encoding="utf-8") as stream:
+            with suppress(OSError):  # a file system without locks: two starts in the same instant are not told apart
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield stream
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            with suppress(OSError):
+                os.utime(self.file)
+
+
+def _read(stream: Any) -> list[Holder]:
+    """The holders; none when a crash cut the file off, since only a living process could say otherwise."""
+    stream.seek(0)
+    try:
+        return [Holder(**holder) for holder in json.loads(stream.read() or "[]")]
+    except (ValueError, TypeError):
+        return []
+
+
+def _write(stream: Any, holders: list[Holder]) -> None:
+    stream.seek(0)
+    stream.truncate()
+    stream.write(json.dumps([asdict(holder) for holder in holders]))
+    stream.flush()
+    os.fsync(stream.fileno())

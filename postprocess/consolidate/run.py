@@ -1,0 +1,145 @@
+"""From a checkpoint to a directory that transformers or peft loads."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import TrntuneError, UsageError
+from launcher.rundir import write_atomic, write_json
+from postprocess.consolidate.locate import locate
+from postprocess.consolidate.neuron import open_neuron
+from postprocess.consolidate.output import RESULT, finished, whole_directory
+from postprocess.consolidate.source import Source
+from postprocess.consolidate.writing import BlockWriter, one_thread
+from postprocess.safetensors_stream import SINGLE, plan_shards, total_bytes
+
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_MODEL = ("config.json", "generation_config.json", *_TOKENIZER)
+_ADAPTER = "adapter_model.safetensors"
+_VERSIONS = ("trntune", "torch", "safetensors")
+
+
+@dataclass(frozen=True)
+class Options:
+    """``shard_bytes``: the most bytes of tensors in one file. ``base``: the base model's directory, for what the
+    checkpoint lacks of config and tokenizer. ``allow_diverged``: take rank 0's of replicas that differ."""
+
+    shard_bytes: int = 5_000_000_000
+    base: Path | None = None
+    allow_diverged: bool = False
+
+
+def consolidate(
+    source: Path, out: Path, options: Options | None = None, warn: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Write the checkpoint below ``source`` as one model or adapter directory ``out``; returns its consolidate.json.
+
+    Tensors are read memory-mapped and written one after the other, in small pieces: memory does not grow with them.
+    ``out`` appears whole or not at all. Nothing is done when it is this input's result already (then ``reused`` is
+    true). ``warn`` is told what the result's reader should know. Raises UsageError for an ``out`` that is something
+    else, TrntuneError for an input that is not complete or not sound.
+    """
+    options = options or Options()
+    opened = open_source(source, options.base)
+    out = out.absolute()
+    _check_apart(opened.directory, out)
+    fingerprint = _fingerprint(opened, options)
+    result = finished(out, fingerprint)
+    if result is not None:
+        return {**result, "reused": True}
+    warnings = opened.check(options.allow_diverged)
+    for warning in warnings:
+        (warn or (lambda _: None))(warning)
+    # peft reads an adapter from one file.
+    shard_bytes = options.shard_bytes if opened.kind == "model" else 1 + sum(spec.nbytes for spec in opened.specs)
+    with whole_directory(out, total_bytes(plan_shards(opened.specs, shard_bytes))) as work:
+        _write_tensors(opened, work, shard_bytes)
+        _write_texts(opened, work)
+        result = _result(opened, work, fingerprint, warnings)
+        write_json(work / RESULT, result)
+    return result
+
+
+def open_source(source: Path, base: Path | None) -> Source:
+    """The checkpoint below ``source``, of whatever format. Raises UsageError where there is none.
+
+    Another format is another ``locate`` and another class with Source's members, asked here.
+    """
+    if not source.is_dir():
+        raise UsageError(f"{source} is no directory: give a run, a checkpoint or the shards in it")
+    if base is not None and not base.is_dir():
+        raise UsageError(f"{base} is no directory: --base is the base model's directory")
+    location = locate(source)
+    if location is not None:
+        return open_neuron(location, base)
+    raise UsageError(
+        f"{source} holds no checkpoint of shards: there is no shards/ and no adapter_<name>/adapter_shards/"
+    )
+
+
+def _result(source: Source, work: Path, fingerprint: str, warnings: list[str]) -> dict[str, Any]:
+    return {
+        "input": {"path": str(source.directory), "fingerprint": fingerprint, **source.describe()},
+        "kind": source.kind,
+        "tensors": len(source.specs),
+        "bytes": sum(spec.nbytes for spec in source.specs),
+        "files": {path.name: path.stat().st_size for path in sorted(work.iterdir()) if not path.name.startswith(".")},
+        "warnings": warnings,
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+    }
+
+
+def _check_apart(shards: Path, out: Path) -> None:
+    resolved, of = out.resolve(), shards.resolve()
+    if resolved == of or of in resolved.parents or resolved in of.parents:
+        raise UsageError(f"{out} overlaps the input {shards}: give a directory of its own")
+
+
+def _fingerprint(source: Source, options: Options) -> str:
+    """What makes two inputs the same: their files' names, sizes and times, and the options."""
+    stats = [(str(path), path.stat()) for path in source.files]
+    content = {
+        "files": sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats),
+        "shard_bytes": options.shard_bytes,
+        "base": str(options.base.absolute()) if options.base else None,
+        "allow_diverged": options.allow_diverged,
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _write_tensors(source: Source, work: Path, shard_bytes: int) -> None:
+    try:
+        with one_thread(), BlockWriter(work, source.specs, shard_bytes) as writer:
+            for spec in source.specs:
+                writer.write_blocks(spec.name, source.blocks(spec.name))
+        if source.kind == "adapter":
+            (work / SINGLE).rename(work / _ADAPTER)
+    except OSError as error:
+        raise TrntuneError(f"{work} cannot be written: {error.strerror}") from None
+
+
+def _write_texts(source: Source, work: Path) -> None:
+    names = _MODEL if source.kind == "model" else _TOKENIZER
+    for name in names:
+        found = next((path for place in source.companions if (path := place / name).is_file()), None)
+        if found is not None:
+            shutil.copyfile(found, work / name)
+    for name, text in source.texts.items():
+        write_atomic(work / name, text)

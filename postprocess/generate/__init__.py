@@ -1,0 +1,1 @@
+"""Questions answered by the base and the tuned model side by side, and scored."""

@@ -1,0 +1,130 @@
+"""`python -m postprocess.generate RUN_OR_MODEL ...`: answers of the base and the tuned model side by side."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.cli import Parser
+from launcher.errors import TrntuneError, UsageError
+from launcher.paths import shown
+from launcher.secrets import redact
+
+if TYPE_CHECKING:
+    from postprocess.generate.models import Place
+    from postprocess.generate.questions import Question
+
+_DESCRIPTION = """\
+Ask a tuned model and its base the same questions, in the prompt format of its training.
+
+RUN_OR_MODEL is a run directory (its held-out rows are the questions, its base the base), an adapter
+directory, or a model directory. Answers end at EOS. With right answers at hand their loss and
+ROUGE-L are reported. Writes samples.jsonl and scores.json.
+"""
+_EXAMPLES = """\
+examples:
+  python -m postprocess.generate outputs/2026-01-31_12-00-00_lora --questions 32
+  python -m postprocess.generate outputs/my_run --ask "What does os.walk do?" --temperature 0.7 --seed 1
+  python -m postprocess.generate merged --base models/base --file rows.jsonl --output answers
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Process entry. Returns the exit code: 0, 1 it can't be done, 2 usage."""
+    try:
+        return _generate(_parse(sys.argv[1:] if argv is None else argv))
+    except TrntuneError as error:
+        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m postprocess.generate",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", type=Path, metavar="RUN_OR_MODEL")
+    add("--base", type=Path, metavar="DIR", help="the base model, where it isn't known or lies elsewhere")
+    add("--ask", action="append", default=[], metavar="TEXT", help="a question; may be given several times")
+    add("--context", default="", metavar="TEXT", help="context of these questions")
+    add("--file", type=Path, metavar="JSONL", help="questions with right answers: instruction, context, response")
+    add("--questions", type=_positive, default=16, metavar="N", help="at most so many of a file or of held-out rows")
+    add("--prompt", choices=("plain", "chat"), help="prompt format; a run knows its own, else plain")
+    add("--max-new-tokens", type=_positive, default=96, metavar="N", help="longest answer")
+    add("--temperature", type=_share, default=0.0, metavar="T", help="0: greedy")
+    add("--top-p", type=_probability, default=1.0, metavar="P", help="draw among the most likely tokens of this mass")
+    add("--seed", type=int, default=0, metavar="N", help="of the drawing")
+    add("--batch-size", type=_positive, default=8, metavar="N")
+    add("--dtype", choices=("fp32", "bf16"), default="fp32")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--output", type=Path, metavar="DIR", help="default: generate/ in the run directory, else ./answers")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text} must be between 0 and 10")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0 and at most 1")
+    return value
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    if arguments.ask and arguments.file:
+        raise UsageError("--ask and --file cannot be given together")
+    # torch and transformers take seconds to import: after the command line has been read.
+    from postprocess.generate import models, run, show
+    from postprocess.generate.answer import Sampling
+
+    place = models.locate(arguments.model, arguments.base, arguments.prompt)
+    asked = _questions(arguments, place)
+    sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
+    options = run.Options(sampling, arguments.batch_size, dtype=arguments.dtype, device=arguments.device)
+    outcome = run.generate(place, asked, options)
+    output = arguments.output or (place.run.path / "generate" if place.run else Path("answers"))
+    run.write(outcome, options, output)
+    show.show(outcome)
+    print(f"written to {shown(output.absolute())}")
+    return 0
+
+
+def _questions(arguments: argparse.Namespace, place: Place) -> list[Question]:
+    from postprocess.generate import questions
+
+    if arguments.ask:
+        return questions.typed(arguments.ask, arguments.context)
+    if arguments.file:
+        return questions.from_file(arguments.file, arguments.questions)
+    if place.run is None:
+        raise UsageError(f"{arguments.model} is no run directory, so it has no held-out rows: give --ask or --file")
+    return questions.held_out(place.run, arguments.questions)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""From a run, an adapter or a model to answers on disk."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.errors import TrntuneError
+from launcher.rundir import write_json, write_jsonl
+from postprocess.generate.answer import Answer, Sampling, answer, reference_losses
+from postprocess.generate.models import Answerers, Place
+from postprocess.generate.questions import Question
+from postprocess.generate.score import rouge_l, summary
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked of the models."""
+
+    sampling: Sampling
+    batch_size: int = 8
+    max_length: int = 1024
+    """of a question with its right answer, tokens"""
+    dtype: str = "fp32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that was found out, by model: "base" and "tuned"."""
+
+    questions: list[Question]
+    answers: dict[str, list[Answer]]
+    losses: dict[str, list[tuple[float, int]]]
+    rouge: dict[str, list[float]]
+    summary: dict[str, dict[str, Any]]
+
+
+def generate(place: Place, questions: list[Question], options: Options) -> Outcome:
+    """Answer and score every question with every model, one model after the other."""
+    if not questions:
+        raise TrntuneError("there is no question to answer")
+    answerers = Answerers(place, DTYPES[options.dtype], options.device)
+    scored = all(question.reference is not None for question in questions)
+    outcome = Outcome(questions, {}, {}, {}, {})
+    for name in answerers.names:
+        with answerers.model(name) as model:
+            _ask(name, model, answerers.tokenizer, place.prompt, scored, options, outcome)
+    return outcome
+
+
+def _ask(name: str, model: Any, tokenizer: Any, prompt: str, scored: bool, options: Options, outcome: Outcome) -> None:
+    """Let one model answer; fills its part of ``outcome``."""
+    questions = outcome.questions
+    answers = answer(model, tokenizer, questions, prompt, options.sampling, options.batch_size)
+    outcome.answers[name] = answers
+    losses, rouge = None, None
+    if scored:
+        references = [question.reference or "" for question in questions]
+        losses = reference_losses(model, tokenizer, questions, prompt, options.max_length, options.batch_size)
+        rouge = rouge_l(references, [each.text for each in answers])
+        outcome.losses[name], outcome.rouge[name] = losses, rouge
+    outcome.summary[name] = summary(questions, answers, losses, rouge)
+
+
+def records(outcome: Outcome) -> list[dict[str, Any]]:
+    """One record a question, for samples.jsonl."""
+    found = []
+    for number, question in enumerate(outcome.questions):
+        record: dict[str, Any] = {
+            "instruction": question.row.instruction,
+            "context": question.row.context,
+            "reference": question.reference,
+        }
+        for name, answers in outcome.answers.items():
+            record[name] = answers[number].text
+            record[f"{name}_ended"] = answers[number].ended
+            if name in outcome.rouge:
+                record[f"{name}_rouge_l"] = outcome.rouge[name][number]
+        found.append(record)
+    return found
+
+
+def write(outcome: Outcome, options: Options, directory: Path) -> None:
+    """samples.jsonl and scores.json, each atomically."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_jsonl(directory / "samples.jsonl", records(outcome))
+    write_json(directory / "scores.json", {"summary": outcome.summary, "options": asdict(options)})

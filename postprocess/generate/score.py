@@ -1,0 +1,33 @@
+"""How near the answers come to the right ones: their loss, and ROUGE-L of what is generated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rouge_score.rouge_scorer import RougeScorer
+
+from postprocess.generate.answer import Answer
+from postprocess.generate.questions import Question
+
+
+def rouge_l(references: list[str], answers: list[str]) -> list[float]:
+    """ROUGE-L F1 of each answer: longest common subsequence of words, stemmed, as rouge-score computes it."""
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return [
+        float(scorer.score(reference, text)["rougeL"].fmeasure)
+        for reference, text in zip(references, answers, strict=True)
+    ]
+
+
+def summary(
+    questions: list[Question], answers: list[Answer], losses: list[tuple[float, int]] | None, rouge: list[float] | None
+) -> dict[str, Any]:
+    """Means over all questions; loss is a trained token's, so long answers weigh more, as in training."""
+    tokens = sum(count for _, count in losses) if losses else 0
+    return {
+        "questions": len(questions),
+        "reference_loss": sum(loss for loss, _ in losses) / tokens if losses and tokens else None,
+        "rouge_l": sum(rouge) / len(rouge) if rouge else None,
+        "answer_tokens": sum(each.tokens for each in answers) / len(answers),
+        "ended_by_eos": sum(each.ended for each in answers) / len(answers),
+    }

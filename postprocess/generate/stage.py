@@ -1,0 +1,30 @@
+"""The stage `generate`: what the run has taught the model, on rows that it has held out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from launcher.rundir import RunDir
+from launcher.schema import Config
+from postprocess.generate.answer import Sampling
+from postprocess.generate.models import locate
+from postprocess.generate.questions import held_out
+from postprocess.generate.run import Options, generate, write
+from postprocess.generate.show import show
+
+
+def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    """Answer, write generate/ in the run directory, print. Returns the scores of each model and the seconds taken."""
+    start = time.perf_counter()
+    settings = config.generate
+    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
+    device = config.accelerator.device if config.accelerator.device == "cuda" else "cpu"
+    options = Options(sampling, settings.batch_size, config.training.max_length, device=device)
+    place = locate(run_dir.path, None, None)
+    outcome = generate(place, held_out(run_dir, settings.questions), options)
+    write(outcome, options, run_dir.path / "generate")
+    show(outcome, most=3)
+    seconds = time.perf_counter() - start
+    return {"status": "finished", "settings": asdict(settings), "scores": outcome.summary, "seconds": seconds}

@@ -1,0 +1,24 @@
+"""The processes that write one checkpoint together."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Peers(Protocol):
+    """All ranks call ``exchange`` equally often, in the same order."""
+
+    rank: int
+
+    def exchange(self, value: Any) -> list[Any]:
+        """The values of all ranks, by rank. Blocks until every rank has called."""
+        ...
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+
+    def exchange(self, value: Any) -> list[Any]:
+        return [value]

@@ -1,0 +1,111 @@
+"""The torch engine's state: to host memory, and back. Files: weights, optimizer, the random generators of each rank."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from torch import nn
+from transformers import PreTrainedModel
+
+from trainer.checkpoints import rng
+from trainer.engines.base import RestoredState
+
+Tensors = dict[str, torch.Tensor]
+
+OPTIMIZER, ENGINE, BEST = "optimizer.safetensors", "engine.json", "best.safetensors"
+# As Hugging Face names them: every checkpoint's weights/ can be loaded by peft or transformers as it is.
+ADAPTER, MODEL = "weights/adapter_model.safetensors", "weights/model.safetensors"
+ADAPTER_CONFIG, MODEL_CONFIG = "weights/adapter_config.json", "weights/config.json"
+
+
+def rng_file(rank: int) -> str:
+    """The file with the random generators of a rank."""
+    return f"rng-{rank:05d}.safetensors"
+
+
+def live_weights(model: PreTrainedModel | PeftModel) -> Tensors:
+    """The tensors that training changes, under the names that they are saved by; tied ones once. Not copies."""
+    if isinstance(model, PeftModel):
+        # "auto" asks the Hub whether the base's vocabulary was resized.
+        found: Tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+        return found
+    distinct: dict[int, tuple[str, torch.Tensor]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        distinct.setdefault(id(tensor), (name, tensor))
+    return {name: tensor.detach() for name, tensor in distinct.values()}
+
+
+def weights_file(model: PreTrainedModel | PeftModel) -> str:
+    return ADAPTER if isinstance(model, PeftModel) else MODEL
+
+
+def config_document(model: PreTrainedModel | PeftModel) -> tuple[str, Any]:
+    """The configuration that belongs beside the weights: file name and JSON value."""
+    if isinstance(model, PeftModel):
+        settings = model.peft_config["default"].to_dict()
+        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+        return ADAPTER_CONFIG, {**plain, "inference_mode": True}
+    return MODEL_CONFIG, json.loads(model.config.to_json_string(use_diff=True))
+
+
+def copied(tensors: Tensors) -> Tensors:
+    """Copies in host memory."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def put(tensors: Tensors, stored: Tensors) -> None:
+    """Copy ``stored`` into ``tensors`` in place. Raises KeyError or RuntimeError where names or shapes differ."""
+    if tensors.keys() != stored.keys():
+        raise KeyError(f"other tensors: {sorted(tensors.keys() ^ stored.keys())[:3]}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(stored[name])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> Tensors:
+    """The optimizer's state as "<parameter>.<key>". Not copies."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    found = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            found[f"{names[id(parameter)]}.{key}"] = value if torch.is_tensor(value) else torch.tensor(value)
+    return found
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, stored: Tensors) -> None:
+    """Put the state back. Learning rate, betas and weight decay stay those of the configuration."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    by_parameter: dict[str, Tensors] = {}
+    for full, tensor in stored.items():
+        name, _, key = full.rpartition(".")
+        by_parameter.setdefault(name, {})[key] = tensor
+    content = optimizer.state_dict()
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    content["state"] = {
+        index: by_parameter[names[id(parameter)]]
+        for index, parameter in enumerate(order)
+        if names[id(parameter)] in by_parameter
+    }
+    optimizer.load_state_dict(content)
+
+
+def restore_scheduler(scheduler: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
+    """Put the schedule where it stands after ``step`` optimizer steps: it is a function of the step alone."""
+    scheduler.last_epoch = step
+    scheduler._step_count = step + 1
+    rates = [base * scale(step) for base, scale in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
+
+
+def restore_rng(restored: RestoredState, rank: int) -> bool:
+    """Put this rank's generators back. False when the checkpoint was written by fewer ranks: the rank then keeps its
+    own."""
+    if not restored.has(rng_file(rank)):
+        return False
+    rng.restore(restored.tensors(rng_file(rank)))
+    return True

@@ -23,7 +23,7 @@ from trainer.checkpoints.writer import Outcome
 from trainer.data.prepare import PreparedData, prepare
 from trainer.engines.base import Engine, FitResult, NotFinite, create_engine
 from trainer.history import History
-from trainer.models.fingerprint import fingerprint
+from trainer.models.fingerprint import fingerprint, write_base
 from trainer.models.load import load_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
@@ -123,12 +123,13 @@ class TrainRun:
         checkpointer = self._checkpointer(model_dir, data, recorder, progress)
         try:
             self._go_on(checkpointer, recorder, progress)
-            return self._train(tokenizer, data, recorder, checkpointer, progress)
+            return self._train(model_dir, tokenizer, data, recorder, checkpointer, progress)
         finally:
             checkpointer.close()
 
     def _train(
         self,
+        model_dir: Path,
         tokenizer: Any,
         data: PreparedData,
         recorder: Recorder,
@@ -143,7 +144,7 @@ class TrainRun:
         if outcome.status == "suspended":
             self._leave(outcome, checkpointer)
         with self.stopwatch.part("save"):
-            saved = self._save()
+            saved = self._save(model_dir)
         # From here on what was reached is on disk.
         loss_after = self._evaluate(data, recorder, outcome.best_step or outcome.steps)
         if outcome.status != "interrupted":
@@ -304,14 +305,16 @@ class TrainRun:
             if self.history is not None:
                 self.history.step = max(self.history.step, len(recorder.steps))
 
-    def _save(self) -> str | None:
-        """Write the adapter or the model beside its place, then rename it."""
+    def _save(self, model_dir: Path) -> str | None:
+        """Write the adapter or the model beside its place, then rename it. An adapter says which base it belongs to."""
         final = self.run_dir.adapter if self.config.method.name == "lora" else self.run_dir.model
         if self.writes:
             temporary = final.with_name(f"{final.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             try:
                 self.engine.save(temporary)
+                if final == self.run_dir.adapter:
+                    write_base(temporary, model_dir, self.config.model.name)
                 replace_directory(temporary, final)
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)

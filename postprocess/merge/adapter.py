@@ -11,10 +11,10 @@ from typing import Any
 
 from launcher.errors import TrntuneError
 from postprocess.safetensors_stream import HeaderEntry, read_header
+from trainer.models.fingerprint import BASE_FILE
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-BASE = "base.json"
 
 # Features of LoraConfig that change the merge and that are not implemented here; empty values mean that they are off.
 _UNSUPPORTED = {
@@ -48,7 +48,7 @@ class Adapter:
 
     def base_fingerprint(self) -> str | None:
         """The fingerprint of the base that the adapter was trained on; None where training left none."""
-        file = self.directory / BASE
+        file = self.directory / BASE_FILE
         if not file.exists():
             return None
         try:

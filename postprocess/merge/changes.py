@@ -24,6 +24,11 @@ class Change(Protocol):
         """Whether a block of rows can be changed without the others."""
         ...
 
+    @property
+    def adds(self) -> bool:
+        """Whether it adds something that doesn't depend on the weight."""
+        ...
+
     def keys(self) -> tuple[str, ...]:
         """The adapter's tensors that it reads."""
         ...
@@ -55,6 +60,10 @@ class LowRank:
     def by_rows(self) -> bool:
         return self.magnitude is None or not self.transposed
 
+    @property
+    def adds(self) -> bool:
+        return self.magnitude is None
+
     def keys(self) -> tuple[str, ...]:
         return (self.a, self.b, *([self.magnitude] if self.magnitude else []))
 
@@ -82,6 +91,7 @@ class AddBias:
     key: str
     scaling: float
     by_rows: bool = True
+    adds: bool = True
 
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
@@ -96,6 +106,7 @@ class Replace:
 
     key: str
     by_rows: bool = True
+    adds: bool = False
 
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
@@ -111,6 +122,7 @@ class ReplaceRows:
     key: str
     indices: tuple[int, ...]
     by_rows: bool = True
+    adds: bool = False
 
     def keys(self) -> tuple[str, ...]:
         return (self.key,)

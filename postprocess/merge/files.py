@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.errors import TrntuneError
 from postprocess.safetensors_stream import fsync, write_durably
+from trainer.models.fingerprint import BASE_FILE
 
 RECORD = "merge.json"
 # Everything that a tokenizer may be made of. They belong together: one directory's replace the other's as a whole.
@@ -28,7 +29,7 @@ _WEIGHTS = frozenset(
     )
 )
 # Of the base alone: its card, and the record of its own making.
-_LEFT = frozenset(("README.md", RECORD, "base.json"))
+_LEFT = frozenset(("README.md", RECORD, BASE_FILE))
 
 
 def side_files(base: Path, adapter: Path) -> list[Path]:

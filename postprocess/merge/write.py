@@ -106,7 +106,7 @@ class _Writer:
         if same and not _is_zero(output, self._weights):
             raise TrntuneError(
                 f"{output.spec.name} is as it was: the adapter's change is below the resolution of "
-                f"{output.spec.dtype}; store the merged model as --dtype float32"
+                f"{output.spec.dtype}; store the merged model in a wider --dtype, or train further"
             )
         if same:
             self.written.unchanged.append(output.spec.name)
@@ -123,11 +123,13 @@ class _Writer:
             self.written.cast += 1
 
 
-def merged_blocks(weight: torch.Tensor, output: Output, load: Load) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Blocks of the weight's rows, widened: as the base has them, and with the changes applied."""
+def merged_blocks(
+    weight: torch.Tensor, output: Output, load: Load, blank: bool = False
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Blocks of the weight's rows, widened: as the base has them (``blank``: zeros), and with the changes applied."""
     for rows in _row_blocks(weight, all(change.by_rows for change in output.changes)):
         before = widen(weight[rows] if weight.ndim else weight)
-        after = before
+        after = before = torch.zeros_like(before) if blank else before
         for change in output.changes:
             after = change.apply(after, rows, load)
         yield before, after
@@ -151,7 +153,11 @@ def _same_values(source: SourceTensor, output: Output, file: Path) -> bool:
 
 
 def _is_zero(output: Output, adapter: Path) -> bool:
-    """Whether the changes leave every element as it is, before any rounding to the stored dtype."""
+    """Whether the changes are exactly nothing, rather than too small to be seen in the sum."""
+    weight = Opened().tensor(output.source)
     with safe_open(adapter, framework="pt") as opened:
-        blocks = merged_blocks(Opened().tensor(output.source), output, opened.get_tensor)
-        return all(torch.equal(before, after) for before, after in blocks)
+        if all(change.adds for change in output.changes):
+            return not any(
+                bool(after.any()) for _, after in merged_blocks(weight, output, opened.get_tensor, blank=True)
+            )
+        return all(torch.equal(before, after) for before, after in merged_blocks(weight, output, opened.get_tensor))

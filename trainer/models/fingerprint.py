@@ -6,7 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from launcher.rundir import write_json
+
 SCHEME = "sampled-sha256-v1"
+BASE_FILE = "base.json"  # within an adapter's directory: which base it was trained on
 _BLOCK = 4096
 _BLOCKS = 16
 
@@ -25,6 +28,11 @@ def fingerprint(model_dir: Path) -> str:
     for file in files:
         tensors.update(_tensor_digests(file))
     return f"{SCHEME}:{hashlib.sha256(json.dumps(sorted(tensors.items())).encode()).hexdigest()}"
+
+
+def write_base(adapter_dir: Path, model_dir: Path, model: str) -> None:
+    """Have an adapter's directory say which base it belongs to: its fingerprint, and the model's configured name."""
+    write_json(adapter_dir / BASE_FILE, {"fingerprint": fingerprint(model_dir), "model": model})
 
 
 def _tensor_digests(file: Path) -> dict[str, str]:

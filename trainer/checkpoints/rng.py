@@ -12,7 +12,7 @@ RngState = dict[str, torch.Tensor]
 
 
 def capture() -> RngState:
-    """Python's, numpy's and torch's generators; those of all CUDA devices where there are any.
+    """Python's, numpy's and torch's generators, on the CPU and on this process's CUDA device where it has one.
 
     float64 holds Python's and numpy's cached Gaussian; NaN stands for none.
     """
@@ -27,7 +27,7 @@ def capture() -> RngState:
         "torch": torch.get_rng_state().clone(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state.update({f"cuda.{i}": each.clone() for i, each in enumerate(torch.cuda.get_rng_state_all())})
+        state["cuda"] = torch.cuda.get_rng_state().clone()
     return state
 
 
@@ -39,6 +39,5 @@ def restore(state: RngState) -> None:
     keys: Any = state["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, float(state["numpy_gauss"])))
     torch.set_rng_state(state["torch"].to(torch.uint8))
-    devices = [state[name] for name in sorted(state) if name.startswith("cuda.")]
-    if devices:
-        torch.cuda.set_rng_state_all(devices)
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,4 +1,4 @@
-"""Models and data sets of the Hugging Face Hub. The token comes from HF_TOKEN in the environment and nowhere else."""
+"""Models and data sets of the Hugging Face Hub. The token comes from HF_TOKEN, or the file named by HF_TOKEN_PATH."""
 
 from __future__ import annotations
 
@@ -86,8 +86,15 @@ def _without_local_copy(error: LocalEntryNotFoundError) -> str:
 
 
 def _token() -> str | bool:
-    """False, not None: None would let huggingface_hub look for a token that was once stored on disk."""
-    return os.environ.get("HF_TOKEN") or False
+    """HF_TOKEN, or what the file that HF_TOKEN_PATH names holds. Else False, not None: None would let huggingface_hub
+    look for a token that was once stored on disk."""
+    path = os.environ.get("HF_TOKEN_PATH")
+    if os.environ.get("HF_TOKEN") or not path:
+        return os.environ.get("HF_TOKEN") or False
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() or False
+    except OSError as error:
+        raise TrntuneError(f"HF_TOKEN_PATH={path} can't be read: {error.strerror}") from None
 
 
 def _fetch(download: Callable[[bool], str], what: str, instead: str) -> str:

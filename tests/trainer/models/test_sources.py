@@ -186,9 +186,10 @@ def hub(monkeypatch):
     """A loopback server that answers every request of the Hub's client with one status."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        status, headers_out = 404, {}
+        status, headers_out, tokens = 404, {}, set()
 
         def do_GET(self):
+            Handler.tokens.add(self.headers.get("Authorization"))
             self.send_response(self.status)
             for name, value in self.headers_out.items():
                 self.send_header(name, value)
@@ -246,6 +247,27 @@ def test_a_refusal_of_the_hub_says_what_to_do(hub, tmp_path, status, code, says)
     line = ask_hub(endpoint, tmp_path)
     assert says in line
     assert "model=local model.path=DIR" in line
+
+
+def test_the_token_comes_from_the_environment_or_a_file_that_it_names(hub, tmp_path, monkeypatch):
+    """And never from where a login once stored one."""
+    handler, endpoint = hub
+    handler.status = 401
+    stored = tmp_path / "token"  # huggingface_hub's own place, below HF_HOME
+    stored.write_text("hf_stored")
+    ask_hub(endpoint, tmp_path)
+    assert handler.tokens == {None}
+    named = tmp_path / "named"
+    named.write_text("hf_named\n")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(named))
+    ask_hub(endpoint, tmp_path)
+    assert handler.tokens == {None, "Bearer hf_named"}
+    monkeypatch.setenv("HF_TOKEN", "hf_direct")
+    ask_hub(endpoint, tmp_path)
+    assert handler.tokens == {None, "Bearer hf_named", "Bearer hf_direct"}
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "nowhere"))
+    assert "nowhere can't be read: No such file or directory" in ask_hub(endpoint, tmp_path)
 
 
 def test_without_a_way_to_the_hub_it_says_so(tmp_path):

@@ -30,7 +30,9 @@ INDEX = "model.safetensors.index.json"
 # Data starts at a multiple of the page size: every tensor is then aligned for its dtype, and a mapping of the file too.
 _ALIGNMENT = 4096
 _MAX_HEADER = 100_000_000  # the library's own limit
-_CHUNK = 8 << 20
+# Bytes a system call. For larger ones the kernel looks for larger pieces of free memory to cache the file in, and where
+# memory is fragmented that takes up to four times as long as the copying.
+_CHUNK = 256 << 10
 # copy_file_range refuses one file system and works on the next: errors that mean "not here", not "broken".
 _NOT_HERE = frozenset(
     (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EBADF, errno.ETXTBSY)
@@ -289,6 +291,8 @@ def total_bytes(shards: Sequence[Shard]) -> int:
 class ShardedWriter:
     """Writes a model's tensors, in any order and each once, into the shards planned from ``specs``.
 
+    Several threads may write different tensors at the same time.
+
     ``directory`` exists and is the caller's: a reader may take it for a model only when ``close`` has returned, so
     write beside the final place and rename. As a context manager it closes when the block ends without an error.
     """
@@ -299,7 +303,7 @@ class ShardedWriter:
         self._specs = {spec.name: spec for spec in specs}
         self._shard_of = {spec.name: shard for shard in self.shards for spec in shard.specs}
         self._missing = dict.fromkeys(self._specs)
-        self._copiers: list[_Copier] = list(_COPIERS)
+        self._copier = 0  # in _COPIERS: those before it don't work here
         for shard in self.shards:
             self._start(shard)
 
@@ -386,13 +390,14 @@ class ShardedWriter:
 
     def _copy_some(self, source: int, offset: int, target: int, at: int, count: int) -> int:
         """Copy up to ``count`` bytes the best way that works here; the ways that don't are not tried again."""
-        while True:
+        for number in range(self._copier, len(_COPIERS)):
             try:
-                return self._copiers[0](source, offset, target, at, count)
+                return _COPIERS[number](source, offset, target, at, min(count, _CHUNK))
             except OSError as error:
-                if error.errno not in _NOT_HERE or len(self._copiers) == 1:
+                if error.errno not in _NOT_HERE or number + 1 == len(_COPIERS):
                     raise
-                del self._copiers[0]
+                self._copier = max(self._copier, number + 1)
+        raise AssertionError("the last way either copies or raises")
 
 
 _Copier = Callable[[int, int, int, int, int], int]
@@ -408,7 +413,7 @@ def _sendfile(source: int, offset: int, target: int, at: int, count: int) -> int
 
 
 def _copy_chunk(source: int, offset: int, target: int, at: int, count: int) -> int:
-    chunk = os.pread(source, min(count, _CHUNK), offset)
+    chunk = os.pread(source, count, offset)
     _write_all(target, memoryview(chunk), at)
     return len(chunk)
 
@@ -428,8 +433,8 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _write_all(target: int, data: memoryview, at: int) -> None:
-    while data:  # Linux writes at most 2 GiB at once
-        count = os.pwrite(target, data, at)
+    while data:
+        count = os.pwrite(target, data[:_CHUNK], at)
         data, at = data[count:], at + count
 
 

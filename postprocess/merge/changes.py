@@ -68,20 +68,23 @@ class LowRank:
         return (self.a, self.b, *([self.magnitude] if self.magnitude else []))
 
     def apply(self, weight: Tensor, rows: slice, load: Load) -> Tensor:
+        a, b = load(self.a), load(self.b)
+        a, b = (a[:, rows], b) if self.transposed else (a, b[rows])
         # Clones lie aligned in memory, as in a loaded model: a matrix product may depend on that in its last bit.
-        a, b = widen(load(self.a)).clone(), widen(load(self.b)).clone()
-        delta = (b @ a[:, rows]).T if self.transposed else b[rows] @ a
-        delta = delta * self.scaling
+        delta = widen(b).clone() @ widen(a).clone()
+        delta = (delta.T if self.transposed else delta).mul_(self.scaling)
         if self.magnitude is None:
-            return weight + delta
+            # Into the memory of delta: fresh memory costs more than the sum.
+            return delta.add_(weight) if delta.dtype == weight.dtype else weight + delta
         magnitude = widen(load(self.magnitude)).reshape(-1)
         return _dora(weight, delta, magnitude if self.transposed else magnitude[rows], self.transposed)
 
 
 def _dora(weight: Tensor, delta: Tensor, magnitude: Tensor, transposed: bool) -> Tensor:
-    outputs = weight.T + delta.T if transposed else weight + delta
+    total = weight + delta
+    outputs = weight.T + delta.T if transposed else total
     factor = (magnitude / torch.linalg.norm(outputs, dim=1)).view(-1, 1)
-    return (factor.T if transposed else factor) * (weight + delta)
+    return (factor.T if transposed else factor) * total
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from launcher.record import installed
 from postprocess.merge.adapter import Adapter, read_adapter
 from postprocess.merge.files import RECORD, adapt_config, check_tokenizer, copy_side_files, side_files
 from postprocess.merge.options import DTYPES, MergeOptions
+from postprocess.merge.readahead import read_ahead
 from postprocess.merge.staged import check_room, staged
 from postprocess.safetensors_stream import SourceTensor, plan_shards, source_tensors, total_bytes, write_durably
 from trainer.models.fingerprint import fingerprint
@@ -76,7 +77,9 @@ class _Merge:
         self.base, self.adapter, self.out, self.options = base, adapter, out, options
 
     def run(self, tensors: dict[str, SourceTensor], inputs: dict[str, Any]) -> dict[str, Any]:
-        # torch, transformers and peft take seconds to import: what needs none of them has been checked by now.
+        # torch, transformers and peft take seconds to import: what needs none of them has been checked by now, and the
+        # disk can use the time.
+        read_ahead(tensors.values())
         from postprocess.merge.layout import read_layout
         from postprocess.merge.outputs import plan_outputs
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from threading import Lock
 
 import torch
 from safetensors import safe_open
@@ -19,12 +19,12 @@ from postprocess.merge.outputs import Output, Outputs
 from postprocess.merge.verify import same_bytes
 from postprocess.safetensors_stream import ShardedWriter, SourceTensor, read_header, torch_dtype
 
-# Elements changed at a time. In fp32 that is 128 MB for each of weight, delta and sum.
-_BLOCK = 1 << 25
+# Elements changed at a time: in fp32 4 MB, which stay in a core's cache.
+_BLOCK = 1 << 20
 # Rows of a block are a multiple of this: matrix products go in tiles, and whole ones give the same bits as all at once.
 _TILE = 64
-# Comparisons that may lag behind the writing: more would find their bytes gone from the page cache.
-_LAG = 3
+# Copying, adding and comparing are bound by memory: more threads than this only wait for each other.
+_THREADS = 4
 
 
 @dataclass
@@ -38,17 +38,10 @@ class Written:
     unchanged: list[str] = field(default_factory=list)
 
 
-class Opened:
-    """Memory-mapped safetensors files, one at a time: its tensors are views of the page cache."""
-
-    def __init__(self) -> None:
-        self._file: Path | None = None
-        self._handle: Any = None
-
-    def tensor(self, source: SourceTensor) -> torch.Tensor:
-        if source.file != self._file:
-            self._file, self._handle = source.file, safe_open(source.file, framework="pt")
-        tensor: torch.Tensor = self._handle.get_tensor(source.spec.name)
+def stored(source: SourceTensor) -> torch.Tensor:
+    """A tensor of the base: memory-mapped, a view of the page cache."""
+    with safe_open(source.file, framework="pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(source.spec.name)
         return tensor
 
 
@@ -56,17 +49,24 @@ def write_tensors(directory: Path, outputs: Outputs, adapter: Adapter, shard_byt
     """Write all shards into ``directory``. Raises TrntuneError when what is then on disk is not as it has to be:
     untouched tensors the base's bytes, cast ones its values, targets changed."""
     writer = _Writer(directory, outputs, adapter, shard_bytes)
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending: deque[Future[None]] = deque()
-        with writer.shards:
-            for output in outputs.tensors:
-                writer.write(output)
-                pending.append(pool.submit(writer.check, output))
-                while len(pending) > _LAG:
-                    pending.popleft().result()
-        for future in pending:
-            future.result()
+    threads = torch.get_num_threads()
+    workers = min(_THREADS, len(os.sched_getaffinity(0)))
+    try:
+        with writer.shards, ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            _all_done(pool, [pool.submit(writer.write, output) for output in outputs.tensors])
+    finally:
+        torch.set_num_threads(threads)
     return writer.written
+
+
+def _all_done(pool: ThreadPoolExecutor, futures: list[Future[None]]) -> None:
+    """Wait; after the first failure nothing more is begun."""
+    try:
+        for future in futures:
+            future.result()
+    except BaseException:
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
 
 
 class _Writer:
@@ -79,48 +79,50 @@ class _Writer:
             for shard in self.shards.shards
             for name, entry in read_header(directory / shard.filename).items()
         }
-        self._base = Opened()
-        self._weights = adapter.weights
-        self._adapter = safe_open(adapter.weights, framework="pt")
+        self._adapter = adapter.weights
+        self._lock = Lock()
 
     def write(self, output: Output) -> None:
+        """Write a tensor and look at what is then on disk. One thread's work; others do the same."""
         if output.copied:
             self.shards.copy(output.spec.name, output.source.file, output.source.begin)
-            return
-        dtype = torch_dtype(output.spec.dtype)
-        blocks = merged_blocks(self._base.tensor(output.source), output, self._adapter.get_tensor)
-        self.shards.write_rows(output.spec.name, (block.to(dtype) for _, block in blocks))
+        else:
+            dtype = torch_dtype(output.spec.dtype)
+            with safe_open(self._adapter, framework="pt") as opened:
+                blocks = merged_blocks(stored(output.source), output, opened.get_tensor)
+                self.shards.write_rows(output.spec.name, (block.to(dtype) for _, block in blocks))
+        self._check(output)
 
-    def check(self, output: Output) -> None:
-        """Compare what was written with the base; another thread's work, on files only."""
+    def _check(self, output: Output) -> None:
+        """Compare what was written with the base, while both are still in the page cache."""
         file, begin = self._places[output.spec.name]
         source, same_dtype = output.source, output.spec.dtype == output.source.spec.dtype
         if same_dtype:
             same = same_bytes(source.file, source.begin, file, begin, source.spec.nbytes)
         else:
             same = _same_values(source, output, file)
-        if not output.changes:
-            self._count_untouched(output, same)
-            return
-        self.written.changed += 1
-        if same and not _is_zero(output, self._weights):
+        if not output.changes and not same:
+            raise TrntuneError(
+                f"{output.spec.name} was written wrong: it differs from the base's; check disk and memory"
+            )
+        if output.changes and same and not _is_zero(output, self._adapter):
             raise TrntuneError(
                 f"{output.spec.name} is as it was: the adapter's change is below the resolution of "
                 f"{output.spec.dtype}; store the merged model in a wider --dtype, or train further"
             )
-        if same:
-            self.written.unchanged.append(output.spec.name)
+        with self._lock:
+            self._count(output, same)
 
-    def _count_untouched(self, output: Output, same: bool) -> None:
-        if not same:
-            raise TrntuneError(
-                f"{output.spec.name} was written wrong: it differs from the base's; check disk and memory"
-            )
+    def _count(self, output: Output, same: bool) -> None:
         if output.copied:
             self.written.copied += 1
             self.written.copied_bytes += output.spec.nbytes
-        else:
+        elif not output.changes:
             self.written.cast += 1
+        else:
+            self.written.changed += 1
+            if same:
+                self.written.unchanged.append(output.spec.name)
 
 
 def merged_blocks(
@@ -144,7 +146,7 @@ def _row_blocks(weight: torch.Tensor, divisible: bool) -> Iterator[slice]:
 
 def _same_values(source: SourceTensor, output: Output, file: Path) -> bool:
     """Whether the written tensor is the base's in another dtype."""
-    weight, dtype = Opened().tensor(source), torch_dtype(output.spec.dtype)
+    weight, dtype = stored(source), torch_dtype(output.spec.dtype)
     with safe_open(file, framework="pt") as opened:
         found = opened.get_tensor(output.spec.name)
         if not weight.ndim:
@@ -154,7 +156,7 @@ def _same_values(source: SourceTensor, output: Output, file: Path) -> bool:
 
 def _is_zero(output: Output, adapter: Path) -> bool:
     """Whether the changes are exactly nothing, rather than too small to be seen in the sum."""
-    weight = Opened().tensor(output.source)
+    weight = stored(output.source)
     with safe_open(adapter, framework="pt") as opened:
         if all(change.adds for change in output.changes):
             return not any(

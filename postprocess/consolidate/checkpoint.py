@@ -28,7 +28,8 @@ def locate_checkpoint(source: Path) -> Path | None:
     if _STEP.fullmatch(source.name) and (source / MANIFEST).is_file():
         return source
     for directory in (source, source / "checkpoints"):
-        found = [(int(match[1]), path) for path in directory.glob("step-*") if (match := _STEP.fullmatch(path.name))]
+        committed = [path.parent for path in directory.glob(f"step-*/{MANIFEST}")]
+        found = [(int(match[1]), path) for path in committed if (match := _STEP.fullmatch(path.name))]
         if found:
             return max(found)[1]
     return None

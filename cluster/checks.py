@@ -1,0 +1,137 @@
+"""What in a configuration can't work whatever AWS says: pure functions from it to problems."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cluster.files import scripts_directory
+from cluster.schema import SCRIPTS, GroupConfig, SetupConfig, groups
+from launcher.checks import check_tokens, check_values, price_problems, refuse
+from launcher.errors import nearest
+from launcher.paths import shown
+from launcher.problem import Problem
+
+# A bucket's name is at most 63 characters: sagemaker-<name>-<12 of the stack's id>. Capitals aren't allowed in it.
+_NAME = r"[a-z0-9](-*[a-z0-9]){0,39}"
+# https://docs.aws.amazon.com/fsx/latest/LustreGuide: SSD storage of a persistent file system of the second generation.
+_THROUGHPUTS = (125, 250, 500, 1000)
+
+Check = Callable[[SetupConfig], Iterator[Problem]]
+
+
+def check_names(config: SetupConfig) -> Iterator[Problem]:
+    """Names can be those of the things that they become."""
+    if not re.fullmatch(_NAME, config.name):
+        why = "must be 1 to 40 small letters, digits and single hyphens inside: a bucket's name is made of it"
+        yield Problem("name", config.name or "''", why)
+    if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", config.region):
+        yield Problem("region", config.region, "is not the name of a region", "such as us-west-2")
+    zone = config.network.availability_zone_id
+    if zone is not None and not re.fullmatch(r"[a-z0-9]+-az\d+", zone):
+        why = "is not the id of a zone, which is the same place in every account"
+        yield Problem("network.availability_zone_id", zone, why, "such as usw2-az4; a name such as us-west-2a is not")
+
+
+def _named(config: SetupConfig) -> list[tuple[str, GroupConfig]]:
+    return [
+        (key, group) for key in ("controller", "workers", "login") if (group := getattr(config, key)) in groups(config)
+    ]
+
+
+def check_groups(config: SetupConfig) -> Iterator[Problem]:
+    """Instance groups have names of their own, and as many instances as they can."""
+    seen: dict[str, str] = {}
+    for key, group in _named(config):
+        if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", group.name):
+            yield Problem(f"{key}.name", group.name, "must be at most 63 letters, digits and single hyphens inside")
+        if group.name in seen:
+            yield Problem(f"{key}.name", group.name, f"is {seen[group.name]}.name, too", "give each group its own")
+        seen[group.name] = key
+        if not group.instance_type.startswith("ml."):
+            remedy = f"write ml.{group.instance_type}"
+            yield Problem(f"{key}.instance_type", group.instance_type, "SageMaker's types begin with ml.", remedy)
+        yield from price_problems(key, group)
+    if config.controller.count != 1:
+        yield Problem("controller.count", config.controller.count, "there is one controller", "controller.count=1")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", config.workers.partition):
+        why = "must be at most 64 letters, digits, hyphens, dots and underscores"
+        yield Problem("workers.partition", config.workers.partition or "''", why)
+
+
+def check_network(config: SetupConfig) -> Iterator[Problem]:
+    """Subnets lie inside the VPC and don't overlap."""
+    networks: dict[str, ipaddress.IPv4Network] = {}
+    for name in ("vpc_cidr", "private_cidr", "public_cidr"):
+        value = getattr(config.network, name)
+        try:
+            networks[name] = ipaddress.IPv4Network(value)
+        except ValueError as error:
+            yield Problem(f"network.{name}", value, f"is not a range of addresses ({error})", "such as 10.0.0.0/16")
+            continue
+        if not 16 <= networks[name].prefixlen <= 28:
+            yield Problem(f"network.{name}", value, "AWS takes /16 to /28")
+    if len(networks) < 3:
+        return
+    vpc, private, public = networks.values()
+    for name, subnet in (("private_cidr", private), ("public_cidr", public)):
+        if not subnet.subnet_of(vpc):
+            yield Problem(f"network.{name}", subnet, f"is not inside network.vpc_cidr={vpc}")
+    if private.overlaps(public):
+        yield Problem("network.public_cidr", public, f"overlaps network.private_cidr={private}")
+
+
+def check_storage(config: SetupConfig) -> Iterator[Problem]:
+    """The file system is one that FSx makes."""
+    storage = config.storage
+    size = storage.capacity_gib
+    if size != 1200 and size % 2400:
+        remedy = f"nearest is {max(1200, round(size / 2400) * 2400)}"
+        yield Problem("storage.capacity_gib", size, "must be 1200 or a multiple of 2400", remedy)
+    if storage.throughput not in _THROUGHPUTS:
+        why = f"must be one of {', '.join(map(str, _THROUGHPUTS))}"
+        remedy = f"nearest is {min(_THROUGHPUTS, key=lambda allowed: abs(allowed - storage.throughput))}"
+        yield Problem("storage.throughput", storage.throughput, why, remedy)
+    for key, path in (
+        ("storage.mount_path", storage.mount_path),
+        ("environment.directory", config.environment.directory),
+    ):
+        if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", path) or ".." in path.split("/"):
+            yield Problem(key, path or "''", "is not an absolute path of plain names", "such as /fsx")
+
+
+def check_scripts(config: SetupConfig) -> Iterator[Problem]:
+    """The lifecycle scripts are there, and the one that is started is among them."""
+    directory, entry = scripts_directory(config), config.lifecycle.entry
+    if not directory.is_dir():
+        yield Problem("lifecycle.directory", config.lifecycle.directory, "no such directory")
+        return
+    if config.mode == SCRIPTS and not (directory / entry).is_file():
+        there = sorted(path.name for path in directory.iterdir() if path.is_file())
+        near = nearest(entry, there)
+        why = f"there is no such file in {shown(directory)}"
+        yield Problem("lifecycle.entry", entry, why, f"did you mean {near}?" if near else "")
+
+
+def check_output(config: SetupConfig) -> Iterator[Problem]:
+    """What plan writes goes into a directory of its own."""
+    if config.output is None:
+        return
+    path = Path(config.output).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        yield Problem("output", config.output, "is there already", "give a new directory")
+
+
+CHECKS: tuple[Check, ...] = (check_names, check_groups, check_network, check_storage, check_scripts, check_output)
+
+
+def problems(config: SetupConfig) -> list[Problem]:
+    """Everything that is wrong. Limits come first: the other checks rely on them."""
+    return [*check_tokens(config), *check_values(config)] or [found for check in CHECKS for found in check(config)]
+
+
+def refuse_problems(config: SetupConfig) -> None:
+    """Raise UsageError with the first problem, and how many more there are."""
+    refuse(problems(config))

@@ -1,0 +1,114 @@
+"""`python -m cluster env`: the job that makes the Python environment of training, on the cluster's own Slurm."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.schema import SetupConfig
+from launcher.directories import make_private
+from launcher.errors import UsageError
+from launcher.paths import ROOT, shown
+from launcher.rundir import RunDir
+from launcher.slurm.checks import ask_slurm, refuse_missing_commands
+from launcher.slurm.ledger import Job, Ledger, RunJobs
+from launcher.slurm.resources import batch_file
+from launcher.slurm.sending import hand_in
+from launcher.slurm.submit import say_submitted
+
+_SCRIPT = Path(__file__).resolve().parent / "jobs" / "make_environment.sh"
+STAGE = "env"
+
+
+@dataclass(frozen=True)
+class EnvironmentJob:
+    """The job before it is submitted."""
+
+    directory: Path
+    config: SetupConfig
+
+    @property
+    def script(self) -> Path:
+        """The copy that runs: what was submitted, whatever happens to the checkout."""
+        return self.directory / _SCRIPT.name
+
+    @property
+    def logs(self) -> Path:
+        return RunDir(self.directory).logs
+
+    def batch(self) -> str:
+        """The text that sbatch gets."""
+        return batch_file(self.command(), self.logs, self.options())
+
+    def command(self) -> str:
+        environment = self.config.environment
+        driver = str(environment.driver).lower()
+        arguments = [environment.directory, environment.python, driver, *requirements(self.config)]
+        return shlex.join(["bash", str(self.script), *arguments])
+
+    def options(self) -> dict[str, Any]:
+        """submitit's parameters."""
+        environment = self.config.environment
+        index = [f"export PIP_EXTRA_INDEX_URL={shlex.quote(environment.index_url)}"] if environment.index_url else []
+        return {
+            "job_name": STAGE,
+            "partition": environment.partition or self.config.workers.partition,
+            "time": environment.time_limit_min,
+            "nodes": 1,
+            "ntasks_per_node": 1,
+            "stderr_to_stdout": True,
+            "wckey": None,
+            "setup": index,
+            "srun_args": ["--kill-on-bad-exit=1", "--export=ALL"],
+        }
+
+
+def requirements(config: SetupConfig) -> list[str]:
+    """What pip installs: the configured packages and, from a checkout, trntune itself. Raises UsageError."""
+    environment = config.environment
+    if not environment.project:
+        return list(environment.packages)
+    if not (ROOT / "pyproject.toml").is_file():
+        raise UsageError(
+            f"environment.project=true: {ROOT} is no checkout of trntune: run this from one, or give "
+            "environment.project=false and trntune among environment.packages"
+        )
+    return [*environment.packages, "--editable", str(ROOT)]
+
+
+def run(config: SetupConfig) -> int:
+    """Print the job or submit it. Returns 0."""
+    given = (
+        Path(config.output).expanduser()
+        if config.output
+        else Path("outputs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_env"
+    )
+    job = EnvironmentJob(given.absolute(), config)
+    if config.dry_run:
+        print(job.batch())
+        print(f"# {shown(job.script)}, a copy of {shown(_SCRIPT)}:")
+        print(_SCRIPT.read_text(encoding="utf-8"), end="")
+        return 0
+    refuse_missing_commands("env")
+    batch = job.batch()
+    ask_slurm([batch])
+    _submit(job, batch)
+    return 0
+
+
+def _submit(job: EnvironmentJob, batch: str) -> None:
+    for directory in (job.directory, job.logs):
+        make_private(directory)
+    shutil.copyfile(_SCRIPT, job.script)
+    file = job.directory / "env.sbatch"
+    file.write_text(batch, encoding="utf-8")
+    number = hand_in(file)
+    ledger = Ledger(
+        job.directory, [], [RunJobs(job.directory, [], [Job(STAGE, number, "")], stages=[STAGE])], single=True
+    )
+    ledger.write()
+    say_submitted(job.directory, f"{STAGE} {number}")

@@ -1,0 +1,93 @@
+"""`python -m cluster validate`: every problem that can be found before it costs twenty minutes, or money."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cluster import agreement, bucket, model, questions, stack
+from cluster.aws import Aws
+from cluster.documents import PARAMETERS, REQUEST, Resources, parameters, placeholders, request
+from cluster.findings import PROBLEM, UNKNOWN, Finding
+from cluster.schema import SetupConfig
+from cluster.show import print_findings
+from launcher.errors import TrntuneError, UsageError
+from launcher.exit_codes import FAILED
+
+
+def run(config: SetupConfig) -> int:
+    """Print every finding. Returns 0, or 1 when there is a problem."""
+    findings = own_documents(Path(config.documents)) if config.documents else everything(config)
+    print_findings(findings, as_json=config.format == "json")
+    return FAILED if any(finding.state == PROBLEM for finding in findings) else 0
+
+
+def everything(config: SetupConfig) -> list[Finding]:
+    """Findings on what the configuration gives, offline and, as far as AWS answers, online."""
+    try:
+        aws = Aws(config.region)
+        account: str | TrntuneError = aws.account()
+    except UsageError:
+        raise
+    except TrntuneError as error:
+        account = error
+    if isinstance(account, TrntuneError):
+        return [*offline(config, placeholders(config)), Finding("zone, quota, what is deployed", UNKNOWN, str(account))]
+    return online(aws, config)
+
+
+def online(aws: Aws, config: SetupConfig) -> list[Finding]:
+    """Findings with AWS's answers."""
+    there = stack.find(aws, config.name)
+    config = stack.with_zone_of(there, config)
+    complete = there is not None and there.good and there.has_compute
+    wanted = stack.resources(there) if there is not None and complete else placeholders(config)
+    findings = [
+        *offline(config, wanted),
+        *questions.answered(questions.ZONE, lambda: questions.zone(aws, config)),
+        *questions.answered(questions.QUOTA, lambda: questions.quota(aws, config)),
+    ]
+    if there is None or not complete:
+        return [*findings, *questions.later()]
+    return [*findings, *deployed(aws, config, there, wanted)]
+
+
+def deployed(aws: Aws, config: SetupConfig, there: stack.Stack, wanted: Resources) -> list[Finding]:
+    """Findings on the stack that is there."""
+    return [
+        *questions.answered(questions.SECURITY, lambda: questions.security(aws, wanted.security_group)),
+        *questions.answered(questions.STORAGE, lambda: questions.storage(aws, config, there, wanted)),
+    ]
+
+
+def offline(config: SetupConfig, wanted: Resources) -> list[Finding]:
+    """Findings on the documents alone."""
+    document = request(config, wanted)
+    files = bucket.contents(config, wanted)
+    return [
+        *(model.check_request(document) or [Finding(model.CHECK, "ok")]),
+        *agreement.check(document, parameters(config, wanted), files),
+    ]
+
+
+def own_documents(directory: Path) -> list[Finding]:
+    """Findings on a hand-written pair of documents. Raises UsageError where they can't be read."""
+    document = _read(directory / REQUEST)
+    written = _read(directory / PARAMETERS) if (directory / PARAMETERS).exists() else None
+    return [
+        *(model.check_request(document) or [Finding(model.CHECK, "ok")]),
+        *agreement.check(document, written, None),
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"documents: {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(f"documents: {path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"documents: {path}: must be an object")
+    return content

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.errors import TrntuneError
+from postprocess import page_cache
 
 if TYPE_CHECKING:
     import torch
@@ -303,6 +304,8 @@ class ShardedWriter:
         self._specs = {spec.name: spec for spec in specs}
         self._shard_of = {spec.name: shard for shard in self.shards for spec in shard.specs}
         self._missing = dict.fromkeys(self._specs)
+        # About as much is read.
+        self._settles = page_cache.is_too_small_for(2 * total_bytes(self.shards))
         self._copier = 0  # in _COPIERS: those before it don't work here
         for shard in self.shards:
             self._start(shard)
@@ -344,6 +347,16 @@ class ShardedWriter:
                 if count == 0:
                     raise TrntuneError(f"{source_file} ends within {name}: it is damaged or was changed meanwhile")
                 done += count
+
+    def settle(self, name: str) -> bool:
+        """Where memory is too small for the model: force a tensor that was written to disk and out of the page cache.
+
+        Returns whether it was done; what it was made from may then go too.
+        """
+        if self._settles:
+            shard = self._shard_of[name]
+            page_cache.forget_written(self.directory / shard.filename, shard.begins[name], self._specs[name].nbytes)
+        return self._settles
 
     def close(self) -> None:
         """Force all to disk and write the index. Raises ValueError for a tensor never written."""

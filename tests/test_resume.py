@@ -179,6 +179,20 @@ def test_a_run_that_is_told_to_leave_saves_at_once_and_goes_on_without_a_lost_st
     assert again.result["attempts"] == 2
 
 
+def test_a_run_that_is_told_to_leave_after_its_last_step_has_lost_none(tmp_path):
+    """As the adapter is written, which is followed by evaluation and answers; no step of 3 is the last one."""
+    directory, short = tmp_path / "run", ("training.max_steps=4", "training.eval_every=null")
+    leave = {"op": "mkdir", "path": r"adapter\.tmp$", "count": 1, "signal": int(signal.SIGTERM)}
+    run = start(directory, *LORA, *short, fault=leave)
+    assert run.process.returncode == 75, run.process.stderr
+    assert committed(directory) == ["step-3", "step-4"]
+    again = start(directory, *LORA, *short)
+    assert again.process.returncode == 0, again.process.stderr
+    assert "going on after step 4" in again.process.stderr
+    assert [each["step"] for each in again.metrics("train")] == [1, 2, 3, 4]
+    assert again.result["lost_steps"] == 0
+
+
 def test_ctrl_c_saves_what_was_reached_and_the_run_can_go_on(reference, tmp_path):
     directory = tmp_path / "run"
     run = start(directory, *LORA, fault=at_line(5, signal.SIGINT))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import app, secrets
 from tests.conftest import TINY, command, environment
 
 # Shapes of real ones; none of them opens anything.
@@ -39,8 +40,11 @@ def leaks(root: Path, process: subprocess.CompletedProcess[str]) -> list[str]:
 
 
 def test_nothing_that_a_run_or_a_sweep_leaves_holds_a_secret(tmp_path):
+    (tmp_path / "outputs").mkdir(mode=0o755)
     process = run(tmp_path, "-m", *TINY, "method=lora,full")
     assert process.returncode == 0, process.stderr
+    for name, mode in (("sweeps", 0o700), ("mlartifacts", 0o700), ("mlflow.db", 0o600)):
+        assert stat.S_IMODE((tmp_path / "outputs" / name).stat().st_mode) == mode, name
     assert (tmp_path / "outputs" / "mlflow.db").stat().st_size > 100_000
     assert len(list(tmp_path.glob("outputs/mlartifacts/**/metrics.jsonl"))) == 2
     assert len(list(tmp_path.glob("outputs/sweeps/*/*/checkpoints/*/manifest.json"))) == 4
@@ -89,6 +93,57 @@ def test_a_secret_that_an_interpolation_takes_from_the_environment_is_refused(tm
     assert process.returncode == 2
     assert PLANTED["HF_TOKEN"] not in process.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """The error of launch.py in an empty directory, which must stay empty and hold no secret."""
+
+    def of(*arguments: str) -> str:
+        monkeypatch.chdir(tmp_path)
+        for name, value in PLANTED.items():
+            monkeypatch.setenv(name, value)
+        secrets.environment_secrets.cache_clear()
+        files = set(tmp_path.rglob("*"))
+        assert app.main([*TINY, *arguments]) == 2
+        text = "".join(capsys.readouterr())
+        assert [secret for secret in SECRETS if secret in text] == []
+        assert set(tmp_path.rglob("*")) == files
+        return text
+
+    yield of
+    secrets.environment_secrets.cache_clear()
+
+
+AWS = PLANTED["AWS_SECRET_ACCESS_KEY"]
+JOBS = ("cluster=slurm", "dry_run=true")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*JOBS, f"cluster.setup=['export A=b; export KEY={AWS}']"), "cluster.setup holds what looks like an access"),
+        ((*JOBS, f"cluster.srun_args=['--export=ALL,KEY={AWS}']"), "cluster.srun_args holds what looks like an access"),
+        ((*JOBS, "cluster.environment=['P=${oc.env:MLFLOW_TRACKING_PASSWORD}']"), "cluster.environment[0]=***: looks"),
+        ((*JOBS, "cluster.environment=['P=postgres://u:planted8-password@h/x']"), "P=postgres://***@h/x: holds cred"),
+        (("tracking.run_name=planted7-token",), "tracking.run_name holds what looks like an access token"),
+        (("tracking.uri=http://u:planted8-password/@h",), "tracking.uri=http://***@h: holds credentials"),
+        (("dataset=dolly15k", "dataset.hub_id=https://u:planted8-password@h/x"), "hub_id=https://***@h/x: holds cred"),
+        (("hydra.run.dir=x/${oc.env:HF_TOKEN}",), "the run directory's name holds what looks like an access token"),
+        (("-m", "seed=0,1", "hydra.sweep.dir=${oc.env:HF_TOKEN}"), "the run directory's name holds what looks like"),
+    ],
+)
+def test_a_secret_is_refused_wherever_it_stands(arguments, message, refused):
+    """Of any shape, when the environment holds it as one; also where the run's directory and job scripts would."""
+    assert message in refused(*arguments)
+
+
+def test_a_secret_in_hydras_own_settings_is_refused(tmp_path, refused):
+    (tmp_path / "own.yaml").write_text(
+        f"defaults: [config]\nhydra:\n  job:\n    env_set: {{X: {PLANTED['HF_TOKEN']}}}\n"
+    )
+    arguments = ("--config-dir", str(tmp_path), "--config-name", "own")
+    assert "hydra.job.env_set.X holds what looks like an access token" in refused(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -35,12 +35,24 @@ def locate_checkpoint(source: Path) -> Path | None:
     return None
 
 
-def open_checkpoint(directory: Path, base: Path | None) -> TorchSource:
-    """Raises TrntuneError for a checkpoint that is damaged or not of the torch engine."""
+def verified(directory: Path) -> Manifest:
+    """The manifest of a checkpoint whose every byte is as it says. Raises TrntuneError for any other."""
     try:
-        manifest = verify(directory, contents=True)
+        return verify(directory, contents=True)
     except Invalid as error:
         raise TrntuneError(f"{directory} can't be used: {error}") from None
+
+
+def base_of_run(directory: Path) -> Path | None:
+    """The base model of the run that ``directory``, one of its checkpoints, belongs to, where that is known."""
+    fetched = RunDir(directory.parent.parent).stage_result("fetch") or {}
+    base = Path(fetched["model_dir"]) if "model_dir" in fetched else None
+    return base if base is not None and base.is_dir() else None
+
+
+def open_checkpoint(directory: Path, base: Path | None) -> TorchSource:
+    """Raises TrntuneError for a checkpoint that is damaged or not of the torch engine."""
+    manifest = verified(directory)
     kinds: list[Kind] = [kind for kind in ("model", "adapter") if _WEIGHTS[kind] in manifest.files]
     if len(kinds) != 1:
         raise TrntuneError(f"{directory} has no weights of the torch engine")

@@ -31,7 +31,7 @@ def locate(source: Path) -> Location | None:
 
     Raises UsageError when several adapters are there and none is named.
     """
-    for directory in (source, source / "checkpoints"):
+    for directory in (source, source / "sharded", source / "checkpoints"):
         for candidate in (directory, *_checkpoints(directory)):
             found = _in_directory(candidate)
             if found is not None:

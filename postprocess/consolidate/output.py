@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher.errors import TrntuneError, UsageError
+from postprocess.safetensors_stream import fsync
 
 RESULT = "consolidate.json"
 # Its presence says that a directory is a consolidation's; its lock that one is still at work.
@@ -55,7 +55,7 @@ def whole_directory(out: Path, needed_bytes: int) -> Generator[Path, None, None]
             (work / _MARKER).unlink()
             _sync(work)
             work.rename(out)
-            _sync_directory(out.parent)
+            fsync(out.parent)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
@@ -104,14 +104,5 @@ def _has_size(path: Path, size: int) -> bool:
 
 def _sync(directory: Path) -> None:
     for path in directory.iterdir():
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        fsync(path)
+    fsync(directory)

@@ -13,13 +13,14 @@ from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
 from launcher.rundir import write_atomic, write_json
-from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint
-from postprocess.consolidate.locate import locate
+from postprocess.consolidate.checkpoint import base_of_run, locate_checkpoint, open_checkpoint, verified
+from postprocess.consolidate.locate import Location, locate
 from postprocess.consolidate.neuron import open_neuron
 from postprocess.consolidate.output import RESULT, finished, whole_directory
 from postprocess.consolidate.source import Source
 from postprocess.consolidate.writing import BlockWriter, one_thread
 from postprocess.safetensors_stream import SINGLE, plan_shards, total_bytes
+from trainer.checkpoints.manifest import MANIFEST
 
 _TOKENIZER = (
     "tokenizer.json",
@@ -87,15 +88,24 @@ def open_source(source: Path, base: Path | None) -> Source:
         raise UsageError(f"{source} is no directory: give a run, a checkpoint or the shards in it")
     if base is not None and not base.is_dir():
         raise UsageError(f"{base} is no directory: --base is the base model's directory")
-    location = locate(source)
+    checkpoint = None if (location := locate(source)) else locate_checkpoint(source)
+    if checkpoint is not None:
+        location = locate(checkpoint)
     if location is not None:
-        return open_neuron(location, base)
-    checkpoint = locate_checkpoint(source)
+        return _open_shards(location, base)
     if checkpoint is not None:
         return open_checkpoint(checkpoint, base)
     raise UsageError(
         f"{source} holds no checkpoint: there is no step-N, no shards/ and no adapter_<name>/adapter_shards/"
     )
+
+
+def _open_shards(location: Location, base: Path | None) -> Source:
+    """Shards of optimum-neuron's, or of the neuron engine: those in one of its checkpoints are verified first."""
+    if not (location.home / MANIFEST).is_file():
+        return open_neuron(location, base)
+    verified(location.home)
+    return open_neuron(location, base or base_of_run(location.home))
 
 
 def _result(source: Source, work: Path, fingerprint: str, warnings: list[str]) -> dict[str, Any]:
@@ -133,6 +143,7 @@ def _write_tensors(source: Source, work: Path, shard_bytes: int) -> None:
         with one_thread(), BlockWriter(work, source.specs, shard_bytes) as writer:
             for spec in source.specs:
                 writer.write_blocks(spec.name, source.blocks(spec.name))
+                writer.settle(spec.name)
         if source.kind == "adapter":
             (work / SINGLE).rename(work / _ADAPTER)
     except OSError as error:

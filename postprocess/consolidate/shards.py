@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from launcher.errors import TrntuneError
 from postprocess.consolidate.references import is_reference_file, read_references
 
-_RANK_FILE = re.compile(r"dp_rank_(\d{2,})_tp_rank_(\d{2,})_pp_rank_(\d{2,})\.pt")
+_RANK_FILE = re.compile(r"dp_rank_(\d{2,})_tp_rank_(\d{2,})_pp_rank_(\d{2,})\.(?:pt|safetensors)")
+SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,17 @@ class Stored:
 
 
 def rank_file(model_dir: Path, tp: int, pp: int) -> Path:
-    """The file of a rank. The data-parallel rank is always 0: replicas are not saved."""
-    return model_dir / f"dp_rank_00_tp_rank_{tp:02d}_pp_rank_{pp:02d}.pt"
+    """The file of a rank: optimum-neuron's, or ours, which is safetensors. The data-parallel rank is always 0: replicas
+    are not saved."""
+    stem = f"dp_rank_00_tp_rank_{tp:02d}_pp_rank_{pp:02d}"
+    ours = model_dir / f"{stem}{SAFETENSORS}"
+    return ours if ours.is_file() else model_dir / f"{stem}.pt"
 
 
 def ranks_present(model_dir: Path) -> set[tuple[int, int]]:
     """The (tp, pp) ranks that have a file. Raises TrntuneError for files of a layout that is not understood."""
     found = set()
-    for path in sorted(model_dir.glob("*.pt")):
+    for path in sorted([*model_dir.glob("*.pt"), *model_dir.glob(f"*{SAFETENSORS}")]):
         if path.name.endswith(".info.pt"):
             continue
         match = _RANK_FILE.fullmatch(path.name)
@@ -55,7 +61,8 @@ class RankShard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.is_xser = is_reference_file(path)
+        self.is_safetensors = path.suffix == SAFETENSORS
+        self.is_xser = not self.is_safetensors and is_reference_file(path)
 
     @cached_property
     def tensors(self) -> dict[str, Stored]:
@@ -93,7 +100,7 @@ class RankShard:
 
     @cached_property
     def _mapped(self) -> dict[str, torch.Tensor]:
-        value = load_mapped(self.path)
+        value = load_safetensors(self.path) if self.is_safetensors else load_mapped(self.path)
         if not isinstance(value, Mapping) or not all(isinstance(tensor, torch.Tensor) for tensor in value.values()):
             raise TrntuneError(f"{self.path} is not a dict of tensors")
         return dict(value)
@@ -132,3 +139,13 @@ def load_mapped(path: Path) -> Any:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, ValueError and more for a bad file
         reason = " ".join(str(error).split(".")[0].split())[:160]
         raise TrntuneError(f"{path} is truncated or holds more than tensors ({reason}): copy it again") from None
+
+
+def load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, memory-mapped. Raises TrntuneError."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise TrntuneError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise TrntuneError(f"{path} is truncated or no safetensors file ({error}): copy it again") from None

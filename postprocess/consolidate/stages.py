@@ -12,7 +12,7 @@ from typing import Any
 from launcher.errors import TrntuneError
 from postprocess.consolidate.locate import Location
 from postprocess.consolidate.metadata import StageMetadata, read_metadata
-from postprocess.consolidate.shards import RankShard, Stored, rank_file, ranks_present
+from postprocess.consolidate.shards import SAFETENSORS, RankShard, Stored, rank_file, ranks_present
 
 _METADATA = re.compile(r"mp_metadata_pp_rank_(\d+)\.json")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -52,7 +52,9 @@ def open_stages(location: Location) -> list[Stage]:
     stages = max(pp for pp in [0, *(pp for _, pp in present), *metadata, topology.get("pp", 1) - 1]) + 1
     tensor_parallel = _tensor_parallel(shards, metadata, topology)
     wanted = {(tp, pp) for pp in range(stages) for tp in range(tensor_parallel)}
-    missing = [str(shards / name) for name in _MARKERS if not (shards / name).is_file()]
+    # Ours have none: the directory got its name when all was in it.
+    markers = () if any(model.glob(f"*{SAFETENSORS}")) else _MARKERS
+    missing = [str(shards / name) for name in markers if not (shards / name).is_file()]
     missing += [str(shards / f"mp_metadata_pp_rank_{pp}.json") for pp in range(stages) if pp not in metadata]
     missing += [str(rank_file(model, tp, pp)) for tp, pp in sorted(wanted - present, key=lambda rank: rank[::-1])]
     ranks = {(tp, pp): RankShard(rank_file(model, tp, pp)) for tp, pp in sorted(wanted & present)}

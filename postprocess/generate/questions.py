@@ -8,7 +8,9 @@ from pathlib import Path
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from launcher.schema import ColumnsConfig, Config
-from trainer.data.rows import InstructionRow, read_jsonl, split
+from trainer.data.held_out import held_out_rows
+from trainer.data.rows import InstructionRow, read_jsonl
+from trainer.data.source import Source
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,5 @@ def held_out(run_dir: RunDir, count: int | None) -> list[Question]:
     fetched = run_dir.stage_result("fetch")
     if fetched is None:
         raise TrntuneError(f"{run_dir.path}: its stage fetch has not finished, so its data is not known")
-    dataset = config.dataset
-    columns = dataset.columns if dataset.source == "jsonl" or dataset.path else ColumnsConfig()
-    rows, _ = read_jsonl(Path(fetched["dataset_path"]), columns, dataset.on_bad_row)
-    _, held = split(rows, dataset.eval_samples, dataset.split_seed, dataset.max_samples)
-    return [Question(row, row.response) for row in held[:count]]
+    source = Source.of(config, Path(fetched["dataset_path"]))
+    return [Question(row, row.response) for row in held_out_rows(source, config.dataset, count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -28,7 +29,8 @@ def read_ahead(tensors: Iterable[SourceTensor]) -> None:
 
 def _advise(files: Iterable[Path], budget: int) -> None:
     for file in files:
-        with file.open("rb") as stream:
+        # Who reads the file for its content tells what is wrong with it, in words; a hint says nothing.
+        with suppress(OSError), file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             for offset in range(0, min(size, budget), _STEP):
                 os.posix_fadvise(stream.fileno(), offset, _STEP, os.POSIX_FADV_WILLNEED)

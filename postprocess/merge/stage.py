@@ -22,6 +22,11 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     fetched = run_dir.stage_result("fetch")
     if fetched is None or run_dir.stage_result("train") is None:
         raise TrntuneError(f"{run_dir.path}: stage merge needs the result of stage train: stages=[fetch,train,merge]")
+    made = run_dir.model if config.method.name == "full" else run_dir.adapter
+    if run_dir.sharded.is_dir() and not made.is_dir():
+        raise TrntuneError(
+            f"{run_dir.sharded} is of several ranks: first stage consolidate, stages=[consolidate,merge]"
+        )
     settings = {"status": "finished", "settings": asdict(config.merge)}
     if config.method.name == "full":
         return {**settings, "model": str(run_dir.model), "seconds": 0.0}

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from launcher.errors import TrntuneError
+from postprocess import page_cache
 from postprocess.merge.adapter import Adapter
 from postprocess.merge.changes import Load, widen
 from postprocess.merge.outputs import Output, Outputs
@@ -92,6 +93,8 @@ class _Writer:
                 blocks = merged_blocks(stored(output.source), output, opened.get_tensor)
                 self.shards.write_rows(output.spec.name, (block.to(dtype) for _, block in blocks))
         self._check(output)
+        if self.shards.settle(output.spec.name):
+            page_cache.forget_read(output.source.file, output.source.begin, output.source.spec.nbytes)
 
     def _check(self, output: Output) -> None:
         """Compare what was written with the base, while both are still in the page cache."""

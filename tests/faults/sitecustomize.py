@@ -1,8 +1,9 @@
 """Imported by every Python process that has this folder on its PYTHONPATH: ends or hinders it at a file operation.
 
 TRNTUNE_FAULT is JSON: {"op": "open", "path": regular expression, "count": 3, "signal": 9} sends the process signal 9 at
-its third opening of a matching file; "errno" instead of "signal" lets the operation fail; "from" instead of "count"
-lets it fail every time from then on. Operations: open (its path is "PATH:MODE"), fsync, rename, mkdir, remove.
+its third opening of a matching file; "errno" instead of "signal" lets the operation fail, "sleep" has it wait so many
+seconds; "from" instead of "count" does it every time from then on. Operations: open (its path is "PATH:MODE"), fsync,
+rename, mkdir, remove.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 _fault = json.loads(os.environ.get("TRNTUNE_FAULT", "null"))
@@ -26,7 +28,10 @@ def _at(op: str, path: object) -> None:
         return
     if "errno" in _fault:
         raise OSError(_fault["errno"], os.strerror(_fault["errno"]), os.fsdecode(path))
-    os.kill(os.getpid(), _fault["signal"])
+    if "sleep" in _fault:
+        time.sleep(_fault["sleep"])
+    else:
+        os.kill(os.getpid(), _fault["signal"])
 
 
 def _hook(event: str, arguments: tuple) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from launcher.errors import TrntuneError
+from postprocess import page_cache
 from postprocess import safetensors_stream as stream
 from postprocess.safetensors_stream import ShardedWriter, TensorSpec, plan_shards, read_header, source_tensors
 
@@ -225,3 +227,27 @@ def test_a_directory_without_safetensors_is_refused(tmp_path: Path) -> None:
         source_tensors(tmp_path)
     with pytest.raises(TrntuneError, match="not a directory"):
         source_tensors(tmp_path / "nowhere")
+
+
+def cached_bytes(file: Path) -> int:
+    """Of a file, in the page cache."""
+    command = ["fincore", "--bytes", "--noheadings", "--output", "RES", str(file)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["memory too small", "memory large enough"])
+def test_a_model_larger_than_memory_does_not_stay_in_the_page_cache(tmp_path, monkeypatch, small):
+    size = 8 << 20
+    save_file({"w": torch.arange(size // 4, dtype=torch.int32)}, tmp_path / "model.safetensors")
+    [source] = source_tensors(tmp_path).values()
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(page_cache, "_SHARE", 1e-6 if small else 0.5)
+    with ShardedWriter(out, [source.spec], size * 2) as writer:
+        writer.copy("w", source.file, source.begin)
+        if cached_bytes(out / "model.safetensors") == 0:
+            pytest.skip("this file system has no page cache")
+        assert writer.settle("w") == small
+    kept = cached_bytes(out / "model.safetensors")
+    assert kept < 100_000 if small else kept >= size
+    assert_same(read_back(out), read_back(tmp_path))

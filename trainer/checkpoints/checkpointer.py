@@ -136,10 +136,11 @@ class Checkpointer:
         self.saved_step = selection.manifest.step
         return self.resumed
 
-    def due(self, step: int) -> bool:
-        """True when the configuration wants a checkpoint after ``step``."""
+    def due(self, step: int, last: bool) -> bool:
+        """True when the configuration wants a checkpoint after ``step``. The ``last`` one is always wanted: what
+        follows it, evaluation and answers, may be ended too."""
         every = self.config.training.save_every
-        return every is not None and step % every == 0 and step > self.saved_step
+        return every is not None and (last or step % every == 0) and step > self.saved_step
 
     def save(self, state: EngineState) -> None:
         """Copy what the stage must know and begin to write; waits for the save before. ``state`` is already a copy."""

@@ -42,6 +42,12 @@ def sync_directory(path: Path) -> None:
     sync_file(path)
 
 
+def sync_tree(root: Path) -> None:
+    """Wait until everything in a directory is on the disk, before the directory gets its final name."""
+    for path in [*root.rglob("*"), root]:
+        sync_file(path)
+
+
 def digest(path: Path) -> str:
     """SHA-256 of a file, hex."""
     found = hashlib.sha256()

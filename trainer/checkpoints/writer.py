@@ -47,7 +47,7 @@ class Outcome:
     """it is durable, but an older one could not be deleted"""
 
 
-class _Failed(Exception):
+class PartFailed(Exception):
     """A rank could not do its part."""
 
 
@@ -57,12 +57,12 @@ def write(snapshot: Snapshot, store: Store, peers: Peers, keep: int) -> Outcome:
     first = peers.rank == 0
     size = 0
     try:
-        _together(peers, lambda: store.begin(step) if first else None)
-        entries = _together(peers, lambda: write_files(snapshot, store.temporary(step)))
+        together(peers, lambda: store.begin(step) if first else None)
+        entries = together(peers, lambda: write_files(snapshot, store.temporary(step)))
         files = {name: entry for found in entries for name, entry in found.items()}
         size = sum(entry.bytes for entry in files.values())
-        warnings = _together(peers, lambda: _commit(snapshot, files, store, keep) if first else None)
-    except _Failed as error:
+        warnings = together(peers, lambda: _commit(snapshot, files, store, keep) if first else None)
+    except PartFailed as error:
         if first:
             store.discard(step)
         return Outcome(step, time.perf_counter() - start, size, str(error))
@@ -72,13 +72,14 @@ def write(snapshot: Snapshot, store: Store, peers: Peers, keep: int) -> Outcome:
 def write_files(snapshot: Snapshot, directory: Path) -> dict[str, FileEntry]:
     """Write this rank's files durably. Returns them by name."""
     for name in (*snapshot.tensors, *snapshot.documents):
-        (directory / name).parent.mkdir(mode=0o700, exist_ok=True)
+        (directory / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, tensors in snapshot.tensors.items():
         durable.write_tensors(directory / name, tensors)
     for name, value in snapshot.documents.items():
         durable.write_json(directory / name, value)
     names = (*snapshot.tensors, *snapshot.documents)
-    for folder in {(directory / name).parent for name in names}:
+    inside = {parent for name in names for parent in Path(name).parents}
+    for folder in {directory / parent for parent in inside}:
         durable.sync_directory(folder)
     return {name: describe(directory / name) for name in names}
 
@@ -94,8 +95,8 @@ def _commit(snapshot: Snapshot, files: dict[str, FileEntry], store: Store, keep:
     return None
 
 
-def _together(peers: Peers, action: Callable[[], Result]) -> list[Result]:
-    """Do a part on every rank and wait for all. Raises _Failed on every rank when one of them failed."""
+def together(peers: Peers, action: Callable[[], Result]) -> list[Result]:
+    """Do a part on every rank and wait for all. Raises PartFailed on every rank when one of them failed."""
     result, failure = None, None
     try:
         result = action()
@@ -104,10 +105,10 @@ def _together(peers: Peers, action: Callable[[], Result]) -> list[Result]:
     try:
         answers = peers.exchange((result, failure))
     except RuntimeError as error:
-        raise _Failed(f"another process of the run is gone ({str(error).partition(chr(10))[0]})") from None
+        raise PartFailed(f"another process of the run is gone ({str(error).partition(chr(10))[0]})") from None
     failures = [f"rank {rank}: {why}" if len(answers) > 1 else why for rank, (_, why) in enumerate(answers) if why]
     if failures:
-        raise _Failed(failures[0])
+        raise PartFailed(failures[0])
     return [answer for answer, _ in answers]
 
 

@@ -1,0 +1,36 @@
+"""The stage `consolidate`: what a split model's ranks saved, as one adapter or model directory."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import TrntuneError
+from launcher.rundir import RunDir
+from launcher.schema import Config
+from postprocess.consolidate.output import RESULT
+from postprocess.consolidate.run import Options, consolidate
+from trainer.models.fingerprint import write_base
+
+
+def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
+    """Make adapter/ or model/ of sharded/. Nothing is done where training has written them itself."""
+    start = time.perf_counter()
+    fetched, trained = run_dir.stage_result("fetch"), run_dir.stage_result("train")
+    if fetched is None or trained is None:
+        raise TrntuneError(f"{run_dir.path}: stage consolidate needs the result of stage train: stages=[fetch,train]")
+    if trained["saved"] != run_dir.sharded.name:
+        return {"status": "finished", "saved": trained["saved"], "seconds": 0.0}
+    lora = config.method.name == "lora"
+    final = run_dir.adapter if lora else run_dir.model
+    if (final / RESULT).is_file():  # of shards that have been trained on since
+        shutil.rmtree(final)
+    base = Path(fetched["model_dir"])
+    record = consolidate(run_dir.sharded, final, Options(base=base), lambda text: print(text, file=sys.stderr))
+    if lora:
+        write_base(final, base, config.model.name)
+    print(f"consolidated into {final}: {record['tensors']} tensors of {record['input']['tensor_parallel_ranks']} ranks")
+    return {"status": "finished", "saved": final.name, "seconds": time.perf_counter() - start}

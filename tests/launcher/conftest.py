@@ -46,3 +46,11 @@ def composition(*arguments: str) -> Composition:
 def single(*arguments: str) -> Composed:
     """The one run of a command line."""
     return composition(*arguments).runs[0]
+
+
+def slurm_commands(tmp_path, monkeypatch, **scripts: str) -> None:
+    """Commands of these names that say what they are told to: versions and accidents that the real one here has not."""
+    for name, text in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

@@ -1,0 +1,120 @@
+"""What must be true before anything is submitted. A job that can't work would wait in the queue for hours to say so."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import TrntuneError, UsageError
+from launcher.problem import Problem
+from launcher.schema import ClusterConfig, Config, world_size
+from launcher.slurm.environment import submission_environment
+
+if TYPE_CHECKING:
+    from launcher.compose import Composition
+
+_OPTION = r"--[a-z][a-z0-9-]*(=.+)?"
+
+
+def check_cluster(config: Config) -> Iterator[Problem]:
+    """Settings of conf/cluster that are wrong whatever the cluster."""
+    cluster = config.cluster
+    if cluster.name == "local":
+        if config.dry_run:
+            yield Problem("dry_run", "true", "cluster=local submits nothing", "take cluster=slurm, or plan=true")
+        return
+    for key in ("srun_args", "sbatch_args"):
+        for option in getattr(cluster, key):
+            if not re.fullmatch(_OPTION, option):
+                yield Problem(f"cluster.{key}", option, "is not --name or --name=value", "write it so")
+    each, world = cluster.processes_per_node, world_size(config)
+    if each is not None and world > each and world % each:
+        why = f"the {world} processes of training don't fill nodes of {each}"
+        best = max(n for n in range(1, each + 1) if world % n == 0)
+        yield Problem("cluster.processes_per_node", each, why, f"nearest is {best}")
+
+
+def refuse_composition(composition: Composition) -> None:
+    """Raise UsageError for what no cluster can run as it is composed."""
+    configs = [run.config for run in composition.runs]
+    for key in ("cluster", "dry_run"):
+        if any(getattr(config, key) != getattr(configs[0], key) for config in configs):
+            raise UsageError(f"{key} differs between the runs of the sweep: one command submits to one cluster")
+    shared_file = next((c.tracking.uri for c in configs if c.tracking.enabled and _is_sqlite(c.tracking.uri)), None)
+    if len(configs) > 1 and configs[0].cluster.max_parallel != 1 and shared_file:
+        raise UsageError(
+            f"tracking.uri={shared_file}: runs on several nodes would write one SQLite file at a time; give an MLflow "
+            "server (tracking.uri=http://HOST:PORT), tracking=none, or cluster.max_parallel=1"
+        )
+    for path in (run.directory for run in composition.runs):
+        if found := re.search(r"[%\\\n]", str(path)):
+            raise UsageError(
+                f"{str(path)!r}: Slurm gives {found.group()!r} in the names of logs a meaning; give another directory"
+            )
+
+
+def _is_sqlite(uri: str) -> bool:
+    return uri.startswith("sqlite:")
+
+
+def not_shared(cluster: ClusterConfig, directory: Path) -> list[str]:
+    """What the nodes would not find, since it doesn't lie below cluster.shared_root; a line for each."""
+    if cluster.shared_root is None:
+        return []
+    root = Path(cluster.shared_root)
+    roots = (root, root.resolve())  # it may be a link to where the file system is mounted
+    python = Path(cluster.python or sys.executable)
+    places = (
+        ("the run directory", directory, f"give output_dir={root}/..."),
+        ("the working directory", Path.cwd(), f"submit from a directory below {root}"),
+        ("Python", python, f"install trntune into a virtual environment below {root}, or give cluster.python"),
+    )
+    return [
+        f"{what} {path} is not below cluster.shared_root={root}, which is all that the nodes share: {remedy}"
+        for what, path, remedy in places
+        # Python's link into the system is no fault: the virtual environment is what counts.
+        if not any((path if what == "Python" else path.resolve()).is_relative_to(place) for place in roots)
+    ]
+
+
+def refuse_missing_commands(what: str, otherwise: str = "") -> None:
+    """Raise UsageError where Slurm's commands aren't installed."""
+    missing = [command for command in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(command) is None]
+    if missing:
+        raise UsageError(f"{what}: no {missing[0]} here: submit from a node of the cluster{otherwise}")
+
+
+def refuse_this_machine(cluster: ClusterConfig, directory: Path) -> None:
+    """Raise UsageError where this machine can't submit, or not so that the nodes can run it."""
+    refuse_missing_commands(f"cluster={cluster.name}", ", or use cluster=local")
+    if found := not_shared(cluster, directory):
+        raise UsageError(found[0])
+
+
+def ask_slurm(scripts: Sequence[str]) -> None:
+    """Have Slurm say whether it would take these batch scripts; of those that ask for the same, one. Raises
+    TrntuneError."""
+    for text in {_wishes(text): text for text in scripts}.values():
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+            file.write(text)
+            file.flush()
+            command = ["sbatch", "--test-only", file.name]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=120, check=False, env=submission_environment()
+            )
+        if done.returncode:
+            why = " ".join(done.stderr.replace("allocation failure:", "").replace("sbatch: error:", "").split())
+            options = ", ".join(re.findall(r"#SBATCH --((?:partition|account|qos|nodes|time|mem|gres)\S*)", text))
+            raise TrntuneError(f"Slurm would not take the jobs: {why} (asked for {options}); nothing was submitted")
+
+
+def _wishes(script: str) -> tuple[str, ...]:
+    """What a batch script asks Slurm for: all but names and places, in which the runs of a sweep differ."""
+    lines = (line for line in script.splitlines() if line.startswith("#SBATCH "))
+    return tuple(line for line in lines if not re.match(r"#SBATCH --(job-name|output)=", line))

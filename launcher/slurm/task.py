@@ -1,0 +1,210 @@
+"""What a job runs: submitit loads one of these on every node of the step and calls it.
+
+Requeueing is decided here and not by submitit, which would requeue before the processes that train have saved, and
+takes every signal within ten minutes of the start for a timeout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.attempts import MOST_WITHOUT_PROGRESS
+from launcher.errors import TrntuneError
+from launcher.exit_codes import FAILED, SUSPENDED
+from launcher.local import Interrupts, counting_interrupts, run_command, run_stage, stage_command, torchrun
+from launcher.paths import ROOT
+from launcher.process import python_module
+from launcher.record import installed_packages
+from launcher.rundir import RunDir, write_json
+from launcher.secrets import redact
+from launcher.slurm.rendezvous import Step, agree, this_step
+from launcher.slurm.resources import TRAIN
+from launcher.variables import COMPILE, TORCHRUN_OPTIONS
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The Python environment at submission: what runs must be what was submitted."""
+
+    python: str | None
+    """its version; None: it is not known, and not compared"""
+    packages: tuple[tuple[str, str | None], ...]
+
+    def check(self) -> None:
+        """Raises TrntuneError when it is another one now."""
+        if self.python is None:
+            return
+        now = frozen()
+        before, after = {"Python": self.python, **dict(self.packages)}, {"Python": now.python, **dict(now.packages)}
+        for name, version in before.items():
+            if after.get(name) != version:
+                raise TrntuneError(
+                    f"the Python environment has changed since the job was submitted: {name} was {version}, is "
+                    f"{after.get(name)}; install {version} again, or submit the run anew (python -m launcher retry)"
+                )
+
+
+def frozen() -> Frozen:
+    """This process's environment."""
+    return Frozen(sys.version.split()[0], tuple(installed_packages().items()))
+
+
+_ASK = (
+    "import json; from launcher.slurm.task import frozen; now = frozen(); print(json.dumps([now.python, now.packages]))"
+)
+
+
+def frozen_of(python: str | None) -> Frozen:
+    """The environment of the Python that the jobs will run in; None: of this one. One that is on the nodes only can't
+    be asked: that is said, and nothing is compared later."""
+    if python is None or python == sys.executable:
+        return frozen()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        command = [python, "-c", f"import sys; sys.path[0] = {str(ROOT)!r}; {_ASK}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True, env=environment)
+        version, packages = json.loads(done.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        print(f"note: {python} does not run here: the jobs can't tell whether its packages change", file=sys.stderr)
+        return Frozen(None, ())
+    return Frozen(version, tuple((name, found) for name, found in packages))
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """One stage of a run, on one node of its job."""
+
+    stage: str
+    run_dir: str
+    working_directory: str
+    """of the submission: relative paths of the configuration are meant from there"""
+    nodes: int
+    processes_per_node: int
+    frozen: Frozen
+    rendezvous_address: str | None = None
+    rendezvous_port: int | None = None
+    elastic: bool = False
+    """torchrun starts even a single process"""
+
+    def __call__(self) -> None:
+        """Run it. The process's exit code is the stage's: what fails is FAILED for Slurm, too."""
+        step = this_step()
+        _exit(self, step, lambda interrupts: self._run(step, interrupts))
+
+    def _run(self, step: Step, interrupts: Interrupts) -> int:
+        self.frozen.check()
+        self._refuse_endless(step)
+        directory = RunDir(Path(self.run_dir))
+        if self.stage == COMPILE:
+            # One process on each node, which starts the others itself.
+            command = python_module("launcher.stage", COMPILE, self.run_dir)
+            meeting = {TORCHRUN_OPTIONS: shlex.join(self._torchrun_options(step)), "RANK": str(step.node)}
+            return run_stage(COMPILE, directory, command, 1, interrupts, meeting)
+        code = run_stage(self.stage, directory, self._command(step), self.processes_per_node, interrupts)
+        if code != SUSPENDED or interrupts.first != signal.SIGUSR2:
+            return code
+        if self.stage == TRAIN:
+            return leave(step)
+        print(
+            f"error: stage {self.stage} was still at work when its time limit was near, and keeps nothing of it: "
+            "python -m launcher retry SWEEP cluster.small.time_limit_min=MINUTES gives it more",
+            file=sys.stderr,
+        )
+        return FAILED
+
+    def _refuse_endless(self, step: Step) -> None:
+        """Training counts its own starts without progress; every other stage begins anew at each start, so that none
+        of them is progress."""
+        if self.stage != TRAIN and step.restarts >= MOST_WITHOUT_PROGRESS:
+            raise TrntuneError(
+                f"stage {self.stage} was started {step.restarts} times without an end (its nodes were lost, or wanted "
+                "by others). It is not tried again: find the cause, then python -m launcher retry"
+            )
+
+    def _command(self, step: Step) -> list[str]:
+        path = Path(self.run_dir)
+        if self.nodes == 1:
+            return stage_command(self.stage, path, self.processes_per_node, self.elastic)
+        command = python_module("launcher.stage", self.stage, str(path))
+        return torchrun(command, self.processes_per_node, self._torchrun_options(step))
+
+    def _torchrun_options(self, step: Step) -> list[str]:
+        """How the processes of all nodes meet."""
+        if self.nodes == 1:
+            return ["--standalone"]
+        meeting = agree(step, RunDir(Path(self.run_dir)).logs, self.rendezvous_address, self.rendezvous_port)
+        return [f"--nnodes={self.nodes}", *meeting]
+
+
+@dataclass(frozen=True)
+class ReportTask:
+    """The comparison of a sweep, when all of its runs have ended."""
+
+    sweep_dir: str
+    working_directory: str
+    frozen: Frozen
+
+    @property
+    def run_dir(self) -> str:
+        """Where its logs are."""
+        return self.sweep_dir
+
+    def __call__(self) -> None:
+        """Make it."""
+        command = python_module("launcher", "report", self.sweep_dir)
+        _exit(self, this_step(), lambda interrupts: run_command(command, 1, interrupts))
+
+
+def leave(step: Step) -> int:
+    """The time limit is near and a checkpoint is there: the first node has the job started again. Returns the exit
+    code of this node's task.
+
+    The others end as if all were well: with another code they would end the step before the first has asked.
+    """
+    if step.node != 0:
+        return 0
+    try:
+        subprocess.run(["scontrol", "requeue", step.job_id], check=True, capture_output=True, text=True, timeout=60)
+        print(f"requeued job {step.job_id}: it goes on from the checkpoint", file=sys.stderr)
+    except (OSError, subprocess.SubprocessError) as error:
+        why = (getattr(error, "stderr", None) or str(error)).strip()
+        print(f"error: job {step.job_id} is not requeued ({why}): python -m launcher retry goes on", file=sys.stderr)
+    return SUSPENDED
+
+
+def end_file(folder: Path, job_id: str) -> Path:
+    """Where a job leaves its exit code, for the day when Slurm has forgotten it."""
+    return folder / f"{job_id}.end.json"
+
+
+def _exit(task: StageTask | ReportTask, step: Step, work: object) -> None:
+    """Do ``work`` and end the process with its code."""
+    assert callable(work)
+    os.chdir(_existing(task.working_directory))
+    # The step's own directory is the snapshot, in which nothing is to be written; Python's path stays there.
+    sys.path[0] = str(ROOT)
+    with counting_interrupts(patient=True) as interrupts:
+        try:
+            code = work(interrupts)
+        except TrntuneError as error:
+            print(f"error: {redact(str(error))}", file=sys.stderr)
+            code = error.exit_code
+    code = FAILED if code < 0 else code
+    if step.node == 0:
+        write_json(end_file(RunDir(Path(task.run_dir)).logs, step.job_id), {"exit_code": code})
+    if code != 0:
+        sys.exit(code)
+
+
+def _existing(directory: str) -> str:
+    if not Path(directory).is_dir():
+        print(f"error: {directory}: not there on this node; submit from a directory that all share", file=sys.stderr)
+        sys.exit(FAILED)
+    return directory

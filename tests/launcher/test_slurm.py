@@ -1,0 +1,414 @@
+"""What is submitted to Slurm, as pure functions of the configuration: no Slurm is needed."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import TrntuneError, UsageError
+from launcher.local import Interrupts
+from launcher.lock import RunLock
+from launcher.neuron.graphs import directory_name
+from launcher.plan import build
+from launcher.slurm import checks, rendezvous, snapshot
+from launcher.slurm.checks import not_shared, refuse_composition
+from launcher.slurm.environment import submission_environment
+from launcher.slurm.graph import describe, plan_jobs
+from launcher.slurm.resources import batch_script, dependency, nodes_of_training, parameters, resources
+from launcher.slurm.sending import Target
+from launcher.slurm.sending import script as script_of
+from launcher.slurm.task import StageTask, frozen, frozen_of
+from launcher.variables import variables
+from tests.launcher.conftest import composition, single, slurm_commands
+
+NEURON = ("accelerator=trn1_32xlarge", "model=llama3_8b", "parallelism=trn1_tp8_dp16_4nodes")
+
+
+def script(stage: str, *arguments: str, waits: str | None = None) -> str:
+    config = single(*arguments).config
+    code, configured = Path("/fsx/my runs/code/ab"), variables(stage, config)
+    options = parameters(f"{stage}.r", resources(stage, config), configured, config.cluster, code, waits)
+    return batch_script("/fsx/venv/bin/python", Path("/fsx/my runs/logs"), options)
+
+
+GOLDEN_TRAIN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=research
+#SBATCH --dependency=afterok:12
+#SBATCH --exclusive
+#SBATCH --job-name=train.r
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem=0G
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output='/fsx/my runs/logs/%j_0_log.out'
+#SBATCH --partition=trn
+#SBATCH --qos=high
+#SBATCH --requeue
+#SBATCH --reservation=mine
+#SBATCH --signal=USR2@180
+#SBATCH --time=600
+
+# setup
+export PYTHONPATH='/fsx/my runs/code/ab'
+export PYTHONSAFEPATH=1
+export TRNTUNE_CACHE=/fsx/trntune/cache
+export HF_HOME=/fsx/trntune/huggingface
+export NEURON_CC_FLAGS='--model-type=transformer --retry_failed_compilation --cache_dir={graphs}'
+export NEURON_COMPILE_CACHE_URL={graphs}
+export NEURON_FUSE_SOFTMAX=1
+export NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS=3
+export MALLOC_ARENA_MAX=64
+export FI_PROVIDER=efa
+export FI_EFA_USE_DEVICE_RDMA=1
+export FI_EFA_FORK_SAFE=1
+ulimit -n 65536
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '/fsx/my runs/logs/%j_%t_log.out' --kill-on-bad-exit=1 --export=ALL \
+'--chdir=/fsx/my runs/code/ab' --auto-resume=1 /fsx/venv/bin/python -u -m submitit.core._submit '/fsx/my runs/logs'
+"""
+
+GOLDEN_FETCH = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=2
+#SBATCH --job-name=fetch.r
+#SBATCH --mem=8G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output='/fsx/my runs/logs/%j_0_log.out'
+#SBATCH --partition=cpu
+#SBATCH --requeue
+#SBATCH --signal=USR2@180
+#SBATCH --time=120
+
+# setup
+export PYTHONPATH='/fsx/my runs/code/ab'
+export PYTHONSAFEPATH=1
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output '/fsx/my runs/logs/%j_%t_log.out' --kill-on-bad-exit=1 --export=ALL \
+'--chdir=/fsx/my runs/code/ab' --cpus-per-task=2 /fsx/venv/bin/python -u -m submitit.core._submit \
+'/fsx/my runs/logs'
+"""
+
+
+def test_the_batch_script_of_training_on_hyperpod(cwd):
+    config = single(*NEURON, "cluster=hyperpod").config
+    graphs = f"/fsx/trntune/cache/neuron/{directory_name(config)}"
+    text = script(
+        "train", *NEURON, "cluster=hyperpod", "cluster.partition=trn", "cluster.account=research", "cluster.qos=high",
+        "cluster.time_limit_min=600", "cluster.setup=['ulimit -n 65536']", "cluster.sbatch_args=['--reservation=mine']",
+        waits="afterok:12",
+    )  # fmt: skip
+    assert text == GOLDEN_TRAIN.replace("{graphs}", graphs)
+
+
+def test_compiling_has_the_nodes_of_training_and_a_time_limit_of_its_own(cwd):
+    config = single(*NEURON, "cluster=slurm", "cluster.time_limit_min=600").config
+    train, compiling = resources("train", config), resources("compile", config)
+    assert compiling == replace(train, time_limit_min=240)
+    names = [job.name for job in plan_jobs([("r", config, config.stages)], None, None)]
+    assert names == ["fetch.r", "compile.r", "train.r"]
+    assert plan_jobs([("r", config, config.stages)], None, None)[2].after_success == [("r", "compile")]
+
+
+def test_only_stages_on_the_accelerator_get_its_variables(cwd):
+    assert "NEURON" not in script("merge", *NEURON, "cluster=hyperpod")
+    assert script("compile", *NEURON, "cluster=hyperpod").count("NEURON_CC_FLAGS") == 1
+
+
+def test_the_batch_script_of_a_small_stage(cwd):
+    text = script(
+        "fetch", *NEURON, "cluster=slurm", "cluster.partition=trn", "cluster.small.partition=cpu",
+        "cluster.small.cpus=2", "cluster.small.memory_gb=8",
+    )  # fmt: skip
+    assert text == GOLDEN_FETCH
+
+
+def test_scripts_are_shell_that_bash_takes(cwd):
+    text = script("train", "cluster=hyperpod", "cluster.environment=['A=it is \"5\"; $HOME']")
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    exports = [line for line in text.splitlines() if line.startswith("export A=")]
+    done = subprocess.run(["bash", "-c", f'{exports[0]}; printf %s "$A"'], capture_output=True, text=True, check=True)
+    assert done.stdout == 'it is "5"; $HOME'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nodes", "each"),
+    [
+        ((), 1, 1),
+        (("parallelism=ddp2",), 1, 2),
+        (("parallelism=ddp2", "cluster.processes_per_node=1"), 2, 1),
+        (("parallelism=ddp2", "cluster.processes_per_node=8"), 1, 2),
+        (NEURON, 4, 32),
+        ((*NEURON[:2], "parallelism=trn1_tp8_dp4"), 1, 32),
+    ],
+)
+def test_nodes_follow_from_the_parallelism(arguments, nodes, each, cwd):
+    config = single("cluster=slurm", *arguments).config
+    asked = resources("train", config)
+    assert (asked.nodes, asked.processes_per_node) == (nodes, each) == (nodes_of_training(config), each)
+    assert resources("merge", config).nodes == 1
+
+
+def test_whole_nodes_have_all_of_their_memory_and_shared_ones_the_default(cwd):
+    whole = resources("train", single("cluster=slurm").config)
+    shared = resources("train", single("cluster=slurm", "cluster.exclusive=false").config)
+    assert (whole.exclusive, whole.memory_gb) == (True, 0)
+    assert (shared.exclusive, shared.memory_gb) == (False, None)
+
+
+def test_gpus_are_asked_for_on_a_gpu(cwd):
+    config = single("cluster=slurm", "accelerator=cuda", "parallelism=ddp2").config
+    assert resources("train", config).gpus_per_node == 2
+    assert resources("fetch", config).gpus_per_node is None
+
+
+def test_the_signal_never_comes_before_half_of_the_time(cwd):
+    assert "--signal=USR2@30\n" in script("train", "cluster=slurm", "cluster.time_limit_min=1")
+
+
+def test_the_order_of_a_sweep(cwd):
+    config = single("cluster=slurm").config
+    work = [(f"r{n}", config, ["fetch", "train"]) for n in range(4)]
+    jobs = {job.key: job for job in plan_jobs(work, 2, config)}
+    assert jobs["r0", "train"].after_success == [("r0", "fetch")]
+    assert jobs["r1", "fetch"].after_end == []
+    assert jobs["r2", "fetch"].after_end == [("r0", "train")]
+    assert jobs["r3", "fetch"].after_end == [("r1", "train")]
+    assert jobs["r3", "train"].after_end == []
+    assert jobs["report", "report"].after_end == [(f"r{n}", "train") for n in range(4)]
+    assert describe(list(jobs.values()))[2:] == [
+        "r2: fetch (1 node) -> train (1 node), after the end of r0",
+        "r3: fetch (1 node) -> train (1 node), after the end of r1",
+        "report: after the end of all 4 runs, good or bad",
+    ]
+
+
+def test_runs_that_are_in_the_queue_already_count(cwd):
+    """Those that are submitted again wait for them, and so does the comparison."""
+    config = single("cluster=slurm").config
+    jobs = plan_jobs([(name, config, ["train"]) for name in "cd"], 2, config, [("a", "train"), ("b", "train")])
+    assert [job.after_end for job in jobs] == [[("a", "train")], [("b", "train")], [(n, "train") for n in "abcd"]]
+
+
+def test_finished_runs_have_no_jobs_and_hold_up_none(cwd):
+    config = single("cluster=slurm").config
+    jobs = plan_jobs([("a", config, []), ("b", config, ["train"]), ("c", config, ["train"])], 1, config)
+    assert [(job.key, job.after_end) for job in jobs[:2]] == [(("b", "train"), []), (("c", "train"), [("b", "train")])]
+    assert plan_jobs([("a", config, [])], None, config) == []
+
+
+def test_dependencies():
+    assert dependency([], []) is None
+    assert dependency(["1"], ["2", "3"]) == "afterok:1,afterany:2:3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piece"),
+    [
+        (("cluster=slurm", "cluster.environment=[FOO]"), "cluster.environment=FOO: is not NAME=value"),
+        (("cluster=slurm", "cluster.srun_args=[auto-resume]"), "cluster.srun_args=auto-resume: is not --name"),
+        (("cluster=slurm", "cluster.sbatch_args=['--x=1; y']", "cluster.name=elsewhere"), "cluster.name=elsewhere"),
+        (("cluster=slurm", "parallelism=ddp2", "parallelism.data_parallel=6", "training.global_batch_size=6",
+          "cluster.processes_per_node=4"), "nearest is 3"),
+        (("dry_run=true",), "cluster=local submits nothing"),
+        (("cluster=slurm", "cluster.max_parallel=0"), "cluster.max_parallel=0: must be >= 1"),
+        (("cluster=slurm", "cluster.partiton=x"), "did you mean cluster.partition?"),
+    ],
+)  # fmt: skip
+def test_refusals_of_the_configuration(arguments, piece, launch, cwd):
+    done = launch("experiment=tiny", *arguments)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert piece in line
+    assert list(cwd.iterdir()) == []
+
+
+def test_without_slurm_it_says_where_to_go(launch, cwd, monkeypatch):
+    monkeypatch.setenv("PATH", str(cwd))
+    done = launch("experiment=tiny", "cluster=slurm", "tracking=none")
+    assert done.returncode == 2
+    assert (
+        done.stderr == "error: cluster=slurm: no sbatch here: submit from a node of the cluster, or use cluster=local\n"
+    )
+    assert list(cwd.iterdir()) == []
+
+
+def test_dry_run_prints_every_script_and_the_order_and_makes_nothing(launch, cwd, monkeypatch):
+    monkeypatch.setenv("PATH", str(cwd))  # no Slurm either
+    done = launch("experiment=tiny", "cluster=hyperpod", "tracking=none", "dry_run=true", "-m", "method=lora,full")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("#!/bin/bash") == 5
+    assert "--dependency=afterok:JOBID_fetch.0_method=lora\n" in done.stdout
+    assert "afterany:JOBID_train.0_method=lora:JOBID_train.1_method=full" in done.stdout
+    assert "# 0_method=lora: fetch (1 node) -> train (1 node)" in done.stdout
+    assert "is not below cluster.shared_root=/fsx" in done.stderr
+    assert list(cwd.iterdir()) == []
+
+
+def test_what_does_not_lie_on_the_shared_file_system(cwd, tmp_path):
+    cluster = single("cluster=hyperpod", f"cluster.shared_root={tmp_path}").config.cluster
+    found = not_shared(cluster, Path("/elsewhere/run"))
+    assert len(found) == 2
+    assert found[0].startswith("the run directory /elsewhere/run is not below")
+    assert found[1].startswith("Python ")
+    assert not_shared(replace(cluster, python=f"{tmp_path}/venv/bin/python"), cwd / "run") == []
+    link = tmp_path / "link"
+    link.symlink_to("/var")
+    assert "link" in not_shared(replace(cluster, python=f"{tmp_path}/python"), link / "run")[0]
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    root = tmp_path / "fsx"
+    root.symlink_to(mount)
+    linked = replace(cluster, shared_root=str(root), python=f"{root}/python")
+    assert [line.split()[:3] for line in not_shared(linked, root / "run")] == [["the", "working", "directory"]]
+
+
+def test_runs_of_one_sweep_go_to_one_cluster(cwd):
+    with pytest.raises(UsageError, match="cluster differs"):
+        refuse_composition(composition("-m", "cluster=local,slurm", "tracking=none"))
+    for place in ("100%j", "a\\\\b", "two\nlines"):
+        with pytest.raises(UsageError, match="in the names of logs"):
+            refuse_composition(composition("cluster=slurm", f"hydra.run.dir='{place}'"))
+
+
+def test_a_snapshot_is_the_code_and_is_shared_by_equal_ones(tmp_path):
+    root = tmp_path / "root"
+    (root / "launcher").mkdir(parents=True)
+    (root / "launch.py").write_text("1")
+    (root / "launcher" / "a.py").write_text("2")
+    (root / "launcher" / "a.pyc").write_text("compiled")
+    first = snapshot.take(tmp_path / "code", root)
+    assert [str(file) for file in snapshot.files(first)] == ["launch.py", "launcher/a.py"]
+    assert snapshot.take(tmp_path / "code", root) == first
+    (root / "launcher" / "a.py").write_text("3")
+    second = snapshot.take(tmp_path / "code", root)
+    assert second != first
+    assert (first / "launcher" / "a.py").read_text() == "2"
+    (second / "launcher" / "a.py").chmod(0o644)
+    (second / "launcher" / "a.py").write_text("tampered")
+    assert (snapshot.take(tmp_path / "code", root) / "launcher" / "a.py").read_text() == "3"
+
+
+def test_a_changed_environment_is_refused():
+    now = frozen()
+    now.check()
+    packages = tuple((name, "0.0" if name == "peft" else version) for name, version in now.packages)
+    with pytest.raises(TrntuneError, match=r"peft was 0\.0"):
+        replace(now, packages=packages).check()
+
+
+def test_the_environment_is_that_of_the_python_that_jobs_run_in(tmp_path, capfd):
+    other = tmp_path / "python"
+    other.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    other.chmod(0o755)
+    assert frozen_of(str(other)) == frozen_of(None) == frozen()
+    other.write_text('#!/bin/sh\necho \'["3.10.1", [["torch", "2.8.0"]]]\'\n')
+    elsewhere = frozen_of(str(other))
+    with pytest.raises(TrntuneError, match=r"Python was 3\.10\.1"):
+        elsewhere.check()
+    assert capfd.readouterr().err == ""
+    frozen_of(str(tmp_path / "on the nodes only")).check()
+    assert "does not run here" in capfd.readouterr().err
+
+
+def test_a_stage_whose_starts_all_end_with_the_node_is_given_up(tmp_path):
+    task = StageTask("fetch", str(tmp_path), str(tmp_path), 1, 1, frozen())
+    with pytest.raises(TrntuneError, match="stage fetch was started 3 times without an end"):
+        task._run(rendezvous.Step("1", 3, "0", 0, "trn1"), Interrupts())
+
+
+def test_nodes_meet_where_the_first_one_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(rendezvous, "_scontrol", lambda *words: "trn3\ntrn4\n" if "hostnames" in words else
+                        "NodeName=trn3 Arch=x NodeAddr=10.0.0.7 NodeHostName=trn3 ")  # fmt: skip
+    monkeypatch.setattr(rendezvous.socket, "getaddrinfo", _unknown_name)
+    step = rendezvous.Step("77", 0, "0", 0, "trn[3-4]")
+    first = rendezvous.agree(step, tmp_path, None, None)
+    assert first[:3] == ["--rdzv-backend=static", "--node-rank=0", "--master-addr=10.0.0.7"]
+    second = rendezvous.agree(replace(step, node=1), tmp_path, None, None)
+    assert second[1] == "--node-rank=1"
+    assert second[2:] == first[2:]
+    with monkeypatch.context() as on_the_first:  # it knows itself by a name that means nothing to the second
+        on_the_first.setattr(rendezvous.socket, "getaddrinfo", lambda *_: [])
+        named = rendezvous.agree(replace(step, step_id="1"), tmp_path, None, None)
+    assert named[2] == "--master-addr=trn3"
+    assert rendezvous.agree(replace(step, step_id="1", node=1), tmp_path, None, None)[2:] == [first[2], named[3]]
+    with pytest.raises(TrntuneError, match="has not written it"):  # another start of the job: the old word is stale
+        rendezvous.agree(replace(step, node=1, restarts=1), tmp_path, None, None, seconds=0.3)
+    own = rendezvous.agree(step, tmp_path, "10.1.1.1", 4444)
+    assert own[2:] == ["--master-addr=10.1.1.1", "--master-port=4444"]
+
+
+def _unknown_name(*_):
+    raise OSError
+
+
+def test_ports_are_free_and_not_those_of_outgoing_connections():
+    ports = {rendezvous.free_port() for _ in range(20)}
+    assert len(ports) > 10
+    assert all(15000 <= port < 30000 for port in ports)
+
+
+def test_jobs_inherit_nothing_of_a_job_that_submits_them(monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    kept = submission_environment()
+    assert not {"SLURM_CPUS_PER_TASK", "RANK"} & set(kept)
+    assert (kept["SLURM_CONF"], kept["SBATCH_ACCOUNT"]) == ("/etc/slurm.conf", "mine")
+
+
+def test_slurm_is_asked_once_for_runs_that_want_the_same(tmp_path, monkeypatch, cwd):
+    slurm_commands(tmp_path, monkeypatch, sbatch=f'echo "$@" >> {shlex.quote(str(tmp_path / "asked"))}')
+    submitted = composition("-m", "cluster=slurm", "seed=range(5)", "tracking=none")
+    jobs = plan_jobs([(run.directory.name, run.config, ["fetch", "train"]) for run in submitted.runs], None, None)
+    target = Target(tmp_path, tmp_path / "code", sweep=True)
+    checks.ask_slurm([script_of(job, submitted, target, {}) for job in jobs])
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 2
+    assert all(line.startswith("--test-only") for line in asked)
+
+
+def test_the_plan_of_a_cluster_does_not_judge_by_this_machine(cwd):
+    def planned(*arguments: str):
+        config = single("cluster=slurm", "parallelism=ddp2", "model=llama3_8b", *arguments).config
+        return build.preflight(config, config.model.architecture)
+
+    assert planned().memory.available == float("inf")
+    found = planned("cluster.memory_gb=64", "cluster.processes_per_node=2")
+    assert found.memory.available == 32e9
+    assert [job.instances for job in planned("cluster.processes_per_node=1").jobs] == [1, 2]
+
+
+def test_a_rank_that_was_cut_off_ends_when_the_run_is_taken_over(tmp_path, monkeypatch):
+    """A node that Slurm took for dead may be alive: two writers of the same checkpoints would lose both."""
+    program = (
+        "import socket, time; from pathlib import Path; from launcher import lock; lock.BEAT_SECONDS = 0.2\n"
+        "socket.gethostname = lambda: 'a-node-that-is-gone'\n"
+        f"with lock.RunLock(Path({str(tmp_path)!r}), 'stage train'): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env={**submission_environment(), "SLURM_JOB_ID": "7"}) as cut_off:  # fmt: skip
+        assert cut_off.stdout is not None
+        assert cut_off.stdout.readline() == "held\n"
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        with RunLock(tmp_path, "stage train"):
+            assert cut_off.wait(10) == 1
+        assert cut_off.stderr is not None
+        assert "taken over by another start of the job" in cut_off.stderr.read()

@@ -1,0 +1,335 @@
+"""A private Slurm on this machine for the tests: munged, slurmctld, a slurmd for each node, and slurmdbd if wanted.
+
+Everything lies in one directory and listens on the loopback interface; no root, systemd or cgroups are needed. A node
+is a slurmd with a port of its own. What makes that work is said where it is set.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from launcher.lifetime import die_with_parent
+
+DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
+# Seconds until a wait gives up. Where things work it ends much earlier, also on a machine that has much else to do.
+PATIENCE = 600.0
+ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
+
+# HyperPod's srun has an option --auto-resume, by a plugin: a step that failed while a node had a hardware fault is run
+# again in the same allocation, on a replaced node. Here a node has a fault while a file faults/NODE exists.
+SRUN = r"""#!/usr/bin/env python3
+import os, pathlib, subprocess, sys
+here = pathlib.Path(__file__).resolve().parent
+path = [part for part in os.environ["PATH"].split(":") if pathlib.Path(part).resolve() != here]
+environment = {**os.environ, "PATH": ":".join(path)}
+wanted = "--auto-resume=1" in sys.argv
+command = ["srun", *[word for word in sys.argv[1:] if word != "--auto-resume=1"]]
+while True:
+    code = subprocess.call(command, env=environment)
+    faulty = list((here.parent / "faults").iterdir())
+    if not (wanted and code and faulty):
+        sys.exit(code)
+    for node in faulty:
+        print(f"auto-resume: node {node.name} is replaced, the step is run again", file=sys.stderr, flush=True)
+        node.unlink()
+"""
+
+
+def sbin() -> str:
+    """PATH with the places of daemons, which a user's has not."""
+    return os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+
+def missing(accounting: bool = False) -> list[str]:
+    """Programs that aren't installed."""
+    wanted = (*DAEMONS, *ACCOUNTING_DAEMONS) if accounting else DAEMONS
+    return [name for name in wanted if shutil.which(name, path=sbin()) is None]
+
+
+def until(condition: Callable[[], object], seconds: float = PATIENCE, every: float = 0.1) -> None:
+    """Wait until ``condition`` holds; an AssertionError after ``seconds``."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
+        time.sleep(every)
+
+
+def free_ports(count: int) -> list[int]:
+    """Below the range that Linux takes for outgoing connections."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(10000, 15000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in found:
+                found.append(port)
+    return found
+
+
+@dataclass
+class Slurm:
+    """A running cluster: use as a context manager."""
+
+    directory: Path
+    nodes: int = 4
+    accounting: bool = False
+    min_job_age: int = 3600
+    """seconds that the controller remembers a job"""
+
+    def __enter__(self) -> Slurm:
+        for name in ("state", "spool", "log", "munge", "bin", "faults", "db"):
+            (self.directory / name).mkdir(parents=True)
+        self.directory.chmod(0o755)
+        (self.directory / "munge").chmod(0o700)
+        srun = self.directory / "bin" / "srun"
+        srun.write_text(SRUN)
+        srun.chmod(srun.stat().st_mode | stat.S_IXUSR)
+        self._ports = free_ports(self.nodes + 3)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError, subprocess.SubprocessError):
+            self.run("scancel", "--user", str(os.getuid()), "--signal=KILL", check=False)
+        for process in [*self._of_jobs(), *self._steps(""), *reversed(self._daemons())]:
+            with suppress(psutil.Error):
+                process.kill()
+        for process in self._processes:
+            process.wait()
+
+    # --- use ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        return [f"trn{number}" for number in range(1, self.nodes + 1)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For commands of Slurm, and for launch.py."""
+        path = f"{self.directory / 'bin'}{os.pathsep}{sbin()}"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "TRNTUNE_"))}
+        return {**kept, "SLURM_CONF": str(self.directory / "slurm.conf"), "PATH": path}
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """The output of one of Slurm's commands."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        assert not check or done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def state(self, job: str) -> str:
+        return self.run("squeue", "-h", "-t", "all", "-j", job, "-o", "%T").strip()
+
+    def field(self, job: str, name: str) -> str:
+        """Of scontrol show job: NumNodes, Restarts, ExitCode, ..."""
+        text = self.run("scontrol", "show", "job", job)
+        return next(word.partition("=")[2] for word in text.split() if word.startswith(f"{name}="))
+
+    def wait_for(self, job: str, *states: str, seconds: float = PATIENCE) -> str:
+        until(lambda: self.state(job) in states, seconds, 0.2)
+        return self.state(job)
+
+    def idle(self) -> set[str]:
+        """Nodes that could take a job."""
+        return set(self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split())
+
+    def kill_node(self, name: str) -> None:
+        """As if its power was cut: the daemon, the steps and everything that runs in them, none of which can speak."""
+        victims = [*self._steps(name), *self._of_jobs(name)]
+        with suppress(psutil.Error, OSError, ValueError):
+            victims.append(psutil.Process(int((self.directory / f"slurmd.{name}.pid").read_text())))
+        assert victims, name
+        for process in victims:
+            with suppress(psutil.Error):
+                process.kill()
+
+    def start_node(self, name: str) -> None:
+        """Start the daemon of a node anew."""
+        self._spawn("slurmd", "-D", "-N", name, "-f", str(self.directory / "slurm.conf"))
+
+    def processes(self, job: str, text: str) -> list[psutil.Process]:
+        """Of a job, those whose command line has ``text``."""
+        found = []
+        for process in self._of_jobs():
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_JOB_ID") == job and text in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    # --- starting and stopping ---------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        munge = self.directory / "munge"
+        (munge / "key").write_bytes(os.urandom(1024))
+        (munge / "key").chmod(0o400)
+        self._spawn(
+            "munged", "--foreground", "--force", f"--key-file={munge / 'key'}", f"--socket={self.directory / 'sock'}",
+            f"--pid-file={munge / 'pid'}", f"--log-file={munge / 'log'}", f"--seed-file={munge / 'seed'}",
+        )  # fmt: skip
+        until((self.directory / "sock").exists)
+        if self.accounting:
+            self._start_accounting()
+        (self.directory / "slurm.conf").write_text("\n".join(self._configuration()) + "\n")
+        self._spawn("slurmctld", "-D", "-f", str(self.directory / "slurm.conf"))
+        for name in self.names:
+            (self.directory / "spool" / name).mkdir()
+            self.start_node(name)
+        until(
+            lambda: len(set(self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split())) == self.nodes
+        )
+
+    def _spawn(self, *command: str) -> None:
+        log = (self.directory / "log" / f"{Path(command[0]).name}.out").open("ab")
+        program = shutil.which(command[0], path=sbin())
+        assert program is not None, command[0]
+        environment = {**self.environment, "SLURM_CONF": str(self.directory / "slurm.conf")}
+        with log:
+            self._processes.append(
+                subprocess.Popen(
+                    [program, *command[1:]],
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,  # a worker of pytest-xdist that is killed stops nothing itself
+                )
+            )
+
+    def _configuration(self) -> Iterator[str]:
+        here, user = self.directory, psutil.Process().username()
+        yield from (
+            "ClusterName=tests",
+            # submitit's files are named by job id: a stale one must not be taken for this cluster's.
+            f"FirstJobId={random.randrange(1, 60_000_000)}",
+            "SlurmctldHost=localhost(127.0.0.1)",
+            f"SlurmctldPort={self._ports[0]}",
+            f"SlurmUser={user}",
+            f"SlurmdUser={user}",
+            "AuthType=auth/munge",
+            # A job that is requeued waits until its old credentials have expired.
+            f"AuthInfo=socket={here / 'sock'},cred_expire=5",
+            "CredType=cred/munge",
+            "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",  # loopback only
+            f"StateSaveLocation={here / 'state'}",
+            f"SlurmdSpoolDir={here / 'spool'}/%n",
+            f"SlurmctldPidFile={here / 'slurmctld.pid'}",
+            f"SlurmdPidFile={here}/slurmd.%n.pid",
+            f"SlurmctldLogFile={here / 'log' / 'slurmctld.log'}",
+            f"SlurmdLogFile={here / 'log'}/slurmd.%n.log",
+            "ProctrackType=proctrack/linuxproc",
+            "TaskPlugin=task/none",
+            "JobAcctGatherType=jobacct_gather/none",
+            "SwitchType=switch/none",
+            "MpiDefault=none",
+            "SelectType=select/cons_tres",
+            "SelectTypeParameters=CR_CPU",
+            "SlurmdParameters=config_overrides",  # a machine of 2 CPUs poses as one of 128
+            "SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1",
+            "SlurmdTimeout=8",  # seconds until a node that doesn't answer is lost; a loaded machine's answers are late
+            "MessageTimeout=4",
+            "KillWait=30",  # Slurm's default: what is told to leave has time to save, also on a loaded machine
+            "UnkillableStepTimeout=20",
+            "CompleteWait=0",
+            "InactiveLimit=0",
+            "ReturnToService=2",
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=REQUEUE",
+            f"MinJobAge={self.min_job_age}",
+        )
+        if self.accounting:
+            yield "AccountingStorageType=accounting_storage/slurmdbd"
+            yield "AccountingStorageHost=127.0.0.1"
+            yield f"AccountingStoragePort={self._ports[1]}"
+            yield f"AccountingStoragePass={here / 'sock'}"
+        for name, port in zip(self.names, self._ports[3:], strict=True):
+            yield (
+                f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=128 RealMemory=500000 "
+                "State=UNKNOWN"
+            )
+        yield "PartitionName=dev Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE"
+        yield "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF"
+
+    def _start_accounting(self) -> None:
+        here, user, port = self.directory, psutil.Process().username(), self._ports[2]
+        subprocess.run(
+            ["mariadb-install-db", "--no-defaults", f"--datadir={here / 'db'}", "--skip-test-db", f"--user={user}",
+             "--auth-root-authentication-method=normal"],
+            check=True, capture_output=True, timeout=PATIENCE,
+        )  # fmt: skip
+        self._spawn(
+            "mariadbd", "--no-defaults", f"--user={user}", f"--datadir={here / 'db'}", f"--socket={here / 'db.sock'}",
+            f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={here / 'mariadbd.pid'}",
+            "--innodb-buffer-pool-size=64M", "--innodb-lock-wait-timeout=900", "--skip-name-resolve",
+        )  # fmt: skip
+        client = ["mariadb", "--no-defaults", "-uroot", "-S", str(here / "db.sock"), "-e"]
+        grant = (
+            "CREATE DATABASE slurm_acct_db; CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY 'tests'; "
+            "GRANT ALL ON slurm_acct_db.* TO 'slurm'@'127.0.0.1'"
+        )
+        until(lambda: subprocess.run([*client, "SELECT 1"], capture_output=True, check=False).returncode == 0)
+        subprocess.run([*client, grant], check=True, capture_output=True)
+        configuration = here / "slurmdbd.conf"
+        settings = {
+            "AuthType": "auth/munge", "AuthInfo": f"socket={here / 'sock'}", "DbdHost": "localhost",
+            "DbdAddr": "127.0.0.1", "DbdPort": self._ports[1], "SlurmUser": user, "PidFile": here / "slurmdbd.pid",
+            "LogFile": here / "log" / "slurmdbd.log", "StorageType": "accounting_storage/mysql",
+            "StorageHost": "127.0.0.1", "StoragePort": port, "StorageUser": "slurm", "StoragePass": "tests",
+            "StorageLoc": "slurm_acct_db",
+        }  # fmt: skip
+        configuration.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        configuration.chmod(0o600)  # slurmdbd refuses to start when others can read it
+        (here / "slurm.conf").write_text("\n".join(self._configuration()) + "\n")
+        self._spawn("slurmdbd", "-D")
+        until(lambda: "tests" in self.run("sacctmgr", "-n", "-i", "add", "cluster", "tests", check=False)
+              or "tests" in self.run("sacctmgr", "-n", "show", "cluster", check=False), every=0.5)  # fmt: skip
+
+    def _daemons(self) -> list[psutil.Process]:
+        return [psutil.Process(process.pid) for process in self._processes if process.poll() is None]
+
+    def _steps(self, node: str) -> list[psutil.Process]:
+        """Slurm's own processes of the steps on a node, with "" of all; they are told by the log that they hold."""
+        marks = [f"slurmd.{name}.log" for name in self.names if name == node or not node]
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.name() != "slurmstepd":
+                    continue
+                links = [str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+                if any(link == str(self.directory / "log" / mark) for link in links for mark in marks):
+                    found.append(process)
+        return found
+
+    def _of_jobs(self, node: str = "") -> list[psutil.Process]:
+        """Processes that jobs of this cluster have started, on a node or on any."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                environment = process.environ()
+                ours = environment.get("SLURM_CONF") == str(self.directory / "slurm.conf")
+                if ours and "SLURM_JOB_ID" in environment and node in ("", environment.get("SLURMD_NODENAME")):
+                    found.append(process)
+        return found
+
+
+def signal_job(cluster: Slurm, job: str, number: signal.Signals) -> None:
+    """Send a signal to all processes of a job's steps, as Slurm itself does before a time limit."""
+    cluster.run("scancel", f"--signal={number.name.removeprefix('SIG')}", job)

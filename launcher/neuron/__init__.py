@@ -1,0 +1,1 @@
+"""What a run on Neuron needs from the launcher: environment, checks, and the settings that its graphs follow from."""

@@ -1,0 +1,193 @@
+"""What optimum-neuron 0.4.5 can't train, or would train wrongly without a word. Names in brackets are its source files,
+below optimum/neuron/; docs/trainium.md has the same list with what was seen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+from launcher.errors import UsageError
+from launcher.neuron.graphs import fuses_qkv
+from launcher.neuron.variables import CACHE_PATH, DERIVED, cache_root
+from launcher.problem import Check, Problem
+from launcher.schema import Config, world_size
+from launcher.variables import COMPILE
+
+_ASSIGNMENT = r"[A-Za-z_][A-Za-z0-9_]*=.*"
+# Deprecated since Neuron 2.23 (AWS: "Announcing end of support for XLA_USE_BF16 and XLA_DOWNCAST_BF16").
+CASTS = ("XLA_USE_BF16", "XLA_DOWNCAST_BF16")
+# Set by optimum-neuron itself, from its training arguments [accelerate/utils/dataclasses.py].
+OVERWRITTEN = ("NEURON_RT_STOCHASTIC_ROUNDING_EN",)
+QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+
+
+def check_environment(config: Config) -> Iterator[Problem]:
+    """Lists of variables are NAME=value, and none takes the place of a key of its own."""
+    for key, settings in (
+        ("cluster.environment", config.cluster.environment),
+        ("accelerator.environment", config.accelerator.environment),
+    ):
+        for setting in settings:
+            if not re.fullmatch(_ASSIGNMENT, setting, re.DOTALL):
+                yield Problem(key, setting, "is not NAME=value", "write it so")
+            elif config.accelerator.neuron is not None:
+                yield from _check_variable(key, setting)
+
+
+def _check_variable(key: str, setting: str) -> Iterator[Problem]:
+    name = setting.partition("=")[0]
+    if name in CASTS:
+        yield Problem(key, setting, *_CAST)
+    elif name in OVERWRITTEN:
+        yield Problem(key, setting, "optimum-neuron sets it itself: on with training.precision=bf16", "leave it out")
+    elif name in DERIVED:
+        yield Problem(key, setting, f"{name} is made from accelerator.neuron", "set accelerator.neuron.* instead")
+
+
+_CAST = (
+    "it makes every fp32 tensor bf16 behind the program's back, master weights and losses too, and AWS has ended it",
+    "take training.precision=bf16",
+)
+
+
+def check_shell(config: Config) -> Iterator[Problem]:
+    """A variable of the shell would reach the processes, and the plan would not show it."""
+    for name in CASTS:
+        if os.environ.get(name):
+            yield Problem("environment", f"{name}={os.environ[name]}", _CAST[0], f"unset {name}; {_CAST[1]}")
+
+
+def check_neuron_settings(config: Config) -> Iterator[Problem]:
+    """accelerator.neuron is there, and holds what the tools can read."""
+    neuron = config.accelerator.neuron
+    if neuron is None:
+        yield Problem("accelerator.neuron", None, "engine neuron needs it", "take a choice of accelerator=")
+        return
+    root = cache_root(config)
+    if not CACHE_PATH.fullmatch(root):
+        what = "an address" if "://" in root else "has more than letters, digits, _ - and /, or doesn't begin with /"
+        why = f"{what}: optimum-neuron reads --cache_dir up to there and cuts off the rest"
+        yield Problem("accelerator.neuron.cache_dir", root, why, "give a directory such as /fsx/trntune/neuron")
+    for flag in neuron.compiler_flags:
+        if re.match(r"--(cache_dir|no[_-]cache)\b", flag):
+            yield Problem("accelerator.neuron.compiler_flags", flag, "is not a compiler flag", "use cache_dir")
+        elif not flag.startswith("--"):
+            yield Problem("accelerator.neuron.compiler_flags", flag, "is not --name or --name=value", "write it so")
+
+
+def check_model(config: Config) -> Iterator[Problem]:
+    """optimum-neuron has its own classes of the models that it trains [models/training/auto_models.py]."""
+    facts, tensor = config.model.architecture, config.parallelism.tensor_parallel
+    if facts is None:
+        why = "optimum-neuron trains llama and qwen3 only, and this is neither"
+        yield Problem("model", config.model.name, why, "take a model of these families")
+        return
+    for name, size in (("intermediate_size", facts.intermediate_size), ("vocab_size", facts.vocab_size)):
+        if size % tensor:
+            why = f"tensor parallelism must divide {name}={size} of {config.model.name}"
+            yield Problem("parallelism.tensor_parallel", tensor, why, "give a divisor of it")
+
+
+def check_sequence(config: Config) -> Iterator[Problem]:
+    """Sequence parallelism cuts a row into equal parts, and bf16 can't be without it."""
+    parallel, training = config.parallelism, config.training
+    if parallel.tensor_parallel == 1:
+        return
+    if parallel.sequence_parallel and training.max_length % parallel.tensor_parallel:
+        why = f"sequence_parallel cuts a row into tensor_parallel={parallel.tensor_parallel} parts"
+        best = max(1, round(training.max_length / parallel.tensor_parallel)) * parallel.tensor_parallel
+        yield Problem("training.max_length", training.max_length, why, f"nearest is {best}")
+    if not parallel.sequence_parallel and training.precision == "bf16":
+        why = (
+            "in bf16 with tensor_parallel > 1 gradients of column-parallel inputs would not be summed over the ranks "
+            "(seen: gradient norm 5.49 for 10.45)"
+        )
+        yield Problem("parallelism.sequence_parallel", "false", why, "take true")
+
+
+def check_optimizer(config: Config) -> Iterator[Problem]:
+    """Precision of the optimizer follows from ZeRO-1 [trainers/training_args.py]."""
+    zero, precision = config.parallelism.zero_1, config.training.precision
+    if zero and precision == "fp32":
+        why = "with training.precision=fp32 optimum-neuron would run the optimizer in bf16"
+        yield Problem("parallelism.zero_1", "true", why, "take training.precision=bf16, or parallelism.zero_1=false")
+    if not zero and precision == "bf16":
+        why = "optimum-neuron keeps fp32 master weights and fp32 gradients only with ZeRO-1, also on one replica"
+        yield Problem("parallelism.zero_1", "false", why, "take true")
+
+
+def check_pipeline(config: Config) -> Iterator[Problem]:
+    """A tied output head has no place in a pipeline [models/training/modeling_utils.py: from_pretrained]."""
+    facts, stages = config.model.architecture, config.parallelism.pipeline_parallel
+    if stages > 1 and facts is not None and facts.tied_embeddings:
+        why = f"{config.model.name} ties embedding and output head, which optimum-neuron doesn't support in a pipeline"
+        yield Problem("parallelism.pipeline_parallel", stages, why, "take 1")
+
+
+def check_adapter(config: Config) -> Iterator[Problem]:
+    """LoRA on layers that optimum-neuron fuses, and variants that it hasn't."""
+    if config.method.name != "lora":
+        return
+    lora, facts, parallel = config.lora, config.model.architecture, config.parallelism
+    listed = f"[{','.join(lora.target_modules)}]"
+    if lora.use_dora:
+        why = "optimum-neuron takes DoRA's norms on each rank's part of a weight, and neither merges nor gathers them"
+        yield Problem("lora.use_dora", "true", why, "take lora=r16_qv, or lora=rslora")
+    if facts is not None and fuses_qkv(facts, parallel) and 0 < len(set(QKV) & set(lora.target_modules)) < 3:
+        why = (
+            f"at tensor_parallel={parallel.tensor_parallel} optimum-neuron fuses q_proj, k_proj and v_proj "
+            f"({facts.kv_heads} key/value heads), which then get an adapter together or not at all"
+        )
+        remedy = f"name all three or none, or take tensor_parallel of at most {facts.kv_heads}"
+        yield Problem("lora.target_modules", listed, why, remedy)
+    if len(set(GATE_UP) & set(lora.target_modules)) == 1:
+        why = "optimum-neuron fuses gate_proj and up_proj, which then get an adapter together or not at all"
+        yield Problem("lora.target_modules", listed, why, "name both or none")
+
+
+def check_no_compile(config: Config) -> Iterator[Problem]:
+    """Other hardware compiles nothing."""
+    if config.accelerator.neuron is not None:
+        why = f"engine {config.accelerator.engine} has no compiler"
+        yield Problem("accelerator.neuron", "{...}", why, "leave it out, or take accelerator=trn1_32xlarge")
+    if COMPILE in config.stages:
+        why = f"accelerator={config.accelerator.name} compiles no graphs"
+        yield Problem("stages", f"[{','.join(config.stages)}]", why, "leave compile out")
+
+
+_ON_NEURON: tuple[Check, ...] = (
+    check_shell,
+    check_neuron_settings,
+    check_model,
+    check_sequence,
+    check_optimizer,
+    check_pipeline,
+    check_adapter,
+)
+
+
+def check_neuron(config: Config) -> Iterator[Problem]:
+    """All of the above, for the engine that they are about."""
+    on_neuron = config.accelerator.engine == config.accelerator.device == "neuron"
+    for check in _ON_NEURON if on_neuron else (check_no_compile,):
+        yield from check(config)
+
+
+def refuse_untrainable(config: Config) -> None:
+    """Raise UsageError for what can be planned, but not be trained here. Nothing is created."""
+    accelerator, parallel = config.accelerator, config.parallelism
+    if accelerator.engine != "neuron":
+        return
+    if parallel.pipeline_parallel > 1:
+        raise UsageError(
+            f"parallelism.pipeline_parallel={parallel.pipeline_parallel}: can be planned, not trained: in a pipeline "
+            "optimum-neuron's models take no position ids (PIPELINE_INPUT_NAMES), so that packed samples would not be "
+            "apart; take 1"
+        )
+    each, world = accelerator.devices_per_instance, world_size(config)
+    if config.cluster.name == "local" and each is not None and world > each:
+        raise UsageError(
+            f"cluster=local: {world} processes are {world // each} instances of {accelerator.name}, here is one; "
+            "take cluster=slurm or cluster=hyperpod, or a layout of one instance; plan=true shows the plan"
+        )

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.consolidate_data import SHAPES, write_checkpoint
+from benchmarks.measure import settle
 
 _DESCRIPTION = "Consolidating an 8-way sharded model against copying its files."
 _SAMPLE_SECONDS = 0.01
@@ -60,6 +61,7 @@ def measure(work: Path, size: str, rounds: int) -> dict[str, Any]:
         # Another order each round: what one leaves for the disk to do must not always hit the same.
         names = [*ways][number % len(ways) :] + [*ways][: number % len(ways)]
         for name in names:
+            settle([source])
             begin = time.perf_counter()
             ways[name]()
             seconds.setdefault(name, []).append(time.perf_counter() - begin)

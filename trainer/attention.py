@@ -1,8 +1,9 @@
 """Attention inside each document of a packed row, without a mask tensor.
 
 transformers looks attention functions up by name, so this one is registered and chosen when the model is loaded.
-It calls scaled_dot_product_attention once a document with is_causal: the empty blocks that a block-diagonal mask
-would also compute are never touched, and padding costs nothing.
+Documents attend to themselves alone: the empty blocks that a block-diagonal mask would also compute are never touched,
+and padding costs nothing. On a CPU in fp32 by trainer.block_attention, else by a call of scaled_dot_product_attention
+(is_causal) a document.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-DOCUMENT_ATTENTION = "trntune_documents"
+from trainer.block_attention import Segment, block_attention
+from trainer.fused.plain import is_plain
 
-# (row, start, end, is_document): stretches that attend to themselves alone, in order, covering every position.
-Segment = tuple[int, int, int, bool]
+DOCUMENT_ATTENTION = "trntune_documents"
 
 
 def segments_of(documents: torch.Tensor, rows: int, length: int) -> list[Segment]:
@@ -63,6 +64,20 @@ def document_attention(
     """
     if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if dropout == 0 and is_plain(query, key, value):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return block_attention(query, key, value, segments, scale), None
+    return _library_attention(query, key, value, segments, dropout, scaling), None
+
+
+def _library_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: list[Segment],
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     outputs = []
@@ -76,7 +91,7 @@ def document_attention(
             out = (q + k + v) * 0
         outputs.append(out.transpose(1, 2))
     batch, heads, length, size = query.shape
-    return torch.cat(outputs, dim=1).view(batch, length, heads, size), None
+    return torch.cat(outputs, dim=1).view(batch, length, heads, size)
 
 
 AttentionInterface.register(DOCUMENT_ATTENTION, document_attention)

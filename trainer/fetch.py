@@ -22,13 +22,26 @@ from trainer.models import cache
 
 # Raised when a conversion or a built-in model changes: it is in the cache entry's name.
 _FORMAT = 1
+_LARGE = 32 << 20
+"""Bytes of a data set that is tokenized here, where no accelerator waits. A smaller one takes the training stage less
+time than importing transformers once more."""
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     """Returns model_dir, dataset_path and how long it took, seconds."""
     start = time.perf_counter()
     model, data = fetch_model(config.model), fetch_dataset(config.dataset)
+    if data.stat().st_size >= _LARGE:
+        tokenize_dataset(config, model, data)
     return {"model_dir": str(model), "dataset_path": str(data), "seconds": time.perf_counter() - start}
+
+
+def tokenize_dataset(config: Config, model_dir: Path, data: Path) -> None:
+    """Have the training stage find its tokens and its packing in the cache. Raises TrntuneError for broken data."""
+    from trainer.data.prepare import prepare
+    from trainer.models.load import load_tokenizer
+
+    prepare(config, data, load_tokenizer(model_dir, config.model.trust_remote_code))
 
 
 def fetch_model(model: ModelConfig) -> Path:

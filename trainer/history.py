@@ -12,6 +12,7 @@ from launcher.attempts import Attempts, verdict
 from launcher.errors import TrntuneError
 from launcher.paths import shown
 from launcher.rundir import RunDir
+from trainer.checkpoints.store import Store
 
 
 def last_record(metrics: Path) -> dict[str, Any]:
@@ -36,7 +37,9 @@ class History:
         self.attempts = Attempts(run_dir.attempts)
         self.before = last_record(run_dir.metrics)
         self.number = 0
-        self.step = int(self.before.get("step", 0))
+        recorded = int(self.before.get("step", 0))
+        # A line may stand for many steps (tracking.log_every): checkpoints between two lines are progress too.
+        self.step = max([recorded, *Store(run_dir.checkpoints).steps()])
         """last step that was finished, by this attempt or an earlier one"""
 
     def begin(self) -> None:
@@ -56,7 +59,7 @@ class History:
         how many steps that are."""
         lost = max(self.step - step, 0)
         if lost:
-            self.attempts.lose(self.number - 1, lost, max(self.before["seconds"] - seconds, 0.0))
+            self.attempts.lose(self.number - 1, lost, max(self.before.get("seconds", 0.0) - seconds, 0.0))
         if step == 0 and self.run_dir.metrics.exists():
             os.truncate(self.run_dir.metrics, 0)
         self.attempts.resume(self.number, step)

@@ -23,21 +23,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # needs_input_grad doesn't know of no_grad, and grad mode is off in here: the caller says whether it trains.
         grad_hidden = torch.zeros_like(hidden) if training and ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if training and ctx.needs_input_grad[1] else None
+        size = min(CHUNK, len(targets))
+        # Memory for all chunks: the allocator would take pages of this size from the system each time.
+        products = hidden.new_empty(size, len(weight))
+        logs = products.new_empty(products.shape, dtype=torch.float32)
         for start in range(0, len(targets), CHUNK):
-            part = slice(start, start + CHUNK)
-            index = targets[part, None]
-            logits = (hidden[part] @ weight.T).float()
-            log_normalizer = logits.logsumexp(dim=-1, keepdim=True)
-            total += (log_normalizer - logits.gather(1, index)).sum()
+            index = targets[start : start + CHUNK, None]
+            part = hidden[start : start + CHUNK]
+            logits = torch.mm(part, weight.T, out=products[: len(part)])
+            log_probabilities = torch.log_softmax(logits.float(), dim=-1, out=logs[: len(part)])
+            total -= log_probabilities.gather(1, index).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
-            grad_logits = logits.sub_(log_normalizer).exp_()
+            grad_logits = log_probabilities.exp_()
             grad_logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ weight.to(hidden.dtype)
+                torch.mm(grad_logits, weight.to(hidden.dtype), out=grad_hidden[start : start + CHUNK])
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[part]
+                _add_product(grad_weight, grad_logits.T, part)
         ctx.grads = grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype)
         return total
 
@@ -52,6 +56,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """total += left @ right, without a second tensor of total's size where the types allow it."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

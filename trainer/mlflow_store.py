@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from launcher.directories import make_private
 from launcher.schema import TrackingConfig
 
 # Tags of our own: what a run is in a sweep, and what a list of runs is filtered by.
@@ -53,10 +54,12 @@ def connect(config: TrackingConfig) -> tuple[Any, str]:
     mlflow.set_tracking_uri(config.uri)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     database = sqlite_file(config.uri)
-    if database is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri=config.uri)
     artifacts = None if database is None else database.absolute().parent / "mlartifacts"
+    if database is not None and artifacts is not None:
+        # They hold copies of what run directories do, beside them: as these they are their owner's alone.
+        make_private(artifacts)
+        database.touch(mode=0o600)
+    client = MlflowClient(tracking_uri=config.uri)
     return client, _experiment(client, config.experiment, artifacts)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from launcher.errors import TrntuneError
+from launcher.paths import shown
 from trainer.engines.base import StepReport
 from trainer.progress import Progress
 from trainer.stopping import Stop, StopSignal
@@ -129,10 +130,19 @@ class Recorder:
         self._pending, self._pending_lines = document["pending"], document["pending_lines"]
         self._last = None if document["last"] is None else _Last(**document["last"])
         self._started -= document["seconds"]
-        if self.metrics is not None and self.metrics.exists():
-            size = document["metrics_bytes"]
-            if self.metrics.stat().st_size > size:
-                os.truncate(self.metrics, size)
+        if self.metrics is not None:
+            self._cut(self.metrics, document["metrics_bytes"])
+
+    def _cut(self, metrics: Path, size: int) -> None:
+        """Take off what was written after the checkpoint; say so where something from before it is gone."""
+        found = metrics.stat().st_size if metrics.exists() else 0
+        if found > size:
+            os.truncate(metrics, size)
+        elif found < size:
+            self.progress.message(
+                f"warning: {shown(metrics)} has {found:,} bytes, not the {size:,} that it had at the checkpoint: lines "
+                "of earlier steps are gone"
+            )
 
     def _count(self, step: Step) -> None:
         self.steps.append(step)

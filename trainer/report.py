@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from launcher.attempts import Attempt
-from launcher.schema import Config
+from launcher.schema import Config, world_size
 from trainer.checkpoints.checkpointer import SaveReport
 from trainer.data.prepare import DataReport
 from trainer.engines.base import Engine, FitResult
@@ -35,7 +35,7 @@ def hardware(config: Config) -> dict[str, Any]:
         # Machines of one kind differ by some kilobytes.
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         # Replicas share one machine's CPUs, but each takes an accelerator of its own.
-        "devices": 1 if config.accelerator.device == "cpu" else config.parallelism.data_parallel,
+        "devices": 1 if config.accelerator.device == "cpu" else world_size(config),
     }
 
 
@@ -53,7 +53,7 @@ def train_result(
     counts = engine.parameters()
     skip = config.tracking.skip_steps
     peak = config.accelerator.peak_tflops
-    peak_flops = None if peak is None else peak * 1e12 * engine.replicas
+    peak_flops = None if peak is None else peak * 1e12 * world_size(config)
     host, device = engine.peak_memory()
     frozen_base = config.method.name == "lora"
     lost_seconds = sum(attempt.lost_seconds for attempt in attempts)

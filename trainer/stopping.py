@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from types import FrameType
+from typing import Any
 
 from launcher.errors import Suspended
 
@@ -22,6 +24,42 @@ class Stop(IntEnum):
 
 
 _ASKS = {signal.SIGINT: Stop.FINISH, signal.SIGTERM: Stop.LEAVE, signal.SIGUSR2: Stop.LEAVE}
+
+
+class BestEvaluation:
+    """Early stopping: which evaluation is the best one, and how many came after it without a lower loss."""
+
+    def __init__(self, patience: int | None, min_delta: float) -> None:
+        self.patience, self.min_delta = patience, min_delta
+        self.loss = math.inf
+        self.step: int | None = None
+        self.without_progress = 0
+
+    @property
+    def ended(self) -> bool:
+        """True when patience has run out."""
+        return self.patience is not None and self.without_progress >= self.patience
+
+    def look(self, step: int, loss: float) -> bool:
+        """Take an evaluation into account. True when its weights are to be kept: never without early stopping."""
+        if self.patience is None:
+            return False
+        better = loss < self.loss - self.min_delta
+        if better:
+            self.loss, self.step, self.without_progress = loss, step, 0
+        else:
+            self.without_progress += 1
+        return better
+
+    def state(self) -> dict[str, Any] | None:
+        """For a checkpoint; None without a best evaluation."""
+        if self.step is None:
+            return None
+        return {"loss": self.loss, "step": self.step, "without_progress": self.without_progress}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on as when ``state`` was taken."""
+        self.loss, self.step, self.without_progress = state["loss"], state["step"], state["without_progress"]
 
 
 class StopSignal:

@@ -77,6 +77,13 @@ class Stopwatch:
         for name, seconds in earlier.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count ``seconds`` of part ``source``, or all of it where it has fewer, as part ``target``."""
+        self._count()
+        moved = min(max(seconds, 0.0), self.seconds.get(source, 0.0))
+        if moved:
+            self.add({source: -moved, target: moved})
+
     def _count(self) -> None:
         """Count the time since the last change to the innermost open part."""
         now = time.perf_counter()

@@ -16,6 +16,7 @@ import psutil
 
 from launcher.rundir import RunDir, write_json
 from launcher.schema import Config, TrackingConfig
+from launcher.secrets import redact
 from trainer.mlflow_store import KIND, PARENT, connect, public_uri, set_environment
 
 _MOST_PARAM_CHARACTERS = 500
@@ -57,8 +58,13 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         if config.enabled:
             set_environment()
-            self._thread.start()
             self._calls.put(self._start)
+
+    def begin(self) -> None:
+        """Start to send; what was logged before waits. Called where the main thread computes rather than imports: two
+        threads that import share one interpreter, and training would begin later by all of MLflow's import."""
+        if self.config.enabled and self._thread.ident is None:
+            self._thread.start()
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Log configuration values, nested ones under dotted names."""
@@ -116,6 +122,7 @@ class Tracker:
         if self._closed or not self.config.enabled:
             return
         self._closed = True
+        self.begin()
         self._calls.put(lambda: self._finish(status))
         self._calls.put(None)
         self._thread.join(_CLOSE_SECONDS)
@@ -139,7 +146,7 @@ class Tracker:
             self._monitor.finish()
 
     def _fail(self, reason: str) -> None:
-        self.failure = " ".join(reason.split())[:200]
+        self.failure = redact(" ".join(reason.split()))[:200]
         print(
             f"warning: MLflow at {public_uri(self.config.uri)} failed ({self.failure}); the run goes on, "
             "and metrics.jsonl in the run directory is complete",
@@ -148,7 +155,7 @@ class Tracker:
         )
 
     def _start(self) -> None:
-        # Importing MLflow takes seconds and creating a database takes more: both happen beside the model's loading.
+        # Importing MLflow takes seconds and creating a database takes more: both happen beside the first evaluation.
         self._client, experiment = connect(self.config)
         # The duration that MLflow shows is then the stage's, not the time since a database was ready.
         begun = int(psutil.Process().create_time() * 1000)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.schema import TrackingConfig
+from launcher.secrets import redact
 from trainer.mlflow_store import KIND, connect, public_uri, set_environment
 
 
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
     try:
         answer = ACTIONS[action](**request)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = redact(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
         what = "the sweep has no parent run there" if action == "start" else "its parent run there is not complete"
         print(f"warning: MLflow at {public_uri(request['uri'])} failed ({reason}); {what}", file=sys.stderr)
         answer = {}

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import psutil
 
+import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.errors import Suspended, TrntuneError
 from launcher.paths import shown
 from launcher.record import installed
@@ -20,8 +21,10 @@ from launcher.stage import is_rank_zero
 from trainer.checkpoints.checkpointer import RUN_FILE, STEPS_FILE, Checkpointer, identity
 from trainer.checkpoints.manifest import Position
 from trainer.checkpoints.writer import Outcome
+from trainer.compilation.trial import tracing
+from trainer.compilation.watch import Graphs, Watched, refuse_other_graphs, watch
 from trainer.data.prepare import PreparedData, prepare
-from trainer.engines.base import Engine, FitResult, NotFinite, create_engine
+from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
 from trainer.history import History
 from trainer.models.fingerprint import fingerprint, write_base
 from trainer.models.load import load_tokenizer
@@ -29,6 +32,7 @@ from trainer.progress import Progress
 from trainer.recorder import Recorder
 from trainer.report import train_result
 from trainer.samples import answers, side_by_side
+from trainer.saving import replace_directory, save_sharded
 from trainer.stopping import StopSignal
 from trainer.throughput import Stopwatch
 from trainer.tracking import Tracker
@@ -39,6 +43,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     fetched = run_dir.stage_result("fetch")
     if fetched is None:
         raise TrntuneError(f"{run_dir.path}: stage train needs the result of stage fetch: stages=[fetch,train]")
+    refuse_other_graphs(config, run_dir)
     stop = StopSignal()
     stop.install()
     history = History(run_dir) if is_rank_zero() else None
@@ -102,6 +107,7 @@ class TrainRun:
         self.earlier_seconds = 0.0
         """wall time of the attempts before this one, until the checkpoint that it goes on from"""
         self.answers_before: list[str] = []
+        self.graphs: Graphs | None = None
         run_name = config.tracking.run_name or run_dir.path.name
         parent = (run_dir.read_job().get("sweep") or {}).get("mlflow_parent_run_id")
         self.tracker = Tracker(config.tracking, run_name, parent, run_dir.tracking) if self.writes else None
@@ -110,12 +116,16 @@ class TrainRun:
 
     def run(self, model_dir: Path, dataset_path: Path) -> dict[str, Any]:
         """All of the stage, in order."""
+        if self.writes:
+            self.graphs = watch(self.config, self.run_dir, lambda text: print(text, file=sys.stderr, flush=True))
         with self.stopwatch.part("load"):
             tokenizer = load_tokenizer(model_dir, self.config.model.trust_remote_code)
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
         with self.stopwatch.part("load"):
             self.engine.load(model_dir, tokenizer)
+        if self.tracker is not None:
+            self.tracker.begin()
         progress = Progress(self.engine.total_steps(len(data.train)), visible=self.writes)
         self._introduce(progress, data)
         metrics = self.run_dir.metrics if self.writes else None
@@ -137,25 +147,31 @@ class TrainRun:
         progress: Progress,
     ) -> dict[str, Any]:
         """Measure, train, save, measure again."""
+        self._settle("load")
         loss_before = self._evaluate(data, recorder, step=0)
         if checkpointer.resumed is None:
             self.answers_before = self._answers(tokenizer, data)
         outcome = self._fit(data, recorder, checkpointer, progress)
+        if tracing():  # nothing was executed: there is nothing to save
+            return {"status": "traced"}
         if outcome.status == "suspended":
             self._leave(outcome, checkpointer)
         with self.stopwatch.part("save"):
-            saved = self._save(model_dir)
+            saved = self._save(model_dir, checkpointer)
         # From here on what was reached is on disk.
         loss_after = self._evaluate(data, recorder, outcome.best_step or outcome.steps)
         if outcome.status != "interrupted":
             self._record_samples(data, self.answers_before, self._answers(tokenizer, data))
         with self.stopwatch.part("save"):
             checkpointer.wait()
+        if self.graphs is not None:
+            self.graphs.check()
         attempts = self.history.attempts.read() if self.history is not None else []
         result = train_result(
             self.config, self.engine, outcome, recorder, data.report, self.stopwatch, attempts, checkpointer.summary
         )
         result.update(eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved)
+        result.update({} if self.graphs is None else self.graphs.result())
         self._finish(result)
         return result
 
@@ -276,11 +292,17 @@ class TrainRun:
             return recorder.held_out[step]
         with self.stopwatch.part("eval"):
             loss = self.engine.evaluate(data.eval)
+        self._settle("eval")
         recorder.on_evaluation(step, loss)
         return loss
 
+    def _settle(self, part: str) -> None:
+        """What was compiled in ``part`` is counted as compiling."""
+        if self.graphs is not None:
+            self.graphs.settle(self.stopwatch, part)
+
     def _answers(self, tokenizer: Any, data: PreparedData) -> list[str]:
-        if not self.writes:
+        if not self.writes or not self.engine.can_answer:
             return []
         with self.stopwatch.part("sample"):
             return answers(self.engine, tokenizer, data.held_out[: self.config.tracking.samples], self.config)
@@ -288,9 +310,11 @@ class TrainRun:
     def _fit(self, data: PreparedData, recorder: Recorder, checkpointer: Checkpointer, progress: Progress) -> FitResult:
         """Train. A signal in here ends training after the step at hand."""
         progress.start(checkpointer.saved_step)
+        observer: Observer = recorder if self.graphs is None else Watched(recorder, self.graphs)
         try:
             with self.stop.deferred(), self.stopwatch.part("train"):
-                outcome = self.engine.fit(data.train, data.eval, recorder, checkpointer, self.stopwatch)
+                outcome = self.engine.fit(data.train, data.eval, observer, checkpointer, self.stopwatch)
+            self._settle("train")
             recorder.flush()
             return outcome
         except NotFinite as error:
@@ -305,15 +329,20 @@ class TrainRun:
             if self.history is not None:
                 self.history.step = max(self.history.step, len(recorder.steps))
 
-    def _save(self, model_dir: Path) -> str | None:
+    def _save(self, model_dir: Path, checkpointer: Checkpointer) -> str | None:
         """Write the adapter or the model beside its place, then rename it. An adapter says which base it belongs to."""
-        final = self.run_dir.adapter if self.config.method.name == "lora" else self.run_dir.model
+        lora = self.config.method.name == "lora"
+        if self.engine.sharded:
+            checkpointer.wait()  # its thread exchanges with the same peers
+            save_sharded(self.engine, checkpointer.peers, self.run_dir.sharded)
+            return self.run_dir.sharded.name
+        final = self.run_dir.adapter if lora else self.run_dir.model
         if self.writes:
             temporary = final.with_name(f"{final.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             try:
                 self.engine.save(temporary)
-                if final == self.run_dir.adapter:
+                if lora:
                     write_base(temporary, model_dir, self.config.model.name)
                 replace_directory(temporary, final)
             except OSError as error:
@@ -346,13 +375,3 @@ class TrainRun:
         if self.tracker is not None:
             self.tracker.close(status)
             sys.stderr.flush()
-
-
-def replace_directory(temporary: Path, final: Path) -> None:
-    """Put ``temporary`` in the place of ``final``, which an earlier attempt may have left."""
-    old = final.with_name(f"{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    temporary.rename(final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from trainer.data.prepare import Row
+from trainer.data.packed import Row
 from trainer.data.tokenize import IGNORE
+from trainer.throughput import Counts
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Collator:
     max_length: int
     pad_token_id: int
 
-    def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """The batch of ``rows``:
 
         - input_ids [B, L] int64, padded at the end
@@ -49,3 +51,15 @@ class Collator:
             "num_tokens": torch.tensor(sum(end - start for _, start, end in documents)),
             "num_trained": (targets != IGNORE).sum(),
         }
+
+
+def counts_of(batch: dict[str, torch.Tensor]) -> Counts:
+    """What one micro batch holds, before its loss is known."""
+    lengths = (batch["documents"][:, 2] - batch["documents"][:, 1]).double()
+    return Counts(
+        examples=int(batch["num_examples"]),
+        tokens=int(batch["num_tokens"]),
+        positions=batch["input_ids"].numel(),
+        trained=int(batch["num_trained"]),
+        pairs=float((lengths * (lengths + 1) / 2).sum()),
+    )

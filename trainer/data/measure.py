@@ -6,16 +6,20 @@ Free of torch, and of transformers for plain prompts: a plan is made in seconds.
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.schema import ColumnsConfig, Config
+from launcher.schema import Config
 from trainer import fetch
-from trainer.data.prepare import Row, prepare
-from trainer.data.rows import read_jsonl
-from trainer.data.tokenize import IGNORE
+from trainer.data.content import file_sha256
+from trainer.data.corpus import Corpus, corpus_of, find_corpus
+from trainer.data.prepare import prepare_corpus
+from trainer.data.rows import JsonLines, Located
+from trainer.data.source import Source
+from trainer.data.split import keys
 
 # Rows that are tokenized at most; the rest is taken to be like them (they are chosen by a hash, not by their place).
 _MOST_ROWS = 5000
@@ -70,30 +74,43 @@ def measure(config: Config) -> DataShape | None:
 
 
 def shape_of(config: Config, data: Path, tokenizer: Any) -> DataShape:
-    """Tokenize and pack as the training stage does, at most a sample of the rows."""
-    dataset = config.dataset
-    columns = dataset.columns if dataset.source == "jsonl" or dataset.path else ColumnsConfig()
-    there = len(read_jsonl(data, columns, dataset.on_bad_row)[0])
-    wanted = min(there, dataset.max_samples or there)
-    used = min(wanted, _MOST_ROWS + dataset.eval_samples)
-    limited = dataclasses.replace(config, dataset=dataclasses.replace(dataset, max_samples=used))
-    prepared = prepare(limited, data, tokenizer)
-    factor = (wanted - len(prepared.held_out)) / (used - len(prepared.held_out))
-    batch = config.training.global_batch_size
-    filled = sum(1 for row in prepared.train if row)
-    examples = [example for row in prepared.train for example in row]
+    """Pack as the training stage does: the whole set where a run has tokenized it, else at most a sample of the rows.
+    Nothing is written."""
+    found = find_corpus(config, data, tokenizer)
+    if found is not None:
+        corpus = dataclasses.replace(found, directory=None)
+        there = measured = min(len(corpus.rows), config.dataset.max_samples or len(corpus.rows))
+    else:
+        corpus, there = _sample(config, data, tokenizer)
+        measured = len(corpus.rows)
+    prepared = prepare_corpus(config, corpus)
+    factor = (there - len(prepared.held_out)) / (measured - len(prepared.held_out))
+    batch, sums = config.training.global_batch_size, prepared.train.sums()
     return DataShape(
-        rows=-(-round(filled * factor) // batch) * batch,
-        examples=len(examples) * factor,
-        tokens=sum(len(example.input_ids) for example in examples) * factor,
-        trained=trained_labels(prepared.train) * factor,
-        pairs=sum(len(e.input_ids) * (len(e.input_ids) + 1) / 2 for e in examples) * factor,
+        rows=-(-round(len(prepared.train.groups.ends) * factor) // batch) * batch,
+        examples=sums.examples * factor,
+        tokens=sums.tokens * factor,
+        trained=sums.trained * factor,
+        pairs=sums.pairs * factor,
         eval_rows=len(prepared.eval),
-        measured=used,
-        available=wanted,
+        measured=measured,
+        available=there,
     )
 
 
-def trained_labels(rows: list[Row]) -> int:
-    """Labels that the loss counts: the first token of a document is predicted by nothing."""
-    return sum(label != IGNORE for row in rows for example in row for label in example.labels[1:])
+def _sample(config: Config, data: Path, tokenizer: Any) -> tuple[Corpus, int]:
+    """The rows that a run with few samples would take, tokenized in memory, and how many the run itself takes."""
+    source, most = Source.of(config, data), config.dataset.max_samples
+    lines = JsonLines(data, source.columns, source.on_bad_row)
+    there = 0
+    kept: list[tuple[int, int, int, Located]] = []
+    for there, (offset, row) in enumerate(lines, start=1):
+        question, answer = keys(row, source.split_seed)
+        # The smallest hashes stay; numbers differ, so that rows are never compared.
+        entry = (-question, -answer, -there, (offset, row))
+        if len(kept) < min(_MOST_ROWS + config.dataset.eval_samples, most or there):
+            heapq.heappush(kept, entry)
+        else:
+            heapq.heappushpop(kept, entry)
+    chosen = [located for *_, located in sorted(kept, key=lambda entry: -entry[2])]
+    return corpus_of(chosen, source, tokenizer, file_sha256(data), lines.skipped), min(there, most or there)

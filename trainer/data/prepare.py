@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.schema import ColumnsConfig, Config
-from trainer.data.packing import pack
-from trainer.data.rows import InstructionRow, read_jsonl, split
-from trainer.data.tokenize import Example, tokenize
+import numpy as np
 
-# The documents of one fixed row of max_length positions; an empty list is a row of padding.
-Row = list[Example]
+from launcher.schema import Config
+from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.groups import Groups, open_sides
+from trainer.data.packed import PackedRows, Row
+from trainer.data.rows import InstructionRow
+from trainer.data.split import Places
+from trainer.data.tokenize import no_room
+
+__all__ = ["DataReport", "PreparedData", "Row", "prepare", "prepare_corpus"]
 
 
 @dataclass(frozen=True)
@@ -43,55 +46,52 @@ class DataReport:
 class PreparedData:
     """Training rows (whole global batches), evaluation rows, the held-out questions, and the report."""
 
-    train: list[Row]
-    eval: list[Row]
+    train: PackedRows
+    eval: PackedRows
     held_out: list[InstructionRow]
     report: DataReport
 
     def lines(self, rows: list[int]) -> list[int]:
         """Lines of the data set's file that these training rows hold, in order."""
-        return [example.line for row in rows for example in self.train[row]]
+        return self.train.lines(rows)
 
     def digest(self) -> str:
-        """SHA-256 over the training rows in their order: a position in them means the same only for the same ones."""
-        found = hashlib.sha256()
-        for row in self.train:
-            found.update(f"row {len(row)};".encode())
-            for example in row:
-                found.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]))
-        return found.hexdigest()
+        """SHA-256 of the training rows in their order: a position in them means the same only for the same ones."""
+        return self.train.digest()
 
 
 def prepare(config: Config, dataset_path: Path, tokenizer: Any) -> PreparedData:
-    """Read, split, tokenize and pack. Raises TrntuneError for broken data."""
-    dataset, length = config.dataset, config.training.max_length
-    # The files that fetch makes or downloads have the schema's own names.
-    columns = dataset.columns if dataset.source == "jsonl" or dataset.path else ColumnsConfig()
-    rows, skipped = read_jsonl(dataset_path, columns, dataset.on_bad_row)
-    train_rows, held_out = split(rows, dataset.eval_samples, dataset.split_seed, dataset.max_samples)
-    train = tokenize(train_rows, dataset.prompt, dataset.loss_on, length, tokenizer)
-    held = tokenize(held_out, dataset.prompt, dataset.loss_on, length, tokenizer)
-    packed = to_rows(train.examples, length, dataset.packing)
-    random.Random(config.seed).shuffle(packed)
-    packed += [[] for _ in range(-len(packed) % config.training.global_batch_size)]
-    tokens = sum(len(example.input_ids) for example in train.examples)
+    """Tokenize, unless that was done before, split and pack. Raises TrntuneError for broken data."""
+    return prepare_corpus(config, open_corpus(config, dataset_path, tokenizer))
+
+
+def prepare_corpus(config: Config, corpus: Corpus) -> PreparedData:
+    """Split and pack a corpus. Raises TrntuneError when nothing is left to train on."""
+    sides, length = open_sides(config, corpus), config.training.max_length
+    train, held = sides.train, sides.eval
+    for side in (train, held):
+        if not len(side.members):
+            raise no_room(length, side.counts.dropped)
+    rows = PackedRows(corpus, train, _shuffled(train, config), length, config.dataset.loss_on)
     report = DataReport(
-        sha256=hashlib.sha256(dataset_path.read_bytes()).hexdigest(),
-        rows_read=len(rows),
-        rows_skipped=skipped,
-        train_examples=len(train.examples),
-        eval_examples=len(held.examples),
-        truncated=train.truncated + held.truncated,
-        dropped=train.dropped + held.dropped,
-        train_rows=len(packed),
-        train_tokens=tokens,
-        padding_fraction=1 - tokens / (len(packed) * length),
+        sha256=corpus.sha256,
+        rows_read=len(corpus.rows),
+        rows_skipped=corpus.skipped,
+        train_examples=len(train.members),
+        eval_examples=len(held.members),
+        truncated=train.counts.truncated + held.counts.truncated,
+        dropped=train.counts.dropped + held.counts.dropped,
+        train_rows=len(rows),
+        train_tokens=train.counts.tokens,
+        padding_fraction=1 - train.counts.tokens / (len(rows) * length),
     )
-    return PreparedData(packed, to_rows(held.examples, length, dataset.packing), held_out, report)
+    evaluation = PackedRows(corpus, held, np.arange(len(held.ends)), length, config.dataset.loss_on)
+    return PreparedData(rows, evaluation, corpus.texts(sides.held_out.tolist()), report)
 
 
-def to_rows(examples: list[Example], max_length: int, packing: bool) -> list[Row]:
-    """Several examples a row, best fit, or one."""
-    if not packing:
-        return [[example] for example in examples]
-    return [[examples[i] for i in group] for group in pack([len(e.input_ids) for e in examples], max_length)]
+def _shuffled(train: Groups, config: Config) -> Places:
+    """The order of the training rows by the run's seed, and rows of padding (-1) that fill the last global batch."""
+    order = array("q", range(len(train.ends)))
+    random.Random(config.seed).shuffle(order)
+    order.extend([-1] * (-len(order) % config.training.global_batch_size))
+    return np.array(order, dtype=np.int64)

@@ -1,18 +1,18 @@
-"""Instruction rows: one schema, read from JSON lines with every broken row named, and a fixed held-out split."""
+"""Instruction rows: one schema, read from JSON lines with every broken row named."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from launcher.errors import TrntuneError, nearest
 from launcher.schema import ColumnsConfig
 
 _DEFAULT_CONTEXT = ColumnsConfig().context
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -26,50 +26,103 @@ class InstructionRow:
     """where it is in its file, from 1"""
 
 
+Located = tuple[int, InstructionRow]
+"""Byte offset of a row's line, and the row."""
+
+
 class BadRow(Exception):
     """Why one row can't be used."""
 
 
-def read_jsonl(path: Path, columns: ColumnsConfig, on_bad_row: str) -> tuple[list[InstructionRow], int]:
-    """The rows of a JSONL file, and how many were skipped.
+class JsonLines:
+    """The rows of a JSONL file, one after another, in memory that doesn't grow with the file.
 
-    Blank lines and a byte order mark are ignored. Raises TrntuneError that names file and line at the first broken
-    row, unless ``on_bad_row`` is "skip", and when no row is left (then with what is wrong with the first).
+    Iterating gives (byte offset of its line, row). Blank lines and a byte order mark are ignored. Raises TrntuneError
+    that names file and line at the first broken row, unless ``on_bad_row`` is "skip", and at the end when no row was
+    left (then with what is wrong with the first). ``skipped`` counts broken rows.
     """
-    rows: list[InstructionRow] = []
-    skipped, first_problem, context_seen = 0, "", False
-    for number, line in _lines(path):
-        try:
-            record = _parse(line)
-            context_seen |= columns.context in record
-            rows.append(_to_row(record, columns, number))
-        except BadRow as problem:
-            if on_bad_row == "stop":
-                raise TrntuneError(
-                    f"{path}:{number}: {problem}; fix the row, or leave such rows out with dataset.on_bad_row=skip"
-                ) from None
-            skipped += 1
-            first_problem = first_problem or f"; line {number}: {problem}"
-    if not rows:
-        raise TrntuneError(f"{path}: no usable row ({skipped} broken){first_problem}")
-    if columns.context not in (None, _DEFAULT_CONTEXT) and not context_seen:
-        raise TrntuneError(
-            f"dataset.columns.context={columns.context}: no row of {path} has this field; "
-            "use null when there is no context"
-        )
-    return rows, skipped
+
+    def __init__(self, path: Path, columns: ColumnsConfig, on_bad_row: str) -> None:
+        self.path, self.columns, self.on_bad_row = path, columns, on_bad_row
+        self.skipped = 0
+        self._first_problem = ""
+        self._context_seen = False
+
+    def __iter__(self) -> Iterator[Located]:
+        rows = 0
+        for number, offset, line in _lines(self.path):
+            try:
+                record = _parse(line)
+                self._context_seen |= self.columns.context in record
+                row = _to_row(record, self.columns, number)
+            except BadRow as problem:
+                self._skip(number, problem)
+                continue
+            rows += 1
+            yield offset, row
+        self._check(rows)
+
+    def _skip(self, number: int, problem: BadRow) -> None:
+        if self.on_bad_row == "stop":
+            raise TrntuneError(
+                f"{self.path}:{number}: {problem}; fix the row, or leave such rows out with dataset.on_bad_row=skip"
+            ) from None
+        self.skipped += 1
+        self._first_problem = self._first_problem or f"; line {number}: {problem}"
+
+    def _check(self, rows: int) -> None:
+        """What can only be said of the whole file."""
+        if not rows:
+            raise TrntuneError(f"{self.path}: no usable row ({self.skipped} broken){self._first_problem}")
+        if self.columns.context not in (None, _DEFAULT_CONTEXT) and not self._context_seen:
+            raise TrntuneError(
+                f"dataset.columns.context={self.columns.context}: no row of {self.path} has this field; "
+                "use null when there is no context"
+            )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines that are not blank, as bytes: a line that is not UTF-8 must not hide the others."""
+def read_jsonl(path: Path, columns: ColumnsConfig, on_bad_row: str) -> tuple[list[InstructionRow], int]:
+    """All rows of a JSONL file that fits into memory, and how many were skipped. Raises as JsonLines."""
+    lines = JsonLines(path, columns, on_bad_row)
+    rows = [row for _, row in lines]
+    return rows, lines.skipped
+
+
+def read_at(path: Path, columns: ColumnsConfig, places: Sequence[tuple[int, int]]) -> list[InstructionRow]:
+    """The rows at (byte offset, line number) of a file that was read before. Raises TrntuneError for one that is no
+    row any more: the file has changed since."""
     try:
         with path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if text.strip():
-                    yield number, text
+            return [_row_at(stream, columns, offset, line) for offset, line in places]
     except OSError as error:
-        raise TrntuneError(f"{path}: can't be read: {error.strerror}; set dataset.path to a JSONL file") from None
+        raise _unreadable(path, error) from None
+    except BadRow:
+        raise TrntuneError(f"{path} was changed while it was in use; start the run again") from None
+
+
+def _row_at(stream: BinaryIO, columns: ColumnsConfig, offset: int, line: int) -> InstructionRow:
+    stream.seek(offset)
+    text = stream.readline()
+    return _to_row(_parse(text.removeprefix(_BOM) if line == 1 else text), columns, line)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number, byte offset and text of lines that are not blank, as bytes: a line that is not UTF-8 must not hide the
+    others."""
+    try:
+        with path.open("rb") as stream:
+            offset = 0
+            for number, line in enumerate(stream, start=1):
+                text = line.removeprefix(_BOM) if number == 1 else line
+                if text.strip():
+                    yield number, offset, text
+                offset += len(line)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> TrntuneError:
+    return TrntuneError(f"{path}: can't be read: {error.strerror}; set dataset.path to a JSONL file")
 
 
 def _parse(line: bytes) -> dict[str, Any]:
@@ -120,27 +173,3 @@ def _encodable(value: str, name: str) -> str:
     except UnicodeEncodeError:
         raise BadRow(f"field {name!r} holds a lone surrogate, which is no character") from None
     return value
-
-
-def split(
-    rows: list[InstructionRow], eval_samples: int, split_seed: int, max_samples: int | None
-) -> tuple[list[InstructionRow], list[InstructionRow]]:
-    """Training rows and held-out rows: the same whatever the file's order and the training seed.
-
-    Rows are ordered by a hash of ``split_seed`` and the question; the first ``eval_samples`` are held out. Rows that
-    ask the same (instruction and context) fall on one side, so that no held-out question was trained on.
-    """
-
-    def key(row: InstructionRow) -> bytes:
-        return hashlib.sha256(f"{split_seed}\0{row.instruction}\0{row.context}".encode()).digest()
-
-    ordered = sorted(rows, key=lambda row: (key(row), row.response))[:max_samples]
-    border = eval_samples
-    while 0 < border < len(ordered) and key(ordered[border]) == key(ordered[border - 1]):
-        border += 1
-    if border >= len(ordered):
-        raise TrntuneError(
-            f"dataset.eval_samples={eval_samples}: only {len(ordered)} rows, so none is left to train on; "
-            "hold out fewer or use more rows"
-        )
-    return ordered[border:], ordered[:border]

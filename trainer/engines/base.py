@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -17,7 +18,7 @@ from trainer.throughput import Counts, ModelSize, Stopwatch
 if TYPE_CHECKING:
     import torch
 
-Rows = list[Any]  # of trainer.data.prepare.Row
+Rows = Sequence[Any]  # of trainer.data.packed.Row
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Checkpoints(Protocol):
     saved_step: int
     """newest step that is saved or being saved"""
 
-    def due(self, step: int) -> bool: ...
+    def due(self, step: int, last: bool) -> bool: ...
 
     def stalled(self, seconds: float) -> None: ...
 
@@ -130,6 +131,10 @@ class Engine(Protocol):
 
     rank: int
     replicas: int
+    sharded: bool
+    """the trained weights lie over the ranks: each of them calls ``save``, and stage consolidate makes them whole"""
+    can_answer: bool
+    """``answer`` can be called; where it can't, stage generate answers with the merged model"""
 
     def load(self, model_dir: Path, tokenizer: Any) -> None: ...
 
@@ -162,7 +167,7 @@ class Engine(Protocol):
         ...
 
     def save(self, directory: Path) -> None:
-        """Write the adapter (LoRA) or the whole model (full) into ``directory``. Rank 0 only."""
+        """Write the adapter (LoRA) or the whole model (full) into ``directory``. Rank 0 only; all ranks if sharded."""
         ...
 
     def peak_memory(self) -> tuple[int, int | None]:
@@ -170,6 +175,25 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def total_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of the run: by epochs, at most max_steps. An epoch is whole steps (prepare sees to it)."""
+    by_epochs = math.ceil(config.training.epochs * (rows // config.training.global_batch_size))
+    return by_epochs if config.training.max_steps is None else min(by_epochs, config.training.max_steps)
+
+
+def model_size(base: Any, counts: ParameterCounts, config: Config) -> ModelSize:
+    """Parameters of transformers' model ``base`` that take part in matrix products, and the width of attention."""
+    facts = base.config
+    tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
+    lookup = 0 if tied else base.get_input_embeddings().weight.numel()
+    head_size = getattr(facts, "head_dim", None) or facts.hidden_size // facts.num_attention_heads
+    return ModelSize(
+        matmul_params=counts.total - lookup,
+        adapter_params=counts.trainable if config.method.name == "lora" else 0,
+        attention_width=facts.num_hidden_layers * facts.num_attention_heads * head_size,
+    )
 
 
 def create_engine(config: Config) -> Engine:

@@ -22,8 +22,18 @@ from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.checkpoints.peers import Alone, Peers
 from trainer.data.collate import Collator
 from trainer.engines import torch_state as state
-from trainer.engines.base import Checkpoints, FitResult, Observer, ParameterCounts, Rows
-from trainer.engines.torch_trainer import BestWeights, GlooPeers, PackedTrainer
+from trainer.engines.base import (
+    Checkpoints,
+    FitResult,
+    Observer,
+    ParameterCounts,
+    Rows,
+    model_size,
+    total_steps,
+)
+from trainer.engines.gloo import GlooPeers
+from trainer.engines.torch_trainer import BestWeights, PackedTrainer
+from trainer.fused import fuse
 from trainer.models.load import apply_method, count_parameters, load_model
 from trainer.stopping import Stop
 from trainer.throughput import ModelSize, Stopwatch
@@ -66,15 +76,11 @@ def training_arguments(config: Config, total_steps: int) -> TrainingArguments:
     )
 
 
-def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the run: by epochs, at most max_steps. An epoch is whole steps (prepare sees to it)."""
-    by_epochs = math.ceil(config.training.epochs * (rows // config.training.global_batch_size))
-    return by_epochs if config.training.max_steps is None else min(by_epochs, config.training.max_steps)
-
-
 class TorchEngine:
     """See trainer.engines.base.Engine."""
 
+    sharded = False
+    can_answer = True
     model: PreTrainedModel | PeftModel
     module: CausalLMLoss
 
@@ -98,6 +104,7 @@ class TorchEngine:
             base.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = apply_method(base, self.config)
         nn.Module.to(self.model, self.device)
+        fuse(self.model)
         self.module = CausalLMLoss(self.model)
 
     def parameters(self) -> ParameterCounts:
@@ -105,18 +112,7 @@ class TorchEngine:
         return ParameterCounts(total, trainable, trainable)
 
     def model_size(self) -> ModelSize:
-        """Parameters that take part in matrix products, and the width of attention."""
-        counts = self.parameters()
-        base: Any = self.module.model
-        config = base.config
-        tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
-        lookup = 0 if tied else base.get_input_embeddings().weight.numel()
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return ModelSize(
-            matmul_params=counts.total - lookup,
-            adapter_params=counts.trainable if self.config.method.name == "lora" else 0,
-            attention_width=config.num_hidden_layers * config.num_attention_heads * head_size,
-        )
+        return model_size(self.module.model, self.parameters(), self.config)
 
     def evaluate(self, rows: Rows) -> float:
         """Every replica takes its share of the rows and sums are added: no replica's mean weighs more than others."""

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -45,10 +45,15 @@ def weights_file(model: PreTrainedModel | PeftModel) -> str:
 def config_document(model: PreTrainedModel | PeftModel) -> tuple[str, Any]:
     """The configuration that belongs beside the weights: file name and JSON value."""
     if isinstance(model, PeftModel):
-        settings = model.peft_config["default"].to_dict()
-        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-        return ADAPTER_CONFIG, {**plain, "inference_mode": True}
+        return ADAPTER_CONFIG, adapter_document(model.peft_config["default"])
     return MODEL_CONFIG, json.loads(model.config.to_json_string(use_diff=True))
+
+
+def adapter_document(config: PeftConfig) -> dict[str, Any]:
+    """adapter_config.json of a finished adapter."""
+    settings = config.to_dict()
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
+    return {**plain, "inference_mode": True}
 
 
 def copied(tensors: Tensors) -> Tensors:

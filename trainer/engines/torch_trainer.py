@@ -16,39 +16,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from trainer.causal_lm import MODEL_INPUTS
 from trainer.checkpoints import rng
+from trainer.data.collate import counts_of
 from trainer.data.order import MicroBatches, rows_of_step
 from trainer.engines import torch_state as state_files
 from trainer.engines.base import Checkpoints, EngineState, NotFinite, Observer, RestoredState, Rows, StepReport
-from trainer.stopping import Stop
+from trainer.stopping import BestEvaluation, Stop
 from trainer.throughput import Counts, Stopwatch
 
 if TYPE_CHECKING:
     from trainer.engines.torch_engine import TorchEngine
-
-
-def batch_counts(batch: dict[str, torch.Tensor]) -> Counts:
-    """What one micro batch holds, before its loss is known."""
-    lengths = (batch["documents"][:, 2] - batch["documents"][:, 1]).double()
-    return Counts(
-        examples=int(batch["num_examples"]),
-        tokens=int(batch["num_tokens"]),
-        positions=batch["input_ids"].numel(),
-        trained=int(batch["num_trained"]),
-        pairs=float((lengths * (lengths + 1) / 2).sum()),
-    )
-
-
-class GlooPeers:
-    """The ranks, over a process group of their own: it is used from the thread that writes, beside the training's."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self._group = dist.new_group(backend="gloo")
-
-    def exchange(self, value: Any) -> list[Any]:
-        values: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(values, value, group=self._group)
-        return values
 
 
 class RowLoader(DataLoader[Any]):
@@ -67,26 +43,23 @@ class BestWeights(TrainerCallback):
     """Early stopping: keeps the trainable weights of the lowest evaluation, ends training without progress."""
 
     def __init__(self, engine: TorchEngine) -> None:
-        self.engine = engine
-        self.patience = engine.config.training.early_stopping_patience
-        self.loss, self.step = math.inf, None  # type: float, int | None
-        self.without_progress = 0
+        self.engine, training = engine, engine.config.training
+        self.evaluation = BestEvaluation(training.early_stopping_patience, training.early_stopping_min_delta)
         self.weights: dict[str, torch.Tensor] = {}
         """copies in host memory, on rank 0; a new best is a new dictionary"""
 
     @property
     def patience_ended(self) -> bool:
-        return self.patience is not None and self.without_progress >= self.patience
+        return self.evaluation.ended
+
+    @property
+    def step(self) -> int | None:
+        return self.evaluation.step
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.patience is None:
-            return
         metrics: dict[str, float] = kwargs["metrics"]
-        if metrics["eval_loss"] < self.loss - self.engine.config.training.early_stopping_min_delta:
-            self.loss, self.step, self.without_progress = metrics["eval_loss"], state.global_step, 0
+        if self.evaluation.look(state.global_step, metrics["eval_loss"]):
             self.weights = state_files.copied(self._trainable()) if self.engine.rank == 0 else {}
-        else:
-            self.without_progress += 1
         # The loop asks should_training_stop after evaluating, so training ends with this step.
         control.should_training_stop |= self.patience_ended
 
@@ -103,16 +76,14 @@ class BestWeights(TrainerCallback):
 
     def state(self) -> dict[str, Any] | None:
         """For a checkpoint; None without an evaluation."""
-        if self.step is None:
-            return None
-        return {"loss": self.loss, "step": self.step, "without_progress": self.without_progress}
+        return self.evaluation.state()
 
     def restore_state(self, restored: RestoredState) -> None:
         """Go on as when the checkpoint was written."""
         kept = restored.document(state_files.ENGINE)["best"]
-        if self.patience is None or kept is None:
+        if self.evaluation.patience is None or kept is None:
             return
-        self.loss, self.step, self.without_progress = kept["loss"], kept["step"], kept["without_progress"]
+        self.evaluation.restore(kept)
         if self.engine.rank == 0:
             self.weights = restored.tensors(state_files.BEST)
 
@@ -197,7 +168,7 @@ class PackedTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         loss: torch.Tensor = model(**{name: inputs[name] for name in MODEL_INPUTS})
-        counts = batch_counts(inputs)
+        counts = counts_of(inputs)
         counts.loss_sum = float(loss.detach())
         self.counts += counts
         # DDP averages gradients over the replicas; the sum is wanted.
@@ -338,7 +309,8 @@ class StepMeter(TrainerCallback):
             torch.cuda.synchronize()
         now = time.perf_counter()
         trainer.step_seconds, self.started = now - self.started, now
-        control.should_save |= trainer.checkpoints.due(state.global_step) or trainer.stop != Stop.NO
+        last = state.global_step >= state.max_steps
+        control.should_save |= trainer.checkpoints.due(state.global_step, last) or trainer.stop != Stop.NO
         control.should_training_stop |= trainer.stop != Stop.NO
         if trainer.stop == Stop.LEAVE and control.should_evaluate:
             # There may be no time for it: it is made up for when the run goes on.
@@ -347,6 +319,8 @@ class StepMeter(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Evaluation lies between two steps: the next one is measured from here.
         self.started = time.perf_counter()
+        if self.trainer.best.patience_ended:
+            control.should_save |= self.trainer.checkpoints.due(state.global_step, last=True)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
+from launcher.schema import Config
+from tests.trainer.models.conftest import composed
 from trainer.models.tiny_llama import byte_tokenizer
+
+
+def config_for(path: Path, *arguments: str) -> Config:
+    """Rows of 256 positions from a JSONL file, seven questions held out, four rows a step."""
+    return composed(
+        "dataset=jsonl", f"dataset.path={path}", "dataset.eval_samples=7", "training.max_length=256",
+        "training.global_batch_size=4", *arguments,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +47,11 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    directory = tmp_path / "cache"
+    monkeypatch.setenv("TRNTUNE_CACHE", str(directory))
+    return directory

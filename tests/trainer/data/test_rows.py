@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from launcher.errors import TrntuneError
 from launcher.schema import ColumnsConfig
-from trainer.data.rows import InstructionRow, read_jsonl, split
+from trainer.data.rows import InstructionRow, read_jsonl
 
 GOOD = {"instruction": "What?", "context": "", "response": "That."}
 
@@ -90,43 +88,3 @@ def test_no_usable_row_or_no_file_is_an_error(jsonl, tmp_path):
         read_jsonl(jsonl(""), ColumnsConfig(), "stop")
     with pytest.raises(TrntuneError, match=r"nothing\.jsonl: can't be read: No such file"):
         read_jsonl(tmp_path / "nothing.jsonl", ColumnsConfig(), "stop")
-
-
-def rows(count: int) -> list[InstructionRow]:
-    return [InstructionRow(f"question {i // 3}", "", f"answer {i}") for i in range(count)]
-
-
-def test_the_split_does_not_depend_on_the_order_of_the_file():
-    shuffled = rows(100)
-    random.Random(1).shuffle(shuffled)
-    assert split(rows(100), 20, 0, None) == split(shuffled, 20, 0, None)
-    assert split(rows(100), 20, 0, None) != split(rows(100), 20, 1, None)
-    assert len(split(rows(100), 20, 0, 50)[0]) + len(split(rows(100), 20, 0, 50)[1]) == 50
-
-
-@pytest.mark.parametrize("held", range(1, 12))
-def test_a_question_that_is_asked_twice_falls_on_one_side(held):
-    train, held_out = split(rows(30), held, 0, None)
-    assert len(train) + len(held_out) == 30
-    assert len(held_out) >= held
-    assert not {row.instruction for row in train} & {row.instruction for row in held_out}
-
-
-def test_too_few_rows_to_hold_some_out():
-    with pytest.raises(TrntuneError, match=r"dataset\.eval_samples=10: only 9 rows"):
-        split(rows(9), 10, 0, None)
-
-
-def test_the_same_instruction_with_another_context_is_another_question():
-    same = [InstructionRow("Summarize.", f"text {i}", "x") for i in range(20)]
-    train, held_out = split(same, 5, 0, None)
-    assert (len(train), len(held_out)) == (15, 5)
-
-
-def test_rows_that_all_ask_the_same_cannot_be_split():
-    with pytest.raises(TrntuneError, match=r"dataset\.eval_samples=1: only 4 rows"):
-        split([InstructionRow("a", "", f"{i}") for i in range(4)], 1, 0, None)
-
-
-def test_fewer_rows_hold_out_the_same_questions():
-    assert split(rows(99), 21, 0, 60)[1] == split(rows(99), 21, 0, None)[1]

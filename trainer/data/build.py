@@ -1,0 +1,108 @@
+"""Writing a corpus: reading and writing in one thread, beside the tokenizer's own, in memory that doesn't grow."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from trainer.data.rows import Located
+from trainer.data.split import keys
+from trainer.data.tokenize import Encoded, Encoder
+
+ROW = np.dtype(
+    [
+        ("question", "<u8"),  # trainer.data.split.keys
+        ("answer", "<u8"),
+        ("offset", "<i8"),  # of its line in the file, bytes
+        ("line", "<i8"),  # from 1
+        ("start", "<i8"),  # of its ids among all tokens
+        ("prompt", "<u4"),  # tokens of the prompt
+        ("length", "<u4"),  # of prompt, answer and EOS
+    ]
+)
+BATCH = 1000
+_AHEAD = 2  # batches that wait for the tokenizer, so that it never waits for Python
+_SAY_SECONDS = 10.0
+
+Say = Callable[[int, int], None]
+"""Told after each batch how many rows are done, and how far the file is read, bytes."""
+
+
+def write(
+    rows: Iterator[Located], split_seed: int, encoder: Encoder, records: BinaryIO, tokens: BinaryIO, say: Say
+) -> None:
+    """Append a ROW record and the ids of each row."""
+    done = written = 0
+    for batch, (prompts, answers) in tokenized(rows, encoder):
+        lengths = np.array(list(map(len, prompts))), np.array(list(map(len, answers)))
+        written = _append(records, batch, split_seed, *lengths, written)
+        flat = itertools.chain.from_iterable(itertools.chain.from_iterable(zip(prompts, answers, strict=True)))
+        tokens.write(np.array(list(flat), dtype=encoder.dtype).tobytes())
+        done += len(batch)
+        say(done, batch[-1][0])
+
+
+def _append(records: BinaryIO, batch: list[Located], split_seed: int, prompts: Any, answers: Any, start: int) -> int:
+    """Write the records of a batch, whose ids begin at ``start``. Returns where they end."""
+    ends = start + np.cumsum(prompts + answers)
+    found = np.empty(len(batch), dtype=ROW)
+    found["question"], found["answer"] = zip(*(keys(row, split_seed) for _, row in batch), strict=True)
+    found["offset"], found["line"] = zip(*((offset, row.line) for offset, row in batch), strict=True)
+    found["prompt"], found["length"] = prompts, prompts + answers
+    found["start"] = ends - found["length"]
+    records.write(found.tobytes())
+    return int(ends[-1])
+
+
+def tokenized(rows: Iterator[Located], encoder: Encoder) -> Iterator[tuple[list[Located], Encoded]]:
+    """Batches of rows with their ids. The tokenizer, whose own threads need no Python, works on the next batches
+    meanwhile."""
+    with encoder.ready(), ThreadPoolExecutor(1, "tokenize") as pool:
+        waiting: deque[tuple[list[Located], Future[Any]]] = deque()
+        for batch in _batches(rows):
+            waiting.append((batch, pool.submit(encoder.start, *encoder.texts([row for _, row in batch]))))
+            if len(waiting) > _AHEAD:
+                yield _ended(waiting.popleft(), encoder)
+        while waiting:
+            yield _ended(waiting.popleft(), encoder)
+
+
+def _ended(item: tuple[list[Located], Future[Any]], encoder: Encoder) -> tuple[list[Located], Encoded]:
+    batch, future = item
+    return batch, encoder.finish(*future.result())
+
+
+def _batches(rows: Iterable[Located]) -> Iterator[list[Located]]:
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, BATCH)):
+        yield batch
+
+
+def silent(done: int, read: int) -> None:
+    """Say nothing."""
+
+
+def told(path: Path) -> Say:
+    """A line on stderr about how far it is, every ten seconds."""
+    size, began = path.stat().st_size, time.monotonic()
+    last = began
+
+    def say(done: int, read: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _SAY_SECONDS:
+            last = now
+            speed = done / (now - began)
+            print(
+                f"tokenizing {path.name}, once: {done:,} rows, {read / size:.0%}, {speed:,.0f} rows/s", file=sys.stderr
+            )
+
+    return say

@@ -1,0 +1,138 @@
+"""A tokenized data set: made once for a file, a tokenizer and a prompt, then memory-mapped by every rank of every run.
+
+Two files in a cache entry: rows.bin, a record of 48 bytes a row in the file's order, and tokens.bin, the ids of all
+rows one after another. With dataset.streaming there is no tokens.bin: rows are read and tokenized when they are used.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from launcher.errors import TrntuneError
+from launcher.rundir import write_json
+from launcher.schema import Config
+from trainer.data import build
+from trainer.data.content import file_sha256
+from trainer.data.rows import InstructionRow, JsonLines, Located, read_at
+from trainer.data.source import Source
+from trainer.data.tokenize import Encoder
+from trainer.models import cache
+
+ROWS, TOKENS = "rows.bin", "tokens.bin"
+_FORMAT = 1
+"""Raised when what is written changes: it is in the entry's name."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of a file as tokens; nothing is read before it is asked for."""
+
+    source: Source
+    encoder: Encoder
+    rows: npt.NDArray[Any]
+    """[rows] of build.ROW"""
+    tokens: npt.NDArray[Any] | None
+    """[tokens], or None: made anew from the file"""
+    sha256: str
+    """of the file"""
+    skipped: int
+    """broken rows left out"""
+    directory: Path | None
+    """the cache entry; None in memory"""
+
+    def ids(self, places: Sequence[int]) -> list[list[int]]:
+        """The tokens of rows, whole: prompt, answer, EOS. Raises TrntuneError when the file was changed meanwhile."""
+        if self.tokens is None:
+            return self._read(places)
+        starts, lengths = self.rows["start"], self.rows["length"]
+        return [self.tokens[starts[i] : starts[i] + lengths[i]].tolist() for i in map(int, places)]
+
+    def texts(self, places: Sequence[int]) -> list[InstructionRow]:
+        """The rows as they stand in the file."""
+        where = [(int(self.rows["offset"][i]), int(self.rows["line"][i])) for i in map(int, places)]
+        return read_at(self.source.path, self.source.columns, where)
+
+    def _read(self, places: Sequence[int]) -> list[list[int]]:
+        if not len(places):
+            return []
+        prompts, answers = self.encoder.encode(self.texts(places))
+        found = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        expected = [(int(self.rows["prompt"][i]), int(self.rows["length"][i])) for i in map(int, places)]
+        if expected != [(len(prompt), len(whole)) for prompt, whole in zip(prompts, found, strict=True)]:
+            raise TrntuneError(f"{self.source.path} was changed while it was in use; start the run again")
+        return found
+
+
+def identity(source: Source, encoder: Encoder, sha256: str) -> str:
+    """A name for the contents: another file, tokenizer or reading of it gives another."""
+    facts = {**asdict(source), "path": sha256, "encoder": encoder.identity, "format": _FORMAT}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def open_corpus(config: Config, path: Path, tokenizer: Any) -> Corpus:
+    """The corpus of a run, from the cache; made by the first who asks, while the others wait. Raises TrntuneError for
+    broken data."""
+    source, encoder = Source.of(config, path), Encoder(tokenizer, config.dataset.prompt)
+    name = entry_name(source, encoder, file_sha256(path))
+    whole = cache.root() / name
+    if config.dataset.streaming and not whole.is_dir():
+        return load(cache.entry(f"{name}-index", functools.partial(_write, source, encoder, False)), source, encoder)
+    return load(cache.entry(name, functools.partial(_write, source, encoder, True)), source, encoder)
+
+
+def entry_name(source: Source, encoder: Encoder, sha256: str) -> str:
+    return f"tokens-{identity(source, encoder, sha256)[:16]}"
+
+
+def find_corpus(config: Config, path: Path, tokenizer: Any) -> Corpus | None:
+    """The corpus that an earlier run has made, or None."""
+    source, encoder = Source.of(config, path), Encoder(tokenizer, config.dataset.prompt)
+    name = entry_name(source, encoder, file_sha256(path))
+    made = [entry for entry in (cache.root() / name, cache.root() / f"{name}-index") if entry.is_dir()]
+    return load(made[0], source, encoder) if made else None
+
+
+def corpus_of(rows: Iterable[Located], source: Source, tokenizer: Any, sha256: str, skipped: int) -> Corpus:
+    """A corpus in memory, of rows that have been read."""
+    encoder = Encoder(tokenizer, source.prompt)
+    records, tokens = io.BytesIO(), io.BytesIO()
+    build.write(iter(rows), source.split_seed, encoder, records, tokens, build.silent)
+    table = np.frombuffer(records.getvalue(), dtype=build.ROW)
+    return Corpus(
+        source, encoder, table, np.frombuffer(tokens.getvalue(), dtype=encoder.dtype), sha256, skipped, directory=None
+    )
+
+
+def _write(source: Source, encoder: Encoder, keep_tokens: bool, directory: Path) -> None:
+    """Fill a cache entry."""
+    lines = JsonLines(source.path, source.columns, source.on_bad_row)
+    tokens = directory / TOKENS if keep_tokens else Path(os.devnull)
+    with (directory / ROWS).open("wb") as records, tokens.open("wb") as ids:
+        build.write(iter(lines), source.split_seed, encoder, records, ids, build.told(source.path))
+    write_json(directory / "facts.json", {"sha256": file_sha256(source.path), "skipped": lines.skipped})
+
+
+def load(directory: Path, source: Source, encoder: Encoder) -> Corpus:
+    """A cache entry, memory-mapped."""
+    facts = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
+    tokens = directory / TOKENS
+    return Corpus(
+        source,
+        encoder,
+        np.memmap(directory / ROWS, dtype=build.ROW, mode="r"),
+        np.memmap(tokens, dtype=encoder.dtype, mode="r") if tokens.is_file() else None,
+        facts["sha256"],
+        facts["skipped"],
+        directory,
+    )

@@ -1,0 +1,150 @@
+"""Which rows of a corpus are held out, and which share a packed row: indices only, made a window at a time and kept in
+files, so that a set of any size fits into memory and its ranks don't each do it again."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from launcher.rundir import write_json
+from launcher.schema import Config
+from trainer.data.corpus import Corpus
+from trainer.data.packing import alone, pack
+from trainer.data.split import WINDOW, Places, split
+from trainer.models import cache
+
+_FORMAT = 1
+"""Raised when the split or the packing changes: it is in the entry's name."""
+_INDEX = np.dtype("<i8")
+_FILES = ("held_out", "train_members", "train_ends", "eval_members", "eval_ends")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the rows of one side."""
+
+    tokens: int = 0
+    """real ones, after cutting"""
+    truncated: int = 0
+    """rows that lost their end"""
+    dropped: int = 0
+    """rows whose prompt leaves no room for an answer; they are no members"""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.tokens + other.tokens, self.truncated + other.truncated, self.dropped + other.dropped)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Packed rows of one side of the split."""
+
+    members: Places
+    """rows of the corpus, packed row after packed row"""
+    ends: Places
+    """where each packed row ends in them"""
+    counts: Counts
+
+    def of(self, number: int) -> Places:
+        """The rows of a packed row."""
+        return self.members[self.ends[number - 1] if number else 0 : self.ends[number]]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The split of a corpus; ``held_out`` also has the rows that no group holds."""
+
+    train: Groups
+    eval: Groups
+    held_out: Places
+
+
+def open_sides(config: Config, corpus: Corpus) -> Sides:
+    """The sides of a run's corpus, from the cache where the corpus is. Raises TrntuneError when nothing is left to
+    train on."""
+    make = functools.partial(_write, config, corpus)
+    if corpus.directory is None:
+        return _in_memory(make)
+    settings = {**_settings(config), "corpus": corpus.directory.name.removesuffix("-index"), "format": _FORMAT}
+    name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return _load(cache.entry(f"packing-{name}", functools.partial(_in_files, make)))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What the sides depend on beside the corpus."""
+    dataset = config.dataset
+    return {
+        "eval_samples": dataset.eval_samples,
+        "max_samples": dataset.max_samples,
+        "max_length": config.training.max_length,
+        "packing": dataset.packing,
+    }
+
+
+Streams = dict[str, BinaryIO]
+
+
+def _write(config: Config, corpus: Corpus, streams: Streams) -> dict[str, Counts]:
+    """Write the sides' indices; returns their counts."""
+    held_out, training = split(corpus.rows, config.dataset.eval_samples, config.dataset.max_samples, WINDOW)
+    streams["held_out"].write(held_out.astype(_INDEX).tobytes())
+    return {
+        "train": _side(config, corpus, training, streams["train_members"], streams["train_ends"]),
+        "eval": _side(config, corpus, iter([held_out]), streams["eval_members"], streams["eval_ends"]),
+    }
+
+
+def _side(config: Config, corpus: Corpus, windows: Iterator[Places], members: BinaryIO, ends: BinaryIO) -> Counts:
+    """Pack the rows of each window among themselves, or give each a row of its own."""
+    total, done = Counts(), 0
+    for places in windows:
+        chosen, length = corpus.rows[places], config.training.max_length
+        fits = chosen["prompt"] < length
+        whole = chosen["length"][fits].astype(np.int64)
+        lengths = np.minimum(whole, length)
+        order, bounds = pack(lengths, length) if config.dataset.packing else alone(len(lengths))
+        members.write(places[fits][order].astype(_INDEX).tobytes())
+        ends.write((bounds + done).astype(_INDEX).tobytes())
+        done += len(lengths)
+        total += Counts(int(lengths.sum()), int((whole > length).sum()), int(len(fits) - len(lengths)))
+    return total
+
+
+def _in_memory(make: Callable[[Streams], dict[str, Counts]]) -> Sides:
+    streams = {name: BytesIO() for name in _FILES}
+    counts = make(dict(streams))
+    return _sides({name: np.frombuffer(stream.getvalue(), dtype=_INDEX) for name, stream in streams.items()}, counts)
+
+
+def _in_files(make: Callable[[Streams], dict[str, Counts]], directory: Path) -> None:
+    with ExitStack() as stack:
+        streams: Streams = {name: stack.enter_context((directory / f"{name}.bin").open("wb")) for name in _FILES}
+        counts = make(streams)
+    write_json(directory / "facts.json", {side: asdict(found) for side, found in counts.items()})
+
+
+def _load(directory: Path) -> Sides:
+    facts = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
+    arrays = {name: _map(directory / f"{name}.bin") for name in _FILES}
+    return _sides(arrays, {side: Counts(**found) for side, found in facts.items()})
+
+
+def _map(file: Path) -> Places:
+    """Memory-mapped; an empty file can't be."""
+    return np.memmap(file, dtype=_INDEX, mode="r") if file.stat().st_size else np.empty(0, dtype=_INDEX)
+
+
+def _sides(arrays: dict[str, Places], counts: dict[str, Counts]) -> Sides:
+    return Sides(
+        Groups(arrays["train_members"], arrays["train_ends"], counts["train"]),
+        Groups(arrays["eval_members"], arrays["eval_ends"], counts["eval"]),
+        arrays["held_out"],
+    )

@@ -1,0 +1,94 @@
+"""The rows that a model trains on, made from a corpus when they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from trainer.data.corpus import Corpus
+from trainer.data.groups import Groups
+from trainer.data.split import Places
+from trainer.data.tokenize import Example, example
+
+Row = list[Example]
+"""The documents of one fixed row of max_length positions; an empty list is a row of padding."""
+_PIECE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What an epoch holds."""
+
+    examples: int
+    tokens: float
+    trained: float
+    """labels that the loss counts"""
+    pairs: float
+    """query/key pairs of causal attention inside the documents"""
+
+
+class PackedRows(Sequence[Row]):
+    """A sequence of rows; a slice is one too, and shares its memory."""
+
+    def __init__(self, corpus: Corpus, groups: Groups, order: Places, max_length: int, loss_on: str) -> None:
+        """``order`` gives the group of each row, -1 for a row of padding."""
+        self.corpus, self.groups, self.order = corpus, groups, order
+        self.max_length, self.loss_on = max_length, loss_on
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> PackedRows: ...
+
+    def __getitem__(self, index: int | slice) -> Row | PackedRows:
+        if isinstance(index, slice):
+            return PackedRows(self.corpus, self.groups, self.order[index], self.max_length, self.loss_on)
+        members = self._members(index)
+        return [self._example(ids, place) for ids, place in zip(self.corpus.ids(members), members, strict=True)]
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[index] for index in range(len(self)))
+
+    def _members(self, index: int) -> list[int]:
+        group = int(self.order[index])
+        return [] if group < 0 else self.groups.of(group).tolist()
+
+    def _example(self, ids: list[int], place: int) -> Example:
+        row = self.corpus.rows[place]
+        border = int(row["prompt"])
+        return example(ids[:border], ids[border:], self.loss_on, self.max_length, int(row["line"]))
+
+    def lines(self, rows: Sequence[int]) -> list[int]:
+        """Lines of the data set's file that these rows hold, in order."""
+        return [int(self.corpus.rows["line"][place]) for row in rows for place in self._members(row)]
+
+    def digest(self) -> str:
+        """SHA-256 of the rows in their order, by the hashes of their questions and answers, their lengths, and all
+        else that the tokens depend on."""
+        facts = [self.corpus.encoder.identity, self.corpus.source.split_seed, self.max_length, self.loss_on]
+        found = hashlib.sha256(json.dumps(facts).encode())
+        found.update(self.order.astype("<i8").tobytes())
+        found.update(self.groups.ends.astype("<i8").tobytes())
+        for start in range(0, len(self.groups.members), _PIECE):
+            rows = self.corpus.rows[self.groups.members[start : start + _PIECE]]
+            for name in ("question", "answer", "prompt", "length"):
+                found.update(np.ascontiguousarray(rows[name]).tobytes())
+        return found.hexdigest()
+
+    def sums(self) -> Sums:
+        """Over all documents, without looking at their tokens."""
+        rows = self.corpus.rows[self.groups.members]
+        lengths = np.minimum(rows["length"], self.max_length).astype(np.float64)
+        # The first token of a document is predicted by nothing.
+        masked = np.maximum(rows["prompt"], 1) if self.loss_on == "response" else np.ones(len(rows))
+        pairs = lengths * (lengths + 1) / 2
+        return Sums(len(rows), float(lengths.sum()), float((lengths - masked).sum()), float(pairs.sum()))

@@ -1,0 +1,98 @@
+"""Which rows are held out: the same whatever the file's order and the training seed, decided by 16 bytes a row.
+
+Rows are ordered by a hash of ``split_seed`` and the question (instruction and context), rows of one question by a hash
+of the answer. The first ``max_samples`` are used and the first ``eval_samples`` of those held out; rows that ask the
+same fall on one side, so that no held-out question was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from launcher.errors import TrntuneError
+from trainer.data.rows import InstructionRow
+
+WINDOW = 1 << 20
+"""Rows that are sorted, and then packed, at a time: what bounds the memory of a set of any size."""
+_BUCKET_BITS = 16
+
+Keys = npt.NDArray[Any]
+"""Structured, with the fields question and answer: 64 bits of a hash each."""
+Places = npt.NDArray[np.int64]
+"""Indices of rows."""
+
+
+def keys(row: InstructionRow, split_seed: int) -> tuple[int, int]:
+    """The hashes of question and answer. Two questions that share one would only share their side."""
+    return _hash(f"{split_seed}\0{row.instruction}\0{row.context}"), _hash(row.response)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def split(
+    found: Keys, eval_samples: int, max_samples: int | None, window: int = WINDOW
+) -> tuple[Places, Iterator[Places]]:
+    """The held-out rows in their order, and the training rows in theirs, about ``window`` at a time. Raises
+    TrntuneError when no row is left to train on."""
+    used = min(len(found), max_samples or len(found))
+    parts = _cut(in_order(found, window), used)
+    first = next(parts)
+    while len(first) <= eval_samples and (more := next(parts, None)) is not None:
+        first = np.concatenate([first, more])
+    questions = found["question"][first]
+    # Rows of one question lie side by side, and never in two windows.
+    border = used if eval_samples >= used else int(np.searchsorted(questions, questions[eval_samples - 1], "right"))
+    if border >= used:
+        raise TrntuneError(
+            f"dataset.eval_samples={eval_samples}: only {used} rows, so none is left to train on; "
+            "hold out fewer or use more rows"
+        )
+    return first[:border], itertools.chain([first[border:]] if border < len(first) else [], parts)
+
+
+def _cut(parts: Iterator[Places], most: int) -> Iterator[Places]:
+    """The first ``most`` rows of all parts."""
+    for part in parts:
+        if most <= 0:
+            return
+        yield part[:most]
+        most -= len(part)
+
+
+def in_order(found: Keys, window: int) -> Iterator[Places]:
+    """All rows by their hashes, about ``window`` at a time. Hashes are spread evenly, so ranges of them are too."""
+    if len(found) <= window:
+        yield _sorted(found, np.arange(len(found)))
+        return
+    ends = np.cumsum(_histogram(found, window))
+    bounds = [0, *np.searchsorted(ends, np.arange(window, len(found), window), "right").tolist(), len(ends)]
+    for low, high in itertools.pairwise(dict.fromkeys(bounds)):
+        chosen = [start + np.flatnonzero((b >= low) & (b < high)) for start, b in _buckets(found, window)]
+        yield _sorted(found, np.concatenate(chosen))
+
+
+def _buckets(found: Keys, window: int) -> Iterator[tuple[int, npt.NDArray[np.uint64]]]:
+    """The top bits of the questions' hashes, ``window`` rows at a time, and where each piece begins."""
+    for start in range(0, len(found), window):
+        yield start, found["question"][start : start + window] >> np.uint64(64 - _BUCKET_BITS)
+
+
+def _histogram(found: Keys, window: int) -> Places:
+    counts = np.zeros(1 << _BUCKET_BITS, dtype=np.int64)
+    for _, buckets in _buckets(found, window):
+        counts += np.bincount(buckets.astype(np.int64), minlength=len(counts))
+    return counts
+
+
+def _sorted(found: Keys, places: Places) -> Places:
+    """Rows that are alike stay in the file's order."""
+    chosen = found[places]
+    return places[np.lexsort((chosen["answer"], chosen["question"]))]

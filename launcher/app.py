@@ -98,6 +98,10 @@ def launch(arguments: argparse.Namespace) -> int:
     if composition.runs[0].config.plan.show:
         return show_plans(composition)
     check(composition)
+    if composition.runs[0].config.cluster.name != "local":
+        from launcher.slurm.submit import submit
+
+        return submit(composition, arguments.overrides)
     if composition.sweep_dir is None:
         return run_single(composition.runs[0], run_stages)
     return run_sweep(composition, arguments.overrides, run_stages)
@@ -122,6 +126,7 @@ def check(composition: Composition) -> None:
     from launcher.checks import check_directory, refuse_problems
     from launcher.compose import label
     from launcher.directories import occupied
+    from launcher.neuron.checks import refuse_untrainable
     from launcher.plan.build import refuse_what_cannot_run
     from launcher.resume import find_changes, holds_run
 
@@ -129,7 +134,9 @@ def check(composition: Composition) -> None:
     for number, run in enumerate(composition.runs):
         try:
             refuse_problems(run.config, run.overrides, run.swept)
-            refuse_what_cannot_run(run.config)
+            refuse_untrainable(run.config)
+            if not run.config.dry_run:
+                refuse_what_cannot_run(run.config)
             if run.fixed_name and holds_run(run.directory):
                 find_changes(run.config, run.directory)
             else:
@@ -155,22 +162,10 @@ def start(
     run: Composed, directory: Path, fixed_name: bool, run_stages: RunStages, sweep: dict[str, str | None] | None = None
 ) -> tuple[Path, int]:
     """Make the run directory, or take up the run that it holds, and run the stages. Returns it and the exit code."""
-    from launcher.directories import create, make_private
-    from launcher.lock import RunLock
-    from launcher.plan.build import preflight_json
-    from launcher.record import write_records
-    from launcher.resume import holds_run, record_changes
-    from launcher.rundir import RunDir, write_json
+    from launcher.prepare import prepared
 
-    path = create(directory, fixed_name)
-    make_private(Path(run.config.output_dir).expanduser().absolute())  # holds the default MLflow file
-    with RunLock(path, "launch.py"):
-        if holds_run(path) and RunDir(path).job.exists():
-            record_changes(run.config, run.overrides, path)
-        else:
-            write_json(RunDir(path).plan, preflight_json(run.config))
-            write_records(RunDir(path), run.config, run.hydra, run.overrides, sweep)
-        return path, run_stages(run.config, RunDir(path))
+    with prepared(run, directory, fixed_name, sweep) as run_dir:
+        return run_dir.path, run_stages(run.config, run_dir)
 
 
 def run_sweep(composition: Composition, overrides: list[str], run_stages: RunStages) -> int:

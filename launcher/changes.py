@@ -16,7 +16,10 @@ from launcher.schema import Config
 ALLOW = "training.allow_config_change"
 
 # Says nothing about what is trained: it may differ every time.
-FREE = ("plan", "cluster", "stages", "merge", "generate", ALLOW)
+FREE = (
+    *("plan", "cluster", "stages", "dry_run", "merge", "generate", ALLOW),
+    *("accelerator.stages", "accelerator.neuron.cache_dir", "accelerator.neuron.on_new_graph"),
+)
 # Gives the weights and the position in the data their meaning: with another value there is no going on.
 FIXED = (
     "model",

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from launcher.changes import check_allowed_names
 from launcher.directories import blocked
 from launcher.errors import UsageError, nearest
 from launcher.fields import complaint, keys, lookup
 from launcher.model_facts import read_architecture
+from launcher.neuron.checks import check_environment, check_neuron
 from launcher.parallel_checks import PARALLEL_CHECKS
 from launcher.paths import shown
 from launcher.problem import Check, Problem
 from launcher.schema import Config
-from launcher.secrets import ADVICE, token_keys
+from launcher.secrets import ADVICE, CREDENTIALS, redact, strings, token_keys
+from launcher.slurm.checks import check_cluster
 from launcher.stage import STAGES
 from launcher.tracking_address import address_fault, credentials_fault, without_credentials
 
@@ -28,8 +31,8 @@ from launcher.tracking_address import address_fault, credentials_fault, without_
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def check_values(config: Config) -> Iterator[Problem]:
-    """Limits and choices of the schema, key by key."""
+def check_values(config: Any) -> Iterator[Problem]:
+    """Limits and choices of the schema (``fields.keys``), key by key."""
     for path, key in keys().items():
         value = lookup(config, path)
         why = complaint(key, value)
@@ -38,10 +41,17 @@ def check_values(config: Config) -> Iterator[Problem]:
             yield Problem(path, value, why, f"did you mean {near}?" if near else "")
 
 
-def check_tokens(config: Config) -> Iterator[Problem]:
+def check_tokens(config: Any) -> Iterator[Problem]:
     """Access tokens in any value, also one that came from the environment by an interpolation."""
     for key in token_keys(asdict(config)):
         yield Problem(key, "***", "looks like an access token", ADVICE)
+
+
+def check_credentials(config: Config) -> Iterator[Problem]:
+    """user:password@ in an address; check_tracking has its own advice for tracking.uri."""
+    for key, text in strings(asdict(config)):
+        if key != "tracking.uri" and CREDENTIALS.search(text):
+            yield Problem(key, redact(text), "holds credentials", ADVICE)
 
 
 def check_stages(config: Config) -> Iterator[Problem]:
@@ -230,16 +240,20 @@ def check_dataset_source(config: Config) -> Iterator[Problem]:
 
 def check_price(config: Config) -> Iterator[Problem]:
     """A price is reported with its source and date, or not at all."""
-    accelerator = config.accelerator
+    yield from price_problems("accelerator", config.accelerator)
+
+
+def price_problems(group: str, priced: Any) -> Iterator[Problem]:
+    """The same for any group with the three keys of a price."""
     names = ("price_usd_per_hour", "price_source", "price_date")
-    values = {name: getattr(accelerator, name) for name in names}
+    values = {name: getattr(priced, name) for name in names}
     if any(value is not None for value in values.values()):
         for name, value in values.items():
             if value is None or value == "":
-                yield Problem(f"accelerator.{name}", value, "a price needs all of " + ", ".join(names), "give it too")
-    date = accelerator.price_date
+                yield Problem(f"{group}.{name}", value, "a price needs all of " + ", ".join(names), "give it too")
+    date = priced.price_date
     if date and not is_date(date):
-        yield Problem("accelerator.price_date", date, "is not a date YYYY-MM-DD", "for example 2025-11-23")
+        yield Problem(f"{group}.price_date", date, "is not a date YYYY-MM-DD", "for example 2025-11-23")
 
 
 def is_date(text: str) -> bool:
@@ -272,6 +286,7 @@ def check_output(config: Config) -> Iterator[Problem]:
 
 
 CHECKS: tuple[Check, ...] = (
+    check_credentials,
     check_stages,
     check_model_source,
     check_trust,
@@ -284,6 +299,9 @@ CHECKS: tuple[Check, ...] = (
     check_steps,
     check_allowed_names,
     *PARALLEL_CHECKS,
+    check_neuron,
+    check_environment,
+    check_cluster,
     check_price,
     check_tracking,
     check_output,
@@ -322,7 +340,11 @@ def problems(config: Config, overrides: Collection[str] = (), swept: Collection[
 
 def refuse_problems(config: Config, overrides: Collection[str] = (), swept: Collection[str] = ()) -> None:
     """Raise UsageError with the first problem, and how many more there are."""
-    found = problems(config, overrides, swept)
+    refuse(problems(config, overrides, swept))
+
+
+def refuse(found: Sequence[Problem]) -> None:
+    """Raise UsageError with the first problem, if there is one."""
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UsageError(f"{found[0]}{more}")

@@ -39,14 +39,20 @@ def build_parser() -> Parser:
     return parser
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read argv; overrides may stand before and after flags. Raises UsageError."""
-    parser = build_parser()
+def parse_known_flags(parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    """What the parser reads. Raises UsageError for a flag that it doesn't have, with the nearest one."""
     known, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
         flag = unknown[0].split("=")[0]
         near = nearest(flag, parser.flags())
         raise UsageError(f"unknown flag {flag}" + (f": did you mean {near}?" if near else "; see --help"))
+    return known
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read argv; overrides may stand before and after flags. Raises UsageError."""
+    parser = build_parser()
+    known = parse_known_flags(parser, arguments)
     commands = ("run", "multirun", "cfg", "info", "shell_completion")
     given = [f"--{name.replace('_', '-')}" for name in commands if getattr(known, name)]
     if len(given) > 1:

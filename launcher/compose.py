@@ -13,11 +13,11 @@ import logging
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from hydra import version
@@ -44,8 +44,11 @@ from launcher.directories import subdirectory_name
 from launcher.errors import UsageError
 from launcher.fields import keys, nodes
 from launcher.overrides import check_override, refuse_tokens
-from launcher.paths import CONF
+from launcher.paths import CLUSTER_SETUP, CONF
 from launcher.schema import Config
+from launcher.secrets import ADVICE, looks_like_token, token_keys
+
+T = TypeVar("T")
 
 MAX_RUNS = 2000
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
@@ -105,13 +108,16 @@ def one_line_errors(prefix: str = "") -> Iterator[None]:
         raise UsageError(f"{prefix}{complaint(error)}") from error
 
 
-def make_loader(config_dir: str | None = None) -> CachedLoader:
-    """A loader over conf/ and, when given, the user's own directory beside it."""
-    schema.register()
+def make_loader(
+    config_dir: str | None = None, conf: Path = CONF, register: Callable[[], None] = schema.register
+) -> CachedLoader:
+    """A loader over ``conf`` and, when given, the user's own directory beside it. ``register``: puts the schema into
+    Hydra's store."""
+    register()
     version.setbase("1.3")
     setup_globals()
     JobRuntime().set("name", "launch")
-    search_path = create_config_search_path(str(CONF))
+    search_path = create_config_search_path(str(conf))
     if config_dir is not None:
         path = Path(config_dir).absolute()
         if not path.is_dir():
@@ -123,22 +129,30 @@ def make_loader(config_dir: str | None = None) -> CachedLoader:
 class Composer:
     """Composes the configurations of one command line."""
 
-    def __init__(self, config_name: str = "config", config_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        config_name: str = "config",
+        config_dir: str | None = None,
+        conf: Path = CONF,
+        register: Callable[[], None] = schema.register,
+    ) -> None:
         self.config_name = config_name.removesuffix(".yaml")
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         with one_line_errors():
-            self.loader = make_loader(config_dir)
+            self.loader = make_loader(config_dir, conf, register)
             if not self.loader.repository.config_exists(self.config_name):
                 raise UsageError(f"--config-name {config_name}: there is no {self.config_name}.yaml in the search path")
 
     @functools.cached_property
     def groups(self) -> list[str]:
         """Names of the top-level groups."""
-        return self.loader.repository.get_group_options("", ObjectType.GROUP)
+        found = self.loader.repository.get_group_options("", ObjectType.GROUP)
+        return [group for group in found if group != CLUSTER_SETUP.name]
 
     def options(self, group: str) -> list[str]:
         """Choices of a group; empty when there is no such group."""
-        return self.loader.repository.get_group_options(group, ObjectType.CONFIG)
+        of_runs = (group or "").partition("/")[0] != CLUSTER_SETUP.name
+        return self.loader.repository.get_group_options(group, ObjectType.CONFIG) if of_runs else []
 
     def parse(self, lines: list[str]) -> list[Override]:
         """Read overrides, and refuse those whose key, choice or sign cannot be."""
@@ -294,9 +308,20 @@ def finish(cfg: DictConfig, lines: tuple[str, ...], swept: tuple[str, ...], dire
     """Resolve and type a composed configuration. The run directory's name is resolved before hydra is taken off."""
     hydra = OmegaConf.masked_copy(cfg, "hydra")
     publish(hydra)
+    refuse_tokens_of_hydra(hydra, directory)
     with one_line_errors():
-        config = to_typed(cfg)
+        config = to_typed(cfg, Config)
     return Composed(config, hydra, lines, swept, directory, fixed)
+
+
+def refuse_tokens_of_hydra(hydra: DictConfig, directory: Path) -> None:
+    """Raise UsageError for a token in Hydra's own settings, which are written down too, or in the directory's name,
+    which an interpolation may have put there."""
+    found = token_keys(OmegaConf.to_container(hydra, resolve=False))
+    if looks_like_token(str(directory)):
+        found = iter(["the run directory's name"])
+    for key in found:
+        raise UsageError(f"{key} holds what looks like an access token: {ADVICE}")
 
 
 def drop_hydra(cfg: DictConfig) -> None:
@@ -328,7 +353,7 @@ def unresolvable(cfg: DictConfig, path: str) -> str | None:
     return None
 
 
-def to_typed(cfg: DictConfig) -> Config:
+def to_typed(cfg: DictConfig, kind: type[T]) -> T:
     """The dataclasses of the composed configuration, interpolations resolved. Raises UsageError for what is missing."""
     drop_hydra(cfg)
     resolve(cfg)
@@ -336,7 +361,7 @@ def to_typed(cfg: DictConfig) -> Config:
     if missing:
         raise UsageError(f"{missing[0]} has no value: give {missing[0]}=...")
     config = OmegaConf.to_object(cfg)
-    assert isinstance(config, Config)
+    assert isinstance(config, kind)
     return config
 
 

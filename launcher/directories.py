@@ -22,7 +22,8 @@ def occupied(directory: Path) -> str | None:
     """Why ``directory`` cannot take a new run, or None."""
     if directory.is_file():
         return "is a file"
-    if (directory / ".hydra").exists():
+    # Hidden files are those of a launcher that was killed before it had written down what it was to run.
+    if any((directory / ".hydra").glob("[!.]*")):
         return "holds a run already"
     return None
 

@@ -7,10 +7,14 @@ import functools
 import math
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from launcher.schema import Config
+
+_root: ContextVar[type] = ContextVar("root", default=Config)
 
 TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
@@ -72,16 +76,34 @@ def walk(cls: type, prefix: str = "") -> Iterator[Key]:
             yield Key(f"{prefix}{field.name}", kind, optional, field_default(field), **field.metadata)
 
 
-@functools.cache
+@contextmanager
+def schema_of(root: type) -> Iterator[None]:
+    """Inside, ``keys`` and ``nodes`` are those of ``root``: what the project's other commands are configured by."""
+    token = _root.set(root)
+    try:
+        yield
+    finally:
+        _root.reset(token)
+
+
 def keys() -> dict[str, Key]:
     """Every leaf of the configuration by its dotted path."""
-    return {key.path: key for key in walk(Config)}
+    return _keys(_root.get())
+
+
+def nodes() -> frozenset[str]:
+    """Dotted paths of the inner nodes: model, model.wheel, ..."""
+    return _nodes(_root.get())
 
 
 @functools.cache
-def nodes() -> frozenset[str]:
-    """Dotted paths of the inner nodes: model, model.wheel, ..."""
-    return frozenset(path.rsplit(".", depth)[0] for path in keys() for depth in range(1, path.count(".") + 1))
+def _keys(root: type) -> dict[str, Key]:
+    return {key.path: key for key in walk(root)}
+
+
+@functools.cache
+def _nodes(root: type) -> frozenset[str]:
+    return frozenset(path.rsplit(".", depth)[0] for path in _keys(root) for depth in range(1, path.count(".") + 1))
 
 
 def lookup(config: Any, path: str) -> Any:

@@ -9,14 +9,14 @@ from typing import Any
 import yaml
 
 from launcher.fields import keys
-from launcher.paths import CONF
+from launcher.paths import CLUSTER_SETUP, CONF
 
 WIDTH = 96
 COMMON_KEYS = (
     "training.max_steps", "training.epochs", "training.max_length", "training.global_batch_size",
     "training.micro_batch_size", "training.learning_rate", "training.precision", "training.eval_every", "lora.r",
     "lora.target_modules", "dataset.path", "dataset.max_samples", "model.path", "tracking.uri", "seed", "output_dir",
-    "plan.show", "stages",
+    "plan.show", "stages", "cluster.partition", "cluster.time_limit_min", "dry_run",
 )  # fmt: skip
 EXAMPLES = (
     ("python launch.py experiment=tiny", "the whole chain in seconds"),
@@ -26,6 +26,7 @@ EXAMPLES = (
     ("python launch.py -m method=lora,full plan=true", "what both need and take; starts none"),
     ("python launch.py parallelism=ddp2 --cfg job", "show the configuration, run nothing"),
     ("python launch.py resume=outputs/DIR", "go on with what ended early"),
+    ("python launch.py -m method=lora,full cluster=slurm", "submit to a Slurm cluster"),
 )
 EXIT_CODES = (
     ("0", "everything asked for was done"),
@@ -47,7 +48,7 @@ def description(path: Path) -> str:
 def choices(roots: list[Path]) -> dict[str, dict[str, Path]]:
     """Every group's choices and their files."""
     found: dict[str, dict[str, Path]] = {}
-    for path in (path for root in roots for path in sorted(root.glob("*/*.yaml"))):
+    for path in (path for root in roots for path in sorted(root.glob("*/*.yaml")) if path.parent != CLUSTER_SETUP):
         found.setdefault(path.parent.name, {}).setdefault(path.stem, path)
     return found
 

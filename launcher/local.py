@@ -11,35 +11,49 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 from launcher.attempts import Attempts
 from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.lifetime import LAUNCHER_PID, die_with_parent
 from launcher.paths import ROOT, shown
-from launcher.resume import finished
+from launcher.process import python_module
+from launcher.resume import PREPARING, finished
 from launcher.rundir import RunDir
-from launcher.schema import Config
+from launcher.schema import Config, world_size
+from launcher.variables import variables
 
 POLL_SECONDS = 0.1
 
-CommandOf = Callable[[str, Path, int], list[str]]
+TORCHRUN = "torch.distributed.run"
+
+CommandOf = Callable[[str, Path, int, bool], list[str]]
 
 
-def stage_command(stage: str, run_dir: Path, replicas: int) -> list[str]:
-    """The command line of one stage. torchrun starts the replicas of a training stage."""
-    module = ["-m", "launcher.stage", stage, str(run_dir)]
-    if replicas == 1:
-        return [sys.executable, *module]
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={replicas}", *module]
+def stage_command(stage: str, run_dir: Path, processes: int, elastic: bool = False) -> list[str]:
+    """The command line of one stage. torchrun starts the processes of a training stage, a single one if ``elastic``."""
+    module = python_module("launcher.stage", stage, str(run_dir))
+    return torchrun(module, processes, ["--standalone"]) if processes > 1 or elastic else module
 
 
-def replicas_of(stage: str, config: Config) -> int:
-    """Processes that a stage runs in: only training has replicas."""
-    return config.parallelism.data_parallel if stage == "train" else 1
+def torchrun(command: list[str], processes: int, meeting: list[str]) -> list[str]:
+    """``command`` in that many processes of this machine; ``meeting`` says where they find those of others."""
+    options = ["--no-python", f"--nproc-per-node={processes}", *meeting]
+    return [sys.executable, "-m", TORCHRUN, *options, *command]
+
+
+def processes_of(stage: str, config: Config) -> int:
+    """Processes that a stage runs in: only training has several."""
+    return world_size(config) if stage == "train" else 1
+
+
+def is_elastic(stage: str, config: Config) -> bool:
+    """True where even a single process must be torchrun's: optimum-neuron asks it for the process group
+    (optimum/neuron/utils/torch_xla_and_neuronx_initialization.py: TORCHELASTIC_RUN_ID)."""
+    return stage == "train" and config.accelerator.engine == "neuron"
 
 
 def available_cpus() -> int:
@@ -47,10 +61,12 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def child_environment(replicas: int) -> dict[str, str]:
-    """The environment of a stage: our packages importable from any working directory, and its share of the CPUs."""
+def child_environment(replicas: int, configured: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """The environment of a stage: what the configuration sets, our packages importable from any working directory, and
+    its share of the CPUs."""
     # accelerate would take its settings from there: bf16 for a run that says fp32, and no word about it.
     env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    env.update(configured)
     env["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), env.get("PYTHONPATH", "")) if part)
     env["PYTHONSAFEPATH"] = "1"  # a folder "trainer" in the user's directory is not ours (Python 3.11 on)
     env[LAUNCHER_PID] = str(os.getpid())
@@ -60,18 +76,25 @@ def child_environment(replicas: int) -> dict[str, str]:
 
 
 class Interrupts:
-    """Counts signals that ask to stop while stages run."""
+    """Counts signals that ask to stop while stages run; ``patient``: no number of them kills a stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
         self.count = 0
         self.first: int | None = None
+        self.patient = patient
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         if self.count == 1:
             self.first = number
             # Not print: a signal may arrive inside one, and a buffered stream cannot be entered twice.
-            os.write(2, b"\nstopping after this step; Ctrl-C again to stop at once\n")
+            more = b"" if self.patient else b"; Ctrl-C again to stop at once"
+            os.write(2, b"\nstopping after this step" + more + b"\n")
+
+    @property
+    def at_once(self) -> bool:
+        """True when whoever asks has asked again."""
+        return self.count > 1 and not self.patient
 
     @property
     def forwarded(self) -> signal.Signals:
@@ -85,9 +108,9 @@ class Interrupts:
 
 
 @contextmanager
-def counting_interrupts() -> Iterator[Interrupts]:
+def counting_interrupts(patient: bool = False) -> Iterator[Interrupts]:
     """Count SIGINT, SIGTERM and SIGUSR2 instead of dying of them, until the block ends."""
-    interrupts = Interrupts()
+    interrupts = Interrupts(patient)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     previous = {number: signal.signal(number, interrupts) for number in numbers}
     try:
@@ -100,12 +123,12 @@ def counting_interrupts() -> Iterator[Interrupts]:
 def workers(pid: int, replicas: int) -> list[int]:
     """Processes that train: the child itself, or torchrun's children once all of them run. Never torchrun, which
     would kill its workers in the middle of a step."""
-    if replicas == 1:
-        return [pid]
     import psutil
 
     found = []
     with suppress(psutil.Error):
+        if replicas == 1 and TORCHRUN not in psutil.Process(pid).cmdline():
+            return [pid]
         for child in psutil.Process(pid).children():
             with suppress(psutil.Error):
                 if "launcher.stage" in child.cmdline():
@@ -131,7 +154,7 @@ def wait(child: subprocess.Popen[bytes], replicas: int, interrupts: Interrupts) 
     while True:
         with suppress(subprocess.TimeoutExpired):
             return child.wait(timeout=POLL_SECONDS)
-        if interrupts.count > 1:
+        if interrupts.at_once:
             kill_session(child.pid)
             return child.wait()
         if interrupts.count and not forwarded:
@@ -148,10 +171,15 @@ def prepare_child() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def run_command(command: list[str], replicas: int, interrupts: Interrupts) -> int:
+def run_command(
+    command: list[str],
+    replicas: int,
+    interrupts: Interrupts,
+    configured: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Run one stage's command in its own session. Returns its exit code, negative for a signal."""
     with subprocess.Popen(
-        command, env=child_environment(replicas), start_new_session=True, preexec_fn=prepare_child
+        command, env=child_environment(replicas, configured), start_new_session=True, preexec_fn=prepare_child
     ) as child:
         return wait(child, replicas, interrupts)
 
@@ -184,6 +212,23 @@ def outcome_of(run_dir: RunDir, stage: str) -> str | None:
     return attempts[-1].outcome if attempts else None
 
 
+def run_stage(
+    stage: str,
+    run_dir: RunDir,
+    command: list[str],
+    replicas: int,
+    interrupts: Interrupts,
+    configured: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Run one stage by ``command``, in ``replicas`` processes of this machine. Returns what the run exits with."""
+    code = run_command(command, replicas, interrupts, configured)
+    if code != 0:
+        return exit_code(stage, code, interrupts, outcome_of(run_dir, stage))
+    if outcome_of(run_dir, stage) == "suspended":
+        return SUSPENDED
+    return INTERRUPTED if was_interrupted(run_dir, stage) else 0
+
+
 def run_stages(config: Config, run_dir: RunDir, command_of: CommandOf = stage_command) -> int:
     """Run the configured stages that have not finished, in order, and stop at the first that fails. Returns the run's
     exit code."""
@@ -194,15 +239,12 @@ def run_stages(config: Config, run_dir: RunDir, command_of: CommandOf = stage_co
             if not renewed and finished(stage, config, run_dir):
                 print(f"{shown(run_dir.path)}: stage {stage} has finished already", file=sys.stderr)
                 continue
-            renewed = stage != "fetch"
-            replicas = replicas_of(stage, config)
-            code = run_command(command_of(stage, run_dir.path, replicas), replicas, interrupts)
+            renewed = stage not in PREPARING
+            processes = processes_of(stage, config)
+            command = command_of(stage, run_dir.path, processes, is_elastic(stage, config))
+            code = run_stage(stage, run_dir, command, processes, interrupts, variables(stage, config))
             if code != 0:
-                return exit_code(stage, code, interrupts, outcome_of(run_dir, stage))
-            if outcome_of(run_dir, stage) == "suspended":
-                return SUSPENDED
-            if was_interrupted(run_dir, stage):
-                return INTERRUPTED
+                return code
             if interrupts.count and stage != config.stages[-1]:
                 return interrupts.exit_code
     return 0

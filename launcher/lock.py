@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -148,7 +149,17 @@ class RunLock:
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             with suppress(OSError):
+                if self._is_lost():
+                    print(f"error: {shown(self.directory)}: taken over by another start of the job", file=sys.stderr)
+                    os._exit(1)
                 os.utime(self.file)
+
+    def _is_lost(self) -> bool:
+        """True when another process holds the directory, and not this one: Slurm took this node for dead and started
+        the job anew. Two that write the same checkpoints would lose both."""
+        with self._guarded() as stream:
+            holders = _read(stream)
+        return bool(holders) and self.me not in holders and not self._stop.is_set()
 
 
 def _read(stream: Any) -> list[Holder]:

@@ -69,22 +69,4 @@ def check_split(config: Config) -> Iterator[Problem]:
         yield Problem("parallelism.pipeline_parallel", stages, why, f"at most {facts.layers}")
 
 
-def check_neuron(config: Config) -> Iterator[Problem]:
-    """What optimum-neuron 0.4.5 would train wrongly without a word (seen by running it)."""
-    if config.accelerator.engine != "neuron":
-        return
-    facts, parallel = config.model.architecture, config.parallelism
-    if config.training.precision == "fp32" and parallel.zero_1:
-        why = "with training.precision=fp32 optimum-neuron would run the optimizer in bf16"
-        yield Problem("parallelism.zero_1", "true", why, "take training.precision=bf16, or parallelism.zero_1=false")
-    fused = facts is not None and parallel.tensor_parallel > facts.kv_heads
-    chosen = {"q_proj", "k_proj", "v_proj"} & set(config.lora.target_modules)
-    if config.method.name == "lora" and fused and len(chosen) in (1, 2):
-        why = (
-            f"at tensor_parallel={parallel.tensor_parallel} optimum-neuron fuses q_proj, k_proj and v_proj, "
-            "which then get an adapter together or not at all"
-        )
-        yield Problem("lora.target_modules", f"[{','.join(config.lora.target_modules)}]", why, "name all three or none")
-
-
-PARALLEL_CHECKS: tuple[Check, ...] = (check_accelerator, check_engine, check_world_size, check_split, check_neuron)
+PARALLEL_CHECKS: tuple[Check, ...] = (check_accelerator, check_engine, check_world_size, check_split)

@@ -13,6 +13,18 @@ from launcher.paths import ROOT
 
 SECONDS = 120
 
+# As `python -m`, but from this copy of the project: -m would look in the working directory first (before Python 3.11
+# always), where another copy may lie, or a folder of the same name.
+_START = (
+    f"import runpy, sys; sys.path[0] = {str(ROOT)!r}; "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command line that runs one of our modules, with this interpreter and from this copy of the project."""
+    return [sys.executable, "-c", _START, module, *arguments]
+
 
 def run_module(module: str, request: str, stderr: int | None = subprocess.DEVNULL) -> dict[str, Any] | None:
     """What `python -m module request` prints as JSON in its last line, or None where it fails.
@@ -20,7 +32,7 @@ def run_module(module: str, request: str, stderr: int | None = subprocess.DEVNUL
     ``stderr`` None is the launcher's own.
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", module, request]
+    command = python_module(module, request)
     try:
         done = subprocess.run(
             command,

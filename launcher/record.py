@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
@@ -52,16 +53,25 @@ def software() -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
-        "packages": {package: installed(package) for package in PACKAGES},
+        "packages": installed_packages(),
     }
+
+
+def installed_packages() -> dict[str, str | None]:
+    """Name and version of what a result depends on."""
+    return {package: installed(package) for package in PACKAGES}
 
 
 def write_records(
     run_dir: RunDir, config: Config, hydra: DictConfig, overrides: Sequence[str], sweep: Mapping[str, Any] | None = None
 ) -> None:
-    """Write .hydra/ and job.json into a new run directory; ``sweep`` says which sweep it belongs to."""
+    """Write .hydra/ and job.json into a new run directory; ``sweep`` says which sweep it belongs to.
+
+    The configuration first: with it the directory is this run's, and a killed launcher's run can be started again.
+    """
+    # Typed already: OmegaConf.structured would check it once more, which takes longer than the writing.
+    write_atomic(run_dir.config_file, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     write_atomic(run_dir.hydra / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
     write_atomic(run_dir.hydra / "hydra.yaml", OmegaConf.to_yaml(hydra))
-    write_atomic(run_dir.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     write_json(run_dir.job, {**software(), "overrides": list(overrides), "started_at": started, "sweep": sweep})

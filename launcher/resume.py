@@ -15,12 +15,15 @@ from launcher.attempts import Attempts
 from launcher.changes import ALLOW, Change, changes, refuse_changes
 from launcher.complaints import first_line
 from launcher.errors import UsageError
+from launcher.neuron.graphs import shapes
 from launcher.paths import shown
 from launcher.rundir import RunDir, write_atomic
 from launcher.schema import Config
 
 PREFIX = "resume="
 COMPLETE = ("finished", "early_stopped")
+PREPARING = ("fetch", "compile")
+"""Stages whose result is the same every time: what follows one that ran need not run again for it."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,22 @@ def finished(stage: str, config: Config, run_dir: RunDir) -> bool:
         return False
     if stage == "fetch":
         return all(Path(result[key]).exists() for key in ("model_dir", "dataset_path"))
+    if stage == "compile":
+        return result["shapes"] == shapes(config) and Path(result["directory"]).is_dir()
     settings = getattr(config, stage, None)
     if settings is not None and result.get("settings") != asdict(settings):
         return False
     return result.get("status") in COMPLETE
+
+
+def remaining(config: Config, run_dir: RunDir) -> list[str]:
+    """Stages that are still to run, in order. What follows a stage that runs is made from its result, so it runs too;
+    only what is fetched or compiled is the same every time."""
+    left: list[str] = []
+    for stage in config.stages:
+        if any(earlier not in PREPARING for earlier in left) or not finished(stage, config, run_dir):
+            left.append(stage)
+    return left
 
 
 def stored_command(lines: Iterable[str]) -> tuple[list[str], bool] | None:

@@ -26,7 +26,7 @@ def write_atomic(path: Path, text: str) -> None:
             os.fsync(stream.fileno())
         Path(temporary).replace(path)
     except BaseException:
-        Path(temporary).unlink()
+        Path(temporary).unlink(missing_ok=True)  # an interrupt may come when it has its name already
         raise
 
 
@@ -77,6 +77,11 @@ class RunDir:
     @property
     def samples(self) -> Path:
         return self.path / "samples.jsonl"
+
+    @property
+    def sharded(self) -> Path:
+        """What was trained in parts, as the ranks of a split model wrote them."""
+        return self.path / "sharded"
 
     @property
     def adapter(self) -> Path:

@@ -108,6 +108,9 @@ class DatasetConfig:
     prompt: str = setting("plain", "### Instruction parts, or the model's chat template", choices=("plain", "chat"))
     loss_on: str = setting("response", "tokens that the loss counts", choices=("response", "all"))
     packing: bool = setting(True, "pack several samples into a row, isolated from each other; false pads each to a row")
+    streaming: bool = setting(
+        False, "keep only an index of the rows on disk (48 bytes each) and tokenize them when they are trained on"
+    )
     on_bad_row: str = setting("stop", "what a broken row does", choices=("stop", "skip"))
 
 
@@ -160,6 +163,37 @@ class CalibrationConfig:
 
 
 @dataclass
+class NeuronConfig:
+    """How neuronx-cc compiles and the Neuron runtime runs: launcher/neuron/variables.py makes the environment of it."""
+
+    cache_dir: str | None = setting(
+        None,
+        "where compiled graphs are kept, on a file system that all nodes share; letters, digits, _ - and / only; null: "
+        "neuron below TRNTUNE_CACHE where that is such a path, else /var/tmp/trntune-neuron",
+    )
+    compiler_flags: list[str] = setting(
+        ["--model-type=transformer", "--retry_failed_compilation"], "NEURON_CC_FLAGS, without --cache_dir"
+    )
+    fuse_softmax: bool = setting(True, "NEURON_FUSE_SOFTMAX: one kernel for softmax")
+    inflight_requests: int = setting(
+        3, "NEURON_RT_ASYNC_EXEC_MAX_INFLIGHT_REQUESTS: graphs that are handed to a core ahead; 0: none", ge=0
+    )
+    logical_nc: int | None = setting(
+        None,
+        "NEURON_LOGICAL_NC_CONFIG: physical cores that are one device; null: trn1 has no choice",
+        ge=1,
+        le=2,
+    )
+    efa: bool = setting(True, "FI_*: EFA between instances, where there is more than one")
+    trial_steps: int = setting(10, "optimizer steps of the run that stage compile takes the graphs from", ge=1)
+    on_new_graph: str = setting(
+        "stop",
+        "what training does when it had to compile a graph that stage compile had not seen",
+        choices=("stop", "warn"),
+    )
+
+
+@dataclass
 class AcceleratorConfig:
     """The hardware that runs the training stage."""
 
@@ -175,6 +209,9 @@ class AcceleratorConfig:
     price_usd_per_hour: float | None = setting(None, "price of the instance; null: no cost is reported", gt=0)
     price_source: str | None = setting(None, "where the price was read")
     price_date: str | None = setting(None, "when the price was read, YYYY-MM-DD")
+    neuron: NeuronConfig | None = setting(None, "compiler and runtime of Neuron; null: none")
+    environment: list[str] = setting([], "NAME=value for the processes of the stages compile and train")
+    stages: list[str] = setting(["fetch", "train"], "stages of a run on this hardware, unless stages= names others")
 
 
 @dataclass
@@ -198,7 +235,9 @@ class TrainingConfig:
         None, "evaluations without a lower loss after which training stops at the best weights; null: never", ge=1
     )
     early_stopping_min_delta: float = setting(0.0, "smallest fall of the loss that counts as lower, nats", ge=0)
-    save_every: int | None = setting(200, "steps between checkpoints; null: only when the run is told to stop", ge=1)
+    save_every: int | None = setting(
+        200, "steps between checkpoints, and one at the end; null: only when told to stop", ge=1
+    )
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept", ge=1)
     allow_config_change: list[str] = setting([], "keys or groups that may differ when a run directory is started again")
 
@@ -242,10 +281,48 @@ class GenerateConfig:
 
 
 @dataclass
-class ClusterConfig:
-    """Where the stages run."""
+class SmallConfig:
+    """The Slurm jobs of the stages that don't train, and of a sweep's report: one process on a part of one node."""
 
-    name: str = setting("local", "where the stages run", choices=("local",))
+    partition: str | None = setting(None, "partition; null: cluster.partition")
+    time_limit_min: int = setting(120, "time limit, minutes", ge=1)
+    cpus: int | None = setting(None, "CPUs; null: Slurm's default", ge=1)
+    memory_gb: int | None = setting(None, "memory, GB; null: Slurm's default", ge=1)
+
+
+@dataclass
+class ClusterConfig:
+    """Where the stages run. Everything but name and environment is read by slurm and hyperpod only."""
+
+    name: str = setting("local", "where the stages run", choices=("local", "slurm", "hyperpod"))
+    partition: str | None = setting(None, "partition of the training stage; null: Slurm's default")
+    account: str | None = setting(None, "account that pays; null: Slurm's default")
+    qos: str | None = setting(None, "quality of service; null: Slurm's default")
+    time_limit_min: int = setting(1440, "time limit of a start of training, minutes; then it is requeued", ge=1)
+    compile_time_limit_min: int = setting(240, "time limit of stage compile, minutes; it is not requeued", ge=1)
+    leave_seconds: int = setting(
+        180, "seconds before the time limit at which training is told to save and leave", ge=10
+    )
+    exclusive: bool = setting(True, "whole nodes for training: what is measured is then this run's alone")
+    processes_per_node: int | None = setting(
+        None, "training processes on a node; null: accelerator.devices_per_instance, or all on one node", ge=1
+    )
+    cpus: int | None = setting(
+        None, "CPUs of training on each node; null: all if exclusive, else Slurm's default", ge=1
+    )
+    memory_gb: int | None = setting(
+        None, "memory of training on each node, GB; null: all if exclusive, else Slurm's default", ge=1
+    )
+    small: SmallConfig = field(default_factory=SmallConfig)
+    max_parallel: int | None = setting(None, "runs of a sweep at a time; null: as many as Slurm starts", ge=1)
+    setup: list[str] = setting([], "shell lines before srun, in the batch script: on the first node only")
+    environment: list[str] = setting([], "NAME=value for all stages; on every node, also when a step is tried again")
+    srun_args: list[str] = setting([], "further options of srun, such as --auto-resume=1")
+    sbatch_args: list[str] = setting([], "further options of sbatch, such as --reservation=NAME")
+    python: str | None = setting(None, "Python on the nodes; null: the one that submits")
+    shared_root: str | None = setting(None, "directory that all nodes share: what a job needs must lie below it")
+    rendezvous_address: str | None = setting(None, "address of the first node; null: taken from Slurm's step")
+    rendezvous_port: int | None = setting(None, "port on the first node; null: a free one", ge=1024, le=65535)
 
 
 @dataclass
@@ -276,6 +353,7 @@ class Config:
     seed: int = setting(0, "seed of weights, dropout and data order", ge=0)
     output_dir: str = setting("outputs", "where run directories are made")
     stages: list[str] = setting(["fetch", "train"], "stages to run, in this order")
+    dry_run: bool = setting(False, "print the batch scripts and their order, and submit nothing (cluster=slurm)")
 
 
 def register() -> None:

@@ -15,12 +15,15 @@ from launcher.lifetime import die_with_parent, launcher_pids, parent_is_gone
 from launcher.lock import RunLock
 from launcher.rundir import RunDir, write_json
 from launcher.schema import Config
+from launcher.secrets import redact
 
 # A stage's name, and the module whose run(config, run_dir) is the stage. Named, not imported: the launcher is
 # free of torch, and only the stage's own process pays for what it uses.
 STAGES = {
     "fetch": "trainer.fetch",
+    "compile": "trainer.compilation.stage",
     "train": "trainer.train",
+    "consolidate": "postprocess.consolidate.stage",
     "merge": "postprocess.merge.stage",
     "generate": "postprocess.generate.stage",
 }
@@ -73,7 +76,7 @@ def main(arguments: list[str]) -> int:
         return exit_code(SUSPENDED)
     except TrntuneError as error:
         if is_rank_zero():
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {redact(str(error))}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
         if (fault := disk_fault(error)) is None:

@@ -15,7 +15,13 @@ from typing import Any
 
 import pytest
 
+from launcher.local import available_cpus
 from launcher.paths import ROOT
+
+# The workers of pytest-xdist share the CPUs: with a thread for every CPU each, theirs and those of the runs that they
+# start would mostly wait for each other. Before torch is imported.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // WORKERS)))
 
 # Two random layers on 40 rows: what a run leaves behind is the same as for a real model, in seconds.
 TINY = ("experiment=tiny", "tracking.samples=1", "tracking.sample_tokens=4")
@@ -61,8 +67,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     A hook rather than a fixture: fixtures of modules would be made before it.
     """
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    with (Path(tempfile.gettempdir()) / f"trntune-tests-{run}.lock").open("w") as stream:
+    base = Path(tempfile.gettempdir()) / f"trntune-tests-{run}"
+    with base.with_suffix(".lock").open("w") as stream, base.with_suffix(".gate").open("w") as gate:
+        # Whoever waits to be alone holds the gate: no other test begins meanwhile, or it might wait for all of them.
+        fcntl.flock(gate, fcntl.LOCK_EX)
         fcntl.flock(stream, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
         return (yield)
 
 

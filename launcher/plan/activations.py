@@ -1,7 +1,8 @@
 """Bytes that one layer keeps for the backward pass, a token: what autograd saves in transformers' Llama and Qwen3.
 
 Counted from the tensors that autograd saves (tests compare with torch.autograd.graph.saved_tensors_hooks). Attention
-is fused, so it keeps queries, keys, values, output and a normalizer a head, not the weights of every pair.
+is fused, so it keeps queries, keys, values, output and a normalizer a head, not the weights of every pair. In fp32 on
+a CPU trainer.fused and trainer.block_attention keep less: no copy of what is kept already.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ class Kept:
 def kept_by_layer(config: Config, facts: ArchitectureConfig) -> Kept:
     """What one decoder layer keeps, bytes a token."""
     width = PRODUCT_BYTES[config.training.precision]
-    common = _frozen(facts, width)
+    fused = is_fused(config)
+    common = _frozen(facts, width, fused)
     if config.method.name == "full":
-        return common + _trained(facts, width, casts=config.training.precision == "bf16")
+        return common + _trained(facts, width, config.training.precision == "bf16", fused)
     return common + _adapters(config, facts, width)
 
 
@@ -47,30 +49,42 @@ def layer_input(facts: ArchitectureConfig) -> Kept:
     return Kept(facts.hidden_size * NORM_BYTES, 0)
 
 
-def _frozen(facts: ArchitectureConfig, width: int) -> Kept:
+def is_fused(config: Config) -> bool:
+    """Whether the passes of trainer.fused and trainer.block_attention are taken."""
+    accelerator = config.accelerator
+    return accelerator.engine == "torch" and accelerator.device == "cpu" and config.training.precision == "fp32"
+
+
+def _frozen(facts: ArchitectureConfig, width: int, fused: bool) -> Kept:
     """What the gradient of the layer's input needs, whether or not its weights are trained."""
     query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     norms = 2 * (facts.hidden_size + 1)
-    # queries, output, and keys and values repeated for each query head; gate, its activation, and up
-    inner = width * (4 * query + 3 * facts.intermediate_size) + NORM_BYTES * facts.heads
+    # queries, keys and values; else also the output and a normalizer, and keys and values repeated for each query head
+    attention = width * (query + 2 * key) if fused else width * 4 * query + NORM_BYTES * facts.heads
+    # gate, its activation, and up
+    inner = attention + width * 3 * facts.intermediate_size
     if facts.family == "qwen3":
         inner += NORM_BYTES * (query + key + facts.heads + facts.kv_heads)
     return Kept(NORM_BYTES * norms, inner)
 
 
-def _trained(facts: ArchitectureConfig, width: int, casts: bool) -> Kept:
-    """Inputs of the products and of the norms, which the gradients of their weights need. Under autocast every
-    linear layer keeps its own bf16 copy of an fp32 input."""
+def _trained(facts: ArchitectureConfig, width: int, casts: bool, fused: bool) -> Kept:
+    """Inputs of the products and of the norms, which the gradients of their weights need; a fused norm has its own
+    already. Under autocast every linear layer keeps its own bf16 copy of an fp32 input."""
     query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
     inputs = (5 if casts else 2) * facts.hidden_size
     inner = width * (query + facts.intermediate_size)
+    if fused:
+        return Kept(width * inputs, inner)
     if facts.family == "qwen3":
         inner += NORM_BYTES * (query + key)
     return Kept(width * inputs + NORM_BYTES * 2 * facts.hidden_size, inner)
 
 
 def _adapters(config: Config, facts: ArchitectureConfig, width: int) -> Kept:
-    """The adapters' inputs: with dropout each keeps its own copy and its mask, without it what they share once."""
+    """The adapters' inputs: with dropout each keeps its own copy and its mask, without it what they share once. A fused
+    layer keeps only the mask of its own."""
+    fused = is_fused(config) and not config.lora.use_dora
     layers = adapted_layers(facts, config.lora)
     kept = Kept(0, 0)
     seen: set[str] = set()
@@ -78,7 +92,8 @@ def _adapters(config: Config, facts: ArchitectureConfig, width: int) -> Kept:
     mask = (4 if config.accelerator.device == "cpu" else 1) if config.lora.dropout else 0
     for linear in layers:
         source = SHARED_INPUT.get(linear.name, linear.name.replace("up_proj", "mlp"))
-        size = 0 if source in seen and not mask else linear.inputs * (width + mask)
+        own = bool(mask) and not fused
+        size = linear.inputs * ((width if own or source not in seen else 0) + mask)
         seen.add(source)
         inner = width * config.lora.r + (width * 2 * linear.outputs if config.lora.use_dora else 0)
         kept += Kept(0, size + inner) if _reads_inner(linear) else Kept(size, inner)

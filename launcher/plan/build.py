@@ -17,6 +17,7 @@ from launcher.plan.schedule import Epoch, Schedule
 from launcher.plan.tensors import Parameters, count
 from launcher.process import ask
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
+from launcher.variables import variables
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -100,10 +101,6 @@ def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:
 
 def refuse_what_cannot_run(config: Config) -> None:
     """Raise UsageError for a run that the hardware cannot hold, or that no engine here can train."""
-    if config.accelerator.engine == "neuron":
-        raise UsageError(
-            f"accelerator={config.accelerator.name}: training on Neuron is not built yet; plan=true shows its plan"
-        )
     if config.model.architecture is None or config.plan.force:
         return
     memory = preflight(config, config.model.architecture).memory
@@ -181,6 +178,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "instance_hours": plan.instance_hours,
         "cost_usd": plan.cost_usd,
         "jobs": [asdict(job) for job in plan.jobs],
+        "environment": variables("train", config),
     }
 
 

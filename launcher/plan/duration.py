@@ -67,7 +67,8 @@ def rates(config: Config, facts: ArchitectureConfig) -> Rates | None:
             accelerator.memory_gbps * 1e9 * devices,
             f"conf/accelerator: {accelerator.peak_tflops:g} TFLOP/s and {accelerator.memory_gbps:g} GB/s a device",
         )
-    return None if accelerator.device == "neuron" else probed(config, facts)
+    elsewhere = accelerator.device == "neuron" or config.cluster.name != "local"
+    return None if elsewhere else probed(config, facts)
 
 
 def probed(config: Config, facts: ArchitectureConfig) -> Rates | None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input
 from launcher.plan.tensors import Parameters, adapted_layers
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps
+from launcher.slurm.resources import processes_per_node
 
 GIB = 2**30
 LOSS_CHUNK = 256  # positions whose logits exist at a time: trainer.loss.CHUNK, compared by a test
 
 # Measured on runs of three sizes, both methods and 512 to 1,024 tokens (docs/planning.md): resident memory of the
 # process before it holds a model, and what temporaries and a fragmented heap add to the activations.
-HOST_PROCESS = 590e6
+HOST_PROCESS = 480e6
 HOST_MLFLOW = 100e6
 HOST_OVERHEAD = {"full": 1.4, "lora": 1.6}
 # Not measured here: a CUDA context with its libraries, the Neuron runtime with its program and its buffers.
@@ -75,11 +76,14 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
 
 
 def available(config: Config, machine_bytes: float) -> float:
-    """Memory of a process's device; on a CPU all processes share the machine."""
+    """Memory of a process's device; on a CPU all processes share the machine. Of a cluster's nodes only what is asked
+    for is known: this machine is none of them."""
     if config.accelerator.memory_gib is not None:
         return config.accelerator.memory_gib * GIB
-    if config.accelerator.device == "cpu":
+    if config.accelerator.device == "cpu" and config.cluster.name == "local":
         return machine_bytes / config.parallelism.data_parallel
+    if config.accelerator.device == "cpu" and config.cluster.memory_gb is not None:
+        return config.cluster.memory_gb * 1e9 / processes_per_node(config)
     return math.inf
 
 
@@ -147,9 +151,8 @@ def _checkpoint(config: Config, trained: int) -> float:
     training = config.training
     if config.accelerator.device != "cpu":
         return 0.0
-    never = training.save_every is None or (training.max_steps is not None and training.max_steps < training.save_every)
     kept = 0.0 if training.early_stopping_patience is None else 4.0 * trained
-    return kept + (0.0 if never else 12.0 * trained)
+    return kept + (0.0 if training.save_every is None else 12.0 * trained)
 
 
 def _runtime(config: Config) -> float:

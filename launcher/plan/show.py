@@ -14,6 +14,7 @@ from launcher import units
 from launcher.plan.build import Plan, to_json
 from launcher.plan.jobs import instances
 from launcher.schema import accumulation_steps, world_size
+from launcher.variables import variables
 
 COLUMN_WIDTH = 30  # that a run needs at least to be readable
 UNKNOWN = "not known"
@@ -185,6 +186,11 @@ def job_lines(plan: Plan) -> str:
     return "\n".join(f"{job.stage}: {job.how}" for job in plan.jobs)
 
 
+def environment(plan: Plan) -> str:
+    """What the configuration sets for the processes that train, a variable a line."""
+    return "\n".join(f"{name}={value}" for name, value in variables("train", plan.config).items())
+
+
 SECTIONS: tuple[tuple[Line, ...], ...] = (
     (
         ("model, method", lambda p: f"{p.config.model.name}, {method_name(p)}"),
@@ -221,7 +227,10 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
         ("instance hours", lambda p: scaled(p, p.instance_hours, hours)),
         ("cost", lambda p: scaled(p, p.cost_usd, units.dollars)),
     ),
-    (("jobs", job_lines),),
+    (
+        ("jobs", job_lines),
+        ("environment", environment),
+    ),
 )  # fmt: skip
 
 

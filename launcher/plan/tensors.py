@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from launcher.neuron.graphs import fuses_qkv
 from launcher.schema import ArchitectureConfig, Config, LoraConfig, ParallelismConfig
 
 COLUMN, ROW = "column", "row"
@@ -114,15 +115,26 @@ def adapted_layers(facts: ArchitectureConfig, lora: LoraConfig) -> list[Linear]:
     return [linear for linear in linear_layers(facts) if linear.name in lora.target_modules]
 
 
-def adapter_tensors(facts: ArchitectureConfig, lora: LoraConfig, tensor_parallel: int = 1) -> Iterator[Tensor]:
+def sharing_a(config: Config, facts: ArchitectureConfig) -> frozenset[str]:
+    """Layers without an A of their own: optimum-neuron fuses up with gate, and k and v with q where it must repeat
+    them, and a fused layer has one A (optimum/neuron/peft/tuners/lora/layer.py)."""
+    if config.accelerator.engine != "neuron":
+        return frozenset()
+    return frozenset({"up_proj", *(("k_proj", "v_proj") if fuses_qkv(facts, config.parallelism) else ())})
+
+
+def adapter_tensors(
+    facts: ArchitectureConfig, lora: LoraConfig, tensor_parallel: int = 1, sharing: frozenset[str] = frozenset()
+) -> Iterator[Tensor]:
     """LoRA's A [r, inputs] and B [outputs, r], and DoRA's magnitude [outputs]. What the split cuts in the base layer
-    it cuts in the adapter; the other matrix is whole on every rank."""
+    it cuts in the adapter; the other matrix is whole on every rank. ``sharing``: layers that have no A of their own."""
     for layer in range(facts.layers):
         for linear in adapted_layers(facts, lora):
             prefix = f"model.layers.{layer}.{linear.path}"
             column = linear.split == COLUMN
             copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
-            yield Tensor(f"{prefix}.lora_A", (lora.r, linear.inputs), layer, None if column else 1)
+            if linear.name not in sharing:
+                yield Tensor(f"{prefix}.lora_A", (lora.r, linear.inputs), layer, None if column else 1)
             yield Tensor(f"{prefix}.lora_B", (linear.outputs, lora.r), layer, 0 if column else None, copies)
             if lora.use_dora:
                 yield Tensor(f"{prefix}.magnitude", (linear.outputs,), layer, 0 if column else None, copies)
@@ -162,8 +174,11 @@ def count(config: Config, facts: ArchitectureConfig) -> Parameters:
     """Count the parameters of a run."""
     parallel = config.parallelism
     base = list(base_tensors(facts, parallel.tensor_parallel))
+    sharing = sharing_a(config, facts)
     adapter = (
-        list(adapter_tensors(facts, config.lora, parallel.tensor_parallel)) if config.method.name == "lora" else []
+        list(adapter_tensors(facts, config.lora, parallel.tensor_parallel, sharing))
+        if config.method.name == "lora"
+        else []
     )
     trained = adapter or base
     total = sum(tensor.size for tensor in base)

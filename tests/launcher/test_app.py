@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import types
 
@@ -10,6 +13,7 @@ import pytest
 import yaml
 
 from launcher import app
+from launcher.paths import ROOT
 from launcher.rundir import RunDir, write_json
 from tests.launcher.conftest import composition
 
@@ -53,6 +57,24 @@ def test_a_run_leaves_its_configuration_and_who_ran_what(cwd, reports):
     assert job["overrides"] == ["model=tiny_llama", "seed=3"]
     assert job["packages"]["torch"]
     assert job["started_at"].endswith("+00:00")
+
+
+@pytest.mark.parametrize("file", ["plan.json", "config.yaml", "overrides.yaml", "hydra.yaml", "job.json"])
+def test_a_launcher_that_is_killed_as_it_writes_down_a_run_is_not_in_its_way(file, cwd, reports):
+    fault = {"op": "rename", "path": rf"/\.{file}\.", "count": 1, "signal": signal.SIGKILL}
+    env = {**os.environ, "TRNTUNE_FAULT": json.dumps(fault), "PYTHONPATH": str(ROOT / "tests" / "faults")}
+    arguments = ("model=tiny_llama", "hydra.run.dir=mine")
+    command = [sys.executable, str(ROOT / "launch.py"), *arguments]
+    killed = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = composition(*arguments)
+    app.check(again)
+    assert app.run_single(again.runs[0], trains(0)) == 0
+    run_dir = RunDir(cwd / "mine")
+    assert run_dir.load_config() == again.runs[0].config
+    assert yaml.safe_load((run_dir.hydra / "overrides.yaml").read_text()) == ["model=tiny_llama"]
+    assert run_dir.job.exists()
+    assert run_dir.plan.exists()
 
 
 @pytest.mark.parametrize(("code", "reported"), [(0, True), (1, False), (3, False), (130, True)])

@@ -25,10 +25,12 @@ from pathlib import Path
 from launcher import local
 from launcher.rundir import RunDir
 from launcher.schema import *
-class Parallel: data_parallel = int(sys.argv[2])
-class Run: stages = ["fetch", "train"][:len(sys.argv) - 3]; parallelism = Parallel
+class Run:
+    stages = ["fetch", "train"][:len(sys.argv) - 3]
+    parallelism = ParallelismConfig(name="p", data_parallel=int(sys.argv[2]))
+    accelerator, cluster = AcceleratorConfig(name="cpu"), ClusterConfig()
 programs = dict(zip(Run.stages, sys.argv[3:]))
-command = lambda stage, run_dir, replicas: [sys.executable, "-c", programs[stage], str(run_dir)]
+command = lambda stage, run_dir, processes, elastic: [sys.executable, "-c", programs[stage], str(run_dir)]
 sys.exit(local.run_stages(Run, RunDir(Path(sys.argv[1])), command))
 """
 
@@ -179,9 +181,20 @@ def test_a_stage_finds_our_packages_and_not_the_users(cwd, tmp_path):
 def test_commands_of_the_stages():
     one = local.stage_command("train", Path("/r"), 1)
     two = local.stage_command("train", Path("/r"), 2)
-    assert one == [sys.executable, "-m", "launcher.stage", "train", "/r"]
-    assert two[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    assert two[5:] == one[1:]
+    assert one[0] == sys.executable
+    assert one[-3:] == ["launcher.stage", "train", "/r"]
+    assert two[1:6] == ["-m", "torch.distributed.run", "--no-python", "--nproc-per-node=2", "--standalone"]
+    assert two[6:] == one
+
+
+def test_a_stage_is_of_this_copy_of_the_project_also_without_safe_path(cwd, tmp_path, monkeypatch):
+    """As on Python 3.10, where -m would look in the working directory first."""
+    (cwd / "launcher").mkdir()
+    (cwd / "launcher" / "__init__.py").write_text("raise SystemExit('the wrong launcher')")
+    command = local.stage_command("train", tmp_path / "nothing", 1)
+    done = subprocess.run(command, cwd=cwd, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
+    assert "the wrong launcher" not in done.stderr
+    assert "run.lock" in done.stderr
 
 
 def test_settings_of_accelerate_in_the_environment_do_not_reach_the_training(monkeypatch):
@@ -204,7 +217,9 @@ def test_the_stage_process_tells_a_refusal_in_one_line(tmp_path, cwd):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: unknown stage 'trian': allowed are fetch, train, merge, generate\n"
+    assert (
+        done.stderr == "error: unknown stage 'trian': allowed are fetch, compile, train, consolidate, merge, generate\n"
+    )
 
 
 def test_the_stage_process_ends_when_the_launcher_is_gone_already(tmp_path):

@@ -43,7 +43,7 @@ REFUSALS = [
     (["--config-name", "nowhere"], ["nowhere.yaml"]),
     (["training.learning_rate=${foo.bar}"], ["training.learning_rate=${foo.bar}", "foo.bar"]),
     (["model.revision=${oc.env:TRNTUNE_NOT_SET}"], ["model.revision", "TRNTUNE_NOT_SET"]),
-    (["stages=[fetch,trian]"], ["trian", "fetch, train, merge, generate", "did you mean train?"]),
+    (["stages=[fetch,trian]"], ["trian", "fetch, compile, train, consolidate, merge, generate", "did you mean train?"]),
     (["stages=[]"], ["stages=[]", "no stage"]),
     (["stages=[train,fetch]"], ["stages=[fetch,train]"]),
     (["method=lora,full"], ["method=lora,full", "add -m"]),
@@ -129,5 +129,6 @@ def test_an_error_in_the_users_experiment_names_file_and_key(text, pieces, cwd, 
 
 def test_an_explicit_run_directory_that_holds_a_run_is_refused(cwd: Path, capsys):
     (cwd / "mine" / ".hydra").mkdir(parents=True)
+    (cwd / "mine" / ".hydra" / "overrides.yaml").write_text("[]")
     assert app.main(["hydra.run.dir=mine"]) == 2
     assert "mine holds a run already" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_large_models_fit_or_not_and_by_what(launch, arguments, fits, largest):
 
 def test_zero_1_splits_the_optimizer_state_over_the_replicas(plan):
     arguments = ("model=llama3_8b", "method=full", *ON_TRN1, "parallelism=trn1_tp8_dp4")
-    whole = plan(*arguments, "parallelism.zero_1=false")["memory_bytes"]
+    whole = plan(*arguments, "parallelism.data_parallel=1")["memory_bytes"]
     split = plan(*arguments)["memory_bytes"]
     assert whole["optimizer"] == 4 * split["optimizer"]
     assert whole["weights"] == split["weights"]
@@ -178,11 +178,29 @@ def test_a_model_too_large_for_this_machine_is_refused(launch, cwd):
     assert list(cwd.iterdir()) == []
 
 
-def test_training_on_neuron_is_refused_until_it_is_built(launch, cwd):
-    done = launch("experiment=blog_fpft_vs_peft")
+@pytest.mark.parametrize(
+    ("arguments", "piece"),
+    [
+        (("parallelism=trn1_tp8_pp4_dp4_4nodes", "cluster=slurm"), "pipeline_parallel=4: can be planned, not trained"),
+        (("parallelism=trn1_tp8_dp16_4nodes",), "128 processes are 4 instances of trn1_32xlarge"),
+    ],
+)
+def test_what_can_only_be_planned_on_neuron_is_refused_before_anything_is_made(arguments, piece, launch, cwd):
+    command = ("model=llama3_8b", *ON_TRN1, "training.global_batch_size=64", *arguments)
+    done = launch(*command)
     assert done.returncode == 2
-    assert "not built yet; plan=true" in done.stderr
+    assert piece in done.stderr
     assert list(cwd.iterdir()) == []
+    assert launch(*command, "plan=true").returncode == 0
+
+
+def test_the_published_comparison_is_two_chains_of_three_jobs(launch, cwd):
+    done = launch("experiment=blog_fpft_vs_peft", "cluster=slurm", "dry_run=true", "tracking=none")
+    assert done.returncode == 0, done.stderr
+    chains = [line for line in done.stdout.splitlines() if line.startswith("# ") and " -> " in line]
+    each = "fetch (1 node) -> compile (1 node x 32 processes) -> train (1 node x 32 processes)"
+    assert [line.partition(": ")[2] for line in chains] == [each, each]
+    assert done.stdout.count("export NEURON_CC_FLAGS=") == 4
 
 
 def test_data_that_was_not_fetched_is_estimated_or_named(plan, tmp_path, monkeypatch):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 
 from launcher.neuron.variables import neuron_variables
 from launcher.schema import Config
@@ -14,6 +15,15 @@ ON_ACCELERATOR = (COMPILE, "train")
 TORCHRUN_OPTIONS = "TRNTUNE_TORCHRUN_OPTIONS"
 """Tells stage compile how the processes that it starts meet those of other nodes; without it they are all here."""
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+"""Variables that say how OpenMP's threads wait for each other."""
+
+
+def waiting(config: Config, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """On a CPU: threads that wait leave it to others, unless the user has chosen: docs/performance.md."""
+    chosen = config.accelerator.device != "cpu" or any(name in environment for name in WAITING)
+    return {} if chosen else {"OMP_WAIT_POLICY": "PASSIVE"}
+
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:
     """``NAME=value`` lines as a mapping; the last one of a name counts."""
@@ -22,7 +32,7 @@ def pairs(settings: Iterable[str]) -> dict[str, str]:
 
 def variables(stage: str, config: Config) -> dict[str, str]:
     """What is set for ``stage``: the cluster's for all of them, the accelerator's for those that run on it."""
-    cluster = pairs(config.cluster.environment)
+    cluster = {**waiting(config), **pairs(config.cluster.environment)}
     if stage not in ON_ACCELERATOR:
         return cluster
     return {**cluster, **neuron_variables(config), **pairs(config.accelerator.environment)}

@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,16 @@ import pytest
 
 from launcher.local import available_cpus
 from launcher.paths import ROOT
+from tests import observed
+from tests.limits import PATIENCE
+from tests.warm import popen
 
 # The workers of pytest-xdist share the CPUs: with a thread for every CPU each, theirs and those of the runs that they
-# start would mostly wait for each other. Before torch is imported.
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // WORKERS)))
+# start would mostly wait for each other. Before torch is imported; not in the process that starts the workers, whose
+# environment they inherit.
+WORKERS = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+if WORKERS is not None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // int(WORKERS))))
 
 # Two random layers on 40 rows: what a run leaves behind is the same as for a real model, in seconds.
 TINY = ("experiment=tiny", "tracking.samples=1", "tracking.sample_tokens=4")
@@ -53,11 +59,73 @@ def environment() -> dict[str, str]:
     return {**kept, "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2"}
 
 
-def launch(cwd: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def launch(cwd: Path, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """Runs launch.py in ``cwd`` until it ends."""
     return subprocess.run(
         command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
     )
+
+
+FORKS = popen.Forks()
+popen.install(FORKS)
+observed.install()
+RUN = "PYTEST_XDIST_TESTRUNUID"
+"""the variable by which pytest-xdist's workers, and all that they start, are known"""
+
+
+@pytest.fixture(autouse=True)
+def _apart(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that is marked ``cold`` starts its processes by exec. What a test, or a library that it imports, sets in
+    the environment is gone with it."""
+    before = dict(os.environ)
+    FORKS.enabled = request.node.get_closest_marker("cold") is None
+    yield
+    FORKS.enabled = True
+    if before != dict(os.environ):
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def pytest_collection_finish() -> None:
+    """What the modules of the tests have imported may have set more in the environment."""
+    FORKS.adopt(os.environ)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take minutes begin first: at the end one worker would wait for them."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    observed.forget()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Whoever reads that a test failed sees what it started and what that left."""
+    report = yield
+    if report.failed:
+        places = [path for path in (getattr(item, "funcargs", {}).get("tmp_path"),) if path is not None]
+        report.sections.append(("processes", observed.processes()))
+        report.sections.append(("run directories", observed.run_directories(*places)))
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """After the last test, when the workers have gone too: nothing that they started may be left."""
+    run = getattr(session.config, "workerinput", {}).get("testrunuid")
+    manager = session.config.pluginmanager.getplugin("dsession")
+    if run is not None or manager is None:
+        return
+    uid = manager.nodemanager.testrunuid
+    end = time.monotonic() + 30
+    while (left := observed.left(RUN, uid)) and time.monotonic() < end:
+        time.sleep(0.2)
+    if left:
+        print("\nERROR processes that the tests started are left:", *left, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.hookimpl(wrapper=True)

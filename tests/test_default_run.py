@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.conftest import launch
+from tests.limits import PATIENCE
 
 
+@pytest.mark.cold
+@pytest.mark.long
 def test_the_default_run_lowers_the_held_out_loss_clearly_within_its_memory(tmp_path):
     directory = tmp_path / "run"
-    process = launch(tmp_path, "method=lora", f"hydra.run.dir={directory}", timeout=1200)
+    process = launch(tmp_path, "method=lora", f"hydra.run.dir={directory}", timeout=PATIENCE)
     assert process.returncode == 0, process.stderr
     result = json.loads((directory / "stages" / "train.json").read_text())
     assert result["total_params"] == 134_515_008

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from launcher.attempts import Attempts
 from launcher.paths import ROOT
 from tests.conftest import TINY, Run, command, environment, launch
+from tests.limits import PATIENCE
 from trainer.checkpoints.manifest import from_text, to_text
 
 # Twelve steps of two micro batches: 40 examples make a pass of four, so that most steps lie inside one.
@@ -51,7 +52,7 @@ def at_line(count: int, number: int = signal.SIGKILL) -> dict[str, Any]:
     return kill("open", r"metrics\.jsonl:a$", count, number)
 
 
-def start(directory: Path, *arguments: str, fault: dict[str, Any] | None = None, timeout: float = 240) -> Run:
+def start(directory: Path, *arguments: str, fault: dict[str, Any] | None = None, timeout: float = PATIENCE) -> Run:
     """launch.py on the run directory, with a fault in whichever of its processes comes to it."""
     env = environment()
     if fault is not None:
@@ -405,7 +406,7 @@ def test_told_to_leave_and_unable_to_save_is_a_failure(tmp_path):
     )
     wait_for_step(directory, 5, process)
     process.send_signal(signal.SIGUSR2)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, stderr
     [line] = [line for line in stderr.splitlines() if line.startswith("error:")]
     assert "was not written" in line
@@ -414,7 +415,7 @@ def test_told_to_leave_and_unable_to_save_is_a_failure(tmp_path):
 
 def wait_for_step(directory: Path, step: int, process: subprocess.Popen[str]) -> None:
     metrics = directory / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -436,12 +437,12 @@ def test_a_second_process_on_the_directory_is_refused_and_a_dead_one_is_not_in_t
     stage = json.loads((directory / "run.lock").read_text())[-1]["pid"]
     os.kill(stage, signal.SIGSTOP)
     process.kill()
-    process.wait(timeout=20)
+    process.wait(timeout=PATIENCE)
     third = start(directory, *long)
     assert third.process.returncode == 1
     assert f"process {stage} on {host} (stage train) works in this directory" in third.process.stderr
     os.kill(stage, signal.SIGCONT)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while psutil.pid_exists(stage) and psutil.Process(stage).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -472,7 +473,7 @@ def test_a_sweep_that_is_started_again_does_only_what_is_missing(tmp_path):
         "TRNTUNE_FAULT": json.dumps(kill("rename", r"method=full/.*step-6\.tmp$")),
         "PYTHONPATH": str(ROOT / "tests" / "faults"),
     }
-    first = subprocess.run(command(*arguments), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    first = subprocess.run(command(*arguments), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert first.returncode == 1
     again = launch(tmp_path, f"resume={sweep}")
     assert again.returncode == 0, again.stderr
@@ -491,7 +492,7 @@ def test_in_mlflow_a_run_that_goes_on_stays_one_run(tmp_path):
         "TRNTUNE_FAULT": json.dumps(at_line(4, signal.SIGTERM)),
         "PYTHONPATH": str(ROOT / "tests" / "faults"),
     }
-    first = subprocess.run(command(*arguments), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    first = subprocess.run(command(*arguments), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert first.returncode == 75, first.stderr
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
     [experiment] = client.search_experiments(filter_string="name = 'trntune'")

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY, Run, command, environment, launch
+from tests.limits import PATIENCE
 
 NO_TRACKING = "tracking=none"
 
@@ -143,13 +146,13 @@ def interrupt_after_step_5(directory: Path, *arguments: str) -> Run:
         text=True,
     )
     metrics = directory / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (metrics.exists() and '"step": 5,' in metrics.read_text()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     return Run(directory, subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr))
 
 
@@ -262,15 +265,15 @@ def test_a_tracking_server_that_is_down_costs_a_warning_not_the_run(run_tiny):
     assert "MLflow         not complete" in run.process.stdout
 
 
-@pytest.fixture
-def mlflow_ui(tmp_path: Path):
-    """The command that a run prints at its end, serving the database that runs in tmp_path write to."""
+@contextmanager
+def mlflow_ui(directory: Path) -> Iterator[str]:
+    """The command that a run prints at its end, serving the database that runs in ``directory`` have written to."""
     port = free_port()
     arguments = ["ui", "--backend-store-uri", "sqlite:///outputs/mlflow.db", "--port", str(port), "--workers", "1"]
-    with (tmp_path / "ui.log").open("w") as log:
+    with (directory / "ui.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *arguments],
-            cwd=tmp_path,
+            cwd=directory,
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
             stdout=log,
             stderr=log,
@@ -280,13 +283,13 @@ def mlflow_ui(tmp_path: Path):
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=30)
+            process.wait(timeout=PATIENCE)
 
 
 def call(url: str, body: dict | None = None) -> dict:
     """One request of MLflow's REST interface, tried until the server is up, two minutes at most."""
     data = None if body is None else json.dumps(body).encode()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while True:
         try:
             request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
@@ -298,10 +301,14 @@ def call(url: str, body: dict | None = None) -> dict:
             time.sleep(0.5)
 
 
-def test_mlflow_shows_the_run_with_its_parameters_metrics_and_artifacts(run_tiny, mlflow_ui):
+def test_mlflow_shows_the_run_with_its_parameters_metrics_and_artifacts(run_tiny, tmp_path):
     run = run_tiny("named")
     assert run.process.returncode == 0, run.process.stderr
-    api = f"{mlflow_ui}/api/2.0/mlflow"
+    with mlflow_ui(tmp_path) as address:
+        compare_with_mlflow(run, f"{address}/api/2.0/mlflow")
+
+
+def compare_with_mlflow(run: Run, api: str) -> None:
     found = call(f"{api}/experiments/get-by-name?experiment_name=trntune")["experiment"]["experiment_id"]
     [shown] = call(f"{api}/runs/search", {"experiment_ids": [found]})["runs"]
     assert shown["info"]["status"] == "FINISHED"

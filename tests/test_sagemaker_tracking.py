@@ -20,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.conftest import TINY, command, environment
+from tests.limits import PATIENCE
 from tests.test_runs import call, free_port
 
 ARN = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-tracking-server/mine"
@@ -44,7 +45,7 @@ def server(tmp_path: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=30)
+            process.wait(timeout=PATIENCE)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def endpoint(server: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
             request = urllib.request.Request(server + self.path, body, method=self.command)
             request.add_header("Content-Type", self.headers.get("Content-Type") or "application/json")
             try:
-                answer = urllib.request.urlopen(request, timeout=30)
+                answer = urllib.request.urlopen(request, timeout=PATIENCE)
             except urllib.error.HTTPError as error:
                 answer = error
             content = answer.read()
@@ -95,7 +96,7 @@ def test_a_sweep_is_tracked_through_signed_requests(tmp_path, server, endpoint):
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert process.returncode == 0, process.stderr
     assert "warning" not in process.stderr

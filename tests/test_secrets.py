@@ -10,6 +10,7 @@ import pytest
 
 from launcher import app, secrets
 from tests.conftest import TINY, command, environment
+from tests.limits import PATIENCE
 
 # Shapes of real ones; none of them opens anything.
 PLANTED = {
@@ -29,7 +30,7 @@ SECRETS = [*PLANTED.values(), "planted8-password"]
 
 def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = environment() | PLANTED | {"no_proxy": "127.0.0.1,localhost"}
-    return subprocess.run(command(*arguments), cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(*arguments), cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def leaks(root: Path, process: subprocess.CompletedProcess[str]) -> list[str]:

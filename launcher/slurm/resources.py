@@ -130,7 +130,9 @@ def leave_seconds(asked: Resources, cluster: ClusterConfig) -> int:
 
 def setup_lines(configured: Mapping[str, str], cluster: ClusterConfig, code: Path) -> list[str]:
     """Shell lines of the batch script. srun hands what they export to every node, and to a step that it tries again."""
-    settings = {"PYTHONPATH": str(code), "PYTHONSAFEPATH": "1", **configured}
+    # What is submitted comes before modules of the user: an installed copy of the project may be another one.
+    path = ":".join(filter(None, (str(code), configured.get("PYTHONPATH"))))
+    settings = {"PYTHONSAFEPATH": "1", **configured, "PYTHONPATH": path}
     return [*(f"export {name}={shlex.quote(value)}" for name, value in settings.items()), *cluster.setup]
 
 

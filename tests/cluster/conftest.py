@@ -18,6 +18,7 @@ from cluster.compose import compose
 from cluster.documents import parameters, placeholders
 from cluster.files import scripts_directory
 from launcher.paths import ROOT
+from tests.limits import PATIENCE
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # Of a made-up account: moto takes any.
@@ -38,7 +39,13 @@ def offline(tmp_path: Path) -> Command:
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cluster", *arguments]
         return subprocess.run(
-            command, cwd=tmp_path, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+            command,
+            cwd=tmp_path,
+            env=environment(**more),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
         )
 
     return run

@@ -14,6 +14,7 @@ import pytest
 
 from launcher.paths import ROOT
 from launcher.slurm.ledger import read
+from tests.limits import PATIENCE
 from tests.slurm.conftest import User, slurm, user  # noqa: F401 (fixtures)
 
 SCRIPT = ROOT / "cluster" / "jobs" / "make_environment.sh"
@@ -50,7 +51,7 @@ def make(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         checked = "true" if driver or runtime else "false"
         environment = {**os.environ, "SYS": str(node / "sys"), "NEURON": str(node / "neuron"), "PIP_NO_INDEX": "1"}
         command = [str(SCRIPT), str(directory), sys.executable, checked, *requirements]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     return run
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from launcher.paths import ROOT
+from tests.limits import PATIENCE
 from tests.slurm.cluster import free_ports, sbin, until
 from tests.slurm.conftest import require
 
@@ -81,7 +82,7 @@ class Node:
         (self.root / "fstab").touch()
         return subprocess.run(
             ["bash", str(self.scripts / "on_create.sh")],
-            cwd="/", env=settings, capture_output=True, text=True, timeout=60, check=False,
+            cwd="/", env=settings, capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
 
     @property
@@ -232,7 +233,7 @@ def test_slurm_runs_a_job_on_the_written_configuration(scripts, daemons):
 
         def slurm(*words: str) -> str:
             environment = {**os.environ, "SLURM_CONF": str(conf), "PATH": sbin()}
-            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
             return done.stdout + done.stderr
 
         until(lambda: "UP" in slurm("scontrol", "ping"), 20)

@@ -13,6 +13,7 @@ import pytest
 from launcher.cli import parse
 from launcher.compose import Composed, Composition, compose
 from launcher.paths import ROOT
+from tests.limits import PATIENCE
 
 Launch = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -33,7 +34,7 @@ def launch(cwd: Path) -> Launch:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         command = [sys.executable, str(ROOT / "launch.py"), *arguments]
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE)
 
     return run
 

@@ -16,6 +16,7 @@ from launcher import app
 from launcher.paths import ROOT
 from launcher.rundir import RunDir, write_json
 from tests.launcher.conftest import composition
+from tests.limits import PATIENCE
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def test_a_launcher_that_is_killed_as_it_writes_down_a_run_is_not_in_its_way(fil
     env = {**os.environ, "TRNTUNE_FAULT": json.dumps(fault), "PYTHONPATH": str(ROOT / "tests" / "faults")}
     arguments = ("model=tiny_llama", "hydra.run.dir=mine")
     command = [sys.executable, str(ROOT / "launch.py"), *arguments]
-    killed = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    killed = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = composition(*arguments)
     app.check(again)

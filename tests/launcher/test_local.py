@@ -17,6 +17,7 @@ from launcher import local
 from launcher.paths import ROOT
 from launcher.rundir import RunDir
 from tests.launcher.conftest import single
+from tests.limits import PATIENCE
 
 # A launcher process: argv is the run directory, the number of replicas, then one Python program for each stage.
 LAUNCHER = """
@@ -83,7 +84,7 @@ def start(tmp_path):
             if "-c" in psutil.Process(pid).cmdline():
                 psutil.Process(pid).kill()
     for process in started:
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE)
 
 
 def wait_for(condition, seconds: float = 20) -> None:
@@ -109,7 +110,7 @@ def test_a_signal_is_handed_on_once_and_the_run_ends_in_order(number, forwarded,
     launcher = start("pass", PATIENT)
     wait_for(lambda: workers_of(tmp_path))
     launcher.send_signal(number)
-    _, stderr = launcher.communicate(timeout=20)
+    _, stderr = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == code
     assert "stopping after this step" in stderr
     assert [path.read_text() for path in tmp_path.glob("signals-*")] == [forwarded]
@@ -119,7 +120,7 @@ def test_torchruns_workers_are_interrupted_and_never_torchrun_itself(start, tmp_
     launcher = start("pass", AGENT, replicas=2)
     wait_for(lambda: len(workers_of(tmp_path)) == 2)
     launcher.send_signal(signal.SIGINT)
-    launcher.communicate(timeout=20)
+    launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 130
     assert [path.read_text() for path in tmp_path.glob("signals-*")] == ["SIGINT", "SIGINT"]
     assert not (tmp_path / "agent-was-signalled").exists()
@@ -132,7 +133,7 @@ def test_a_second_interrupt_kills_at_once(start, tmp_path):
     time.sleep(0.5)
     assert launcher.poll() is None
     launcher.send_signal(signal.SIGINT)
-    launcher.communicate(timeout=10)
+    launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 130
     assert not any(is_running(pid) for pid in workers_of(tmp_path))
 
@@ -157,14 +158,14 @@ def test_the_child_dies_with_the_launcher(start, tmp_path):
 )
 def test_the_exit_code_of_a_stage_is_the_runs(program, code, message, start):
     launcher = start("pass", program)
-    _, stderr = launcher.communicate(timeout=20)
+    _, stderr = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == code
     assert message in stderr
 
 
 def test_a_failed_stage_stops_the_chain(start, tmp_path):
     launcher = start("raise SystemExit(4)", "import pathlib, sys; pathlib.Path(sys.argv[1], 'trained').touch()")
-    launcher.communicate(timeout=20)
+    launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 4
     assert not (tmp_path / "trained").exists()
 

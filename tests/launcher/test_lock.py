@@ -15,6 +15,7 @@ import pytest
 
 from launcher import lock
 from launcher.lock import Held, RunLock, me
+from tests.limits import PATIENCE
 
 
 def hold(directory: Path, **changes) -> None:
@@ -86,7 +87,7 @@ def test_the_holder_touches_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
     with RunLock(tmp_path, "launch.py") as held:
         os.utime(held.file, (1, 1))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while held.file.stat().st_mtime < 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)

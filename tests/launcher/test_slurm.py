@@ -58,7 +58,6 @@ GOLDEN_TRAIN = """\
 #SBATCH --time=600
 
 # setup
-export PYTHONPATH='/fsx/my runs/code/ab'
 export PYTHONSAFEPATH=1
 export TRNTUNE_CACHE=/fsx/trntune/cache
 export HF_HOME=/fsx/trntune/huggingface
@@ -70,6 +69,7 @@ export MALLOC_ARENA_MAX=64
 export FI_PROVIDER=efa
 export FI_EFA_USE_DEVICE_RDMA=1
 export FI_EFA_FORK_SAFE=1
+export PYTHONPATH='/fsx/my runs/code/ab'
 ulimit -n 65536
 
 # command
@@ -95,8 +95,8 @@ GOLDEN_FETCH = """\
 #SBATCH --time=120
 
 # setup
-export PYTHONPATH='/fsx/my runs/code/ab'
 export PYTHONSAFEPATH=1
+export PYTHONPATH='/fsx/my runs/code/ab'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -137,6 +137,12 @@ def test_the_batch_script_of_a_small_stage(cwd):
         "cluster.small.cpus=2", "cluster.small.memory_gb=8",
     )  # fmt: skip
     assert text == GOLDEN_FETCH
+
+
+def test_modules_of_the_user_come_after_what_was_submitted(cwd):
+    text = script("fetch", "cluster=slurm", "cluster.environment=['PYTHONPATH=/fsx/mine:/fsx/theirs']")
+    [line] = [line for line in text.splitlines() if "PYTHONPATH" in line]
+    assert line == "export PYTHONPATH='/fsx/my runs/code/ab:/fsx/mine:/fsx/theirs'"
 
 
 def test_scripts_are_shell_that_bash_takes(cwd):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from launcher.paths import ROOT
 from tests.conftest import TINY, launch
+from tests.limits import PATIENCE
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])
@@ -26,7 +27,7 @@ def run(request, tmp_path_factory) -> Path:
 def consolidate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "postprocess.consolidate", *map(str, arguments)]
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def weights(directory: Path) -> dict[str, torch.Tensor]:

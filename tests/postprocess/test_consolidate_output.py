@@ -19,6 +19,7 @@ from launcher.paths import ROOT
 from postprocess.consolidate import output
 from postprocess.consolidate.neuron import NeuronSource
 from postprocess.consolidate.run import Options, consolidate
+from tests.limits import PATIENCE
 from tests.postprocess.neuron_shards import DATA, copied, digests, result
 
 RUN = DATA / "full_gqa"
@@ -62,7 +63,7 @@ def is_right(out: Path) -> bool:
 def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(KILL, out)
-    assert process.wait(timeout=120) == -signal.SIGKILL
+    assert process.wait(timeout=PATIENCE) == -signal.SIGKILL
     assert not out.exists()
     assert (tmp_path / "out.tmp" / "model.safetensors").exists()
     consolidate(RUN, out)
@@ -77,7 +78,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     assert process.stdout.readline() == "waiting\n"
     with pytest.raises(TrntuneError, match=r"out\.tmp is being written by another process"):
         consolidate(RUN, out)
-    process.communicate("", timeout=120)
+    process.communicate("", timeout=PATIENCE)
     assert process.returncode == 0
     assert is_right(out)
 

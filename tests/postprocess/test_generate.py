@@ -17,6 +17,7 @@ from postprocess.generate.questions import from_file, held_out, typed
 from postprocess.generate.run import Options, generate, records
 from postprocess.generate.score import rouge_l
 from tests.conftest import TINY, launch
+from tests.limits import PATIENCE
 from trainer.data.tokenize import prompt_ids
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0, top_p=1.0, seed=0)
@@ -118,7 +119,7 @@ def command(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(cwd)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

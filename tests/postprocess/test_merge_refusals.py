@@ -21,6 +21,7 @@ from postprocess.merge import MergeOptions, logits, merge, staged
 from postprocess.merge.__main__ import main
 from postprocess.merge.changes import LowRank
 from postprocess.merge.options import parse_size
+from tests.limits import PATIENCE
 from tests.postprocess.merge_models import make_adapter, make_base, peft_merge, stored
 from trainer.models.fingerprint import fingerprint
 
@@ -244,7 +245,7 @@ def test_a_killed_merge_leaves_no_result_and_is_done_again(base: Path, adapter: 
     out, leftover = tmp_path / "out", tmp_path / "out.tmp"
     command = [sys.executable, "-c", _SLOW_MERGE, str(base), str(adapter), str(out)]
     process = subprocess.Popen(command)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not (leftover / "half").exists():  # the eighth tensor is about to be written
         assert process.poll() is None
         assert time.monotonic() < deadline

@@ -22,10 +22,10 @@ from pathlib import Path
 import psutil
 
 from launcher.lifetime import die_with_parent
+from tests.limits import PATIENCE
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 # Seconds until a wait gives up. Where things work it ends much earlier, also on a machine that has much else to do.
-PATIENCE = 600.0
 ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 
 # HyperPod's srun has an option --auto-resume, by a plugin: a step that failed while a node had a hardware fault is run

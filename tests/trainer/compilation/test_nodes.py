@@ -22,6 +22,7 @@ from launcher.schema import Config, NeuronConfig
 from launcher.slurm.rendezvous import free_port
 from launcher.variables import variables
 from tests.launcher.conftest import single
+from tests.limits import PATIENCE
 from tests.trainer.compilation.test_stage import IMITATION, TINY
 from trainer.fetch import fetch_dataset, fetch_model
 
@@ -58,7 +59,7 @@ def test_told_to_leave_it_ends_the_tool_and_all_below_it(tmp_path: Path, monkeyp
             time.sleep(0.05)
         sleeper = psutil.Process(int(sign.read_text()))
         stage.send_signal(signal.SIGTERM)
-        error = stage.communicate(timeout=120)[1]
+        error = stage.communicate(timeout=PATIENCE)[1]
     assert stage.returncode == SUSPENDED
     assert "graphs that are compiled stay in the cache; start it again" in error
     assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
@@ -77,7 +78,7 @@ def test_every_node_traces_its_part_and_the_first_one_writes(tmp_path: Path, mon
         env = {**shared, **slurm}
         command = [sys.executable, "-c", TASK, str(run_dir.path), str(tmp_path), str(port)]
         tasks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    output = [task.communicate(timeout=300)[0] for task in tasks]
+    output = [task.communicate(timeout=PATIENCE)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], output
     result = json.loads(run_dir.stage_file("compile").read_text())
     assert result["compiled"] == len(result["graphs"]) >= 2

@@ -11,6 +11,7 @@ import pytest
 
 from launcher.errors import TrntuneError
 from launcher.paths import ROOT
+from tests.limits import PATIENCE
 from trainer.data.python_docs import build_rows, summary, write_python_docs
 
 BUILD = """
@@ -29,7 +30,7 @@ def test_two_processes_build_the_same_rows_without_torch():
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=PATIENCE,
         ).stdout
         for seed in ("1", "2")
     }

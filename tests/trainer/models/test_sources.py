@@ -16,6 +16,7 @@ import torch
 
 from launcher.errors import TrntuneError
 from launcher.paths import ROOT
+from tests.limits import PATIENCE
 from tests.trainer.models.conftest import composed
 from trainer.fetch import fetch_dataset, fetch_model
 from trainer.models import cache
@@ -72,7 +73,7 @@ def builder(seconds: float) -> subprocess.Popen[str]:
 
 
 def test_two_processes_at_once_build_once(empty_cache):
-    outputs = [process.communicate(timeout=60)[0] for process in [builder(1), builder(1)]]
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in [builder(1), builder(1)]]
     assert sorted(output.count("building") for output in outputs) == [0, 1]
     assert (empty_cache / "thing" / "whole").exists()
 
@@ -82,9 +83,9 @@ def test_a_builder_that_was_killed_leaves_no_entry_and_the_next_one_succeeds(emp
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "building"
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=10)
+    process.wait(timeout=PATIENCE)
     assert not (empty_cache / "thing").exists()
-    assert "building" in builder(0).communicate(timeout=60)[0]
+    assert "building" in builder(0).communicate(timeout=PATIENCE)[0]
     assert (empty_cache / "thing" / "whole").exists()
     assert list(empty_cache.glob(".thing.building-*")) == []
 
@@ -175,7 +176,7 @@ print("heavy:", sorted({"torch", "transformers", "mlflow", "huggingface_hub"} & 
 
 def test_what_is_in_the_cache_costs_no_import_of_torch(smollm2):
     fetch_dataset(composed().dataset)
-    result = subprocess.run([sys.executable, "-c", FETCH], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", FETCH], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     assert str(smollm2) in result.stdout
     assert "heavy: []" in result.stdout
@@ -222,7 +223,7 @@ def ask_hub(endpoint: str, home: Path, kind: str = "model") -> str:
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
     start = time.monotonic()
     result = subprocess.run(
-        [sys.executable, "-c", HUB, kind], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", HUB, kind], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE
     )
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.strip().splitlines()) == 1

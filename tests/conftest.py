@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,22 +56,6 @@ def launch(cwd: Path, *arguments: str, timeout: float = 300) -> subprocess.Compl
     return subprocess.run(
         command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
     )
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Tests share the machine; one marked ``alone`` has it for itself, so that what it times is not another test.
-
-    A hook rather than a fixture: fixtures of modules would be made before it.
-    """
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    base = Path(tempfile.gettempdir()) / f"trntune-tests-{run}"
-    with base.with_suffix(".lock").open("w") as stream, base.with_suffix(".gate").open("w") as gate:
-        # Whoever waits to be alone holds the gate: no other test begins meanwhile, or it might wait for all of them.
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(stream, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        return (yield)
 
 
 @pytest.fixture

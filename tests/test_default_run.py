@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from launcher.cli import parse
+from launcher.compose import compose
+from launcher.plan.build import known, preflight
 from tests.conftest import launch
+
+
+def planned_bytes(*arguments: str) -> float:
+    """Memory that the plan of a command line says."""
+    config = compose(parse(list(arguments))).runs[0].config
+    facts, _ = known(config)
+    return preflight(config, facts).memory.total
 
 
 def test_the_default_run_lowers_the_held_out_loss_clearly_within_its_memory(tmp_path):
@@ -16,6 +28,7 @@ def test_the_default_run_lowers_the_held_out_loss_clearly_within_its_memory(tmp_
     assert result["trainable_params"] == 921_600
     assert result["eval_loss_after"] < result["eval_loss_before"] - 0.25
     assert result["peak_memory_bytes"] < 6e9
+    assert planned_bytes("method=lora") == pytest.approx(result["peak_memory_bytes"], rel=0.15)
     samples = [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 3
     assert all(sample["after"] and sample["after"] != sample["before"] for sample in samples)

@@ -182,7 +182,10 @@ class Comparison:
         done = self._run(command, CASES[0])
         if done.returncode:
             raise TrntuneError(f"the ceiling can't be measured: {_reason(done)}")
-        return float(json.loads(done.stdout.splitlines()[-1])["flops_per_second"])
+        found = json.loads(done.stdout.splitlines()[-1])
+        if not found:
+            raise TrntuneError(f"the ceiling can't be measured: there is no {self.arguments.device} device here")
+        return float(found["flops_per_second"])
 
     def _report(self) -> None:
         """The table, what could not run and why, what is not the same work, and the JSON file."""

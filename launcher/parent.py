@@ -56,15 +56,17 @@ def start(configs: list[Config], swept: list[tuple[str, ...]], directory: Path) 
         return None
     params = {**swept_values(swept), "runs": str(len(configs)), "directory": str(directory)}
     place = {"uri": tracking.uri, "experiment": tracking.experiment}
-    answer = _ask({"action": "start", **place, "name": directory.name, "params": params})
+    request = {"action": "start", **place, "name": directory.name, "params": params}
+    answer = _ask(request, "the sweep has no parent run in MLflow")
     return Parent(tracking.uri, tracking.experiment, answer["run_id"]) if answer else None
 
 
 def finish(parent: Parent, status: str, directory: Path) -> None:
     """End the parent with the sweep's report."""
-    _ask({"action": "finish", **parent.to_json(), "status": status, "directory": str(directory)})
+    request = {"action": "finish", **parent.to_json(), "status": status, "directory": str(directory)}
+    _ask(request, "the sweep's parent run in MLflow is not complete")
 
 
-def _ask(request: dict[str, Any]) -> dict[str, Any] | None:
-    # Its warnings are the user's to see.
-    return run_module(MODULE, json.dumps(request), stderr=None) or None
+def _ask(request: dict[str, Any], missing: str) -> dict[str, Any] | None:
+    # Its warnings are the user's to see, as they come.
+    return run_module(MODULE, json.dumps(request), missing, stderr=None) or None

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
 
+from launcher.errors import TrntuneError
 from launcher.paths import ROOT
+from launcher.secrets import redact
 
-SECONDS = 120
+SECONDS = 120.0
 
 # As `python -m`, but from this copy of the project: -m would look in the working directory first (before Python 3.11
 # always), where another copy may lie, or a folder of the same name.
@@ -26,32 +29,75 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", _START, module, *arguments]
 
 
-def run_module(module: str, request: str, stderr: int | None = subprocess.DEVNULL) -> dict[str, Any] | None:
-    """What `python -m module request` prints as JSON in its last line, or None where it fails.
+class NoAnswer(TrntuneError):
+    """A process that was asked has not answered. The message says which, how it ended, and its last words."""
 
-    ``stderr`` None is the launcher's own.
+
+def answer(module: str, request: str, stderr: int | None = subprocess.PIPE) -> dict[str, Any]:
+    """What `python -m module request` prints as JSON in its last line. Raises NoAnswer where it fails.
+
+    ``stderr`` None is the launcher's own: it is then shown as it comes, and not repeated in the error.
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = python_module(module, request)
     try:
         done = subprocess.run(
-            command,
+            python_module(module, request),
             stdout=subprocess.PIPE,
             stderr=stderr,
-            text=True,
             timeout=SECONDS,
-            check=True,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
             start_new_session=True,  # Ctrl-C is the launcher's: it ends this process itself, without a traceback
         )
-    except subprocess.SubprocessError:
-        return None
+    except subprocess.TimeoutExpired as late:
+        raise NoAnswer(_failure(module, f"no answer within {SECONDS:g} s", late.stderr)) from None
+    except OSError as error:  # no process left to start, or no memory for it
+        raise NoAnswer(_failure(module, f"not started: {error.strerror}", None)) from None
+    if done.returncode:
+        raise NoAnswer(_failure(module, _ending(done.returncode), done.stderr))
     # Libraries print, too: the answer is the last line.
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    found = _json_object(_last_line(done.stdout))
+    if found is None:
+        raise NoAnswer(_failure(module, "no answer in its output", done.stderr))
+    return found
+
+
+def run_module(module: str, request: str, missing: str, stderr: int | None = subprocess.PIPE) -> dict[str, Any] | None:
+    """``answer``, or None and a line on stderr that says what is ``missing`` for it: "the plan has no time"."""
+    try:
+        return answer(module, request, stderr)
+    except NoAnswer as error:
+        print(f"warning: {missing}: {error}", file=sys.stderr)
+        return None
 
 
 @functools.cache
-def ask(module: str, request: str) -> dict[str, Any] | None:
-    """run_module, once for all runs of a sweep that ask the same."""
-    return run_module(module, request)
+def ask(module: str, request: str, missing: str) -> dict[str, Any] | None:
+    """run_module, once for all runs of a sweep that ask the same: a failure, too, is told once."""
+    return run_module(module, request, missing)
+
+
+def _failure(module: str, ending: str, stderr: bytes | None) -> str:
+    words = redact(_last_line(stderr))
+    return f"{module} failed ({ending})" + (f": {words}" if words else "")
+
+
+def _ending(code: int) -> str:
+    if code > 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"killed by signal {-code}"
+
+
+def _last_line(output: bytes | None) -> str:
+    """The last line that says anything, its spaces collapsed."""
+    lines = (output or b"").decode(errors="replace").splitlines()
+    return next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

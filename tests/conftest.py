@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -126,22 +124,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left:
         print("\nERROR processes that the tests started are left:", *left, sep="\n  ")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Tests share the machine; one marked ``alone`` has it for itself, so that what it times is not another test.
-
-    A hook rather than a fixture: fixtures of modules would be made before it.
-    """
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    base = Path(tempfile.gettempdir()) / f"trntune-tests-{run}"
-    with base.with_suffix(".lock").open("w") as stream, base.with_suffix(".gate").open("w") as gate:
-        # Whoever waits to be alone holds the gate: no other test begins meanwhile, or it might wait for all of them.
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(stream, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
-        return (yield)
 
 
 @pytest.fixture

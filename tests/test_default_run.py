@@ -6,21 +6,33 @@ import json
 
 import pytest
 
+from launcher.cli import parse
+from launcher.compose import compose
+from launcher.plan.build import known, preflight
 from tests.conftest import launch
 from tests.limits import PATIENCE
 
 
+def planned_bytes(*arguments: str) -> float:
+    """Memory that the plan of a command line says."""
+    config = compose(parse(list(arguments))).runs[0].config
+    facts, _ = known(config)
+    return preflight(config, facts).memory.total
+
+
 @pytest.mark.cold
 @pytest.mark.long
+@pytest.mark.timeout(4 * PATIENCE)
 def test_the_default_run_lowers_the_held_out_loss_clearly_within_its_memory(tmp_path):
     directory = tmp_path / "run"
-    process = launch(tmp_path, "method=lora", f"hydra.run.dir={directory}", timeout=PATIENCE)
+    process = launch(tmp_path, "method=lora", f"hydra.run.dir={directory}", timeout=4 * PATIENCE)
     assert process.returncode == 0, process.stderr
     result = json.loads((directory / "stages" / "train.json").read_text())
     assert result["total_params"] == 134_515_008
     assert result["trainable_params"] == 921_600
     assert result["eval_loss_after"] < result["eval_loss_before"] - 0.25
     assert result["peak_memory_bytes"] < 6e9
+    assert planned_bytes("method=lora") == pytest.approx(result["peak_memory_bytes"], rel=0.15)
     samples = [json.loads(line) for line in (directory / "samples.jsonl").read_text().splitlines()]
     assert len(samples) == 3
     assert all(sample["after"] and sample["after"] != sample["before"] for sample in samples)

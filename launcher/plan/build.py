@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from launcher.plan.jobs import Job, instances, jobs
 from launcher.plan.memory import Memory
 from launcher.plan.schedule import Epoch, Schedule
 from launcher.plan.tensors import Parameters, count
-from launcher.process import ask
+from launcher.process import NoAnswer, answer
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
 from launcher.variables import variables
 
@@ -85,10 +86,12 @@ def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:
     if config.model.path is None:
         raise UsageError("model.architecture=null: the plan needs it; give model.architecture={...}, or a local model")
     lora = asdict(config.lora) if config.method.name == "lora" else None
-    found = ask("trainer.models.meta", json.dumps({"path": config.model.path, "lora": lora}))
-    if found is None or "error" in found:
-        reason = found["error"] if found else "transformers can't build it"
-        raise UsageError(f"model.path={config.model.path}: no plan: {reason}")
+    try:
+        found = counted(config.model.path, json.dumps(lora))
+    except NoAnswer as error:
+        found = {"error": f"transformers can't build it: {error}"}
+    if "error" in found:
+        raise UsageError(f"model.path={config.model.path}: no plan: {found['error']}")
     return ArchitectureConfig(**found["facts"]), Parameters(
         total=found["total"],
         trainable=found["trainable"],
@@ -97,6 +100,12 @@ def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:
         local=(found["total"] + (found["trainable"] if lora else 0),),
         trainable_local=(found["trainable"],),
     )
+
+
+@functools.cache
+def counted(path: str, lora: str) -> dict[str, Any]:
+    """trainer.models.meta's counts of a local model, once for all runs of a sweep. ``lora``: JSON, null for none."""
+    return answer("trainer.models.meta", json.dumps({"path": path, "lora": json.loads(lora)}))
 
 
 def refuse_what_cannot_run(config: Config) -> None:

@@ -72,13 +72,13 @@ def rates(config: Config, facts: ArchitectureConfig) -> Rates | None:
 
 
 def probed(config: Config, facts: ArchitectureConfig) -> Rates | None:
-    """This machine's rates for this model's layers; None when the probe fails, as without a GPU."""
+    """This machine's rates for this model's layers; None without the device, or when the probe fails, which is told."""
     shapes = [[linear.outputs, linear.inputs] for linear in linear_layers(facts)]
     tokens = config.training.micro_batch_size * config.training.max_length
     accelerator = config.accelerator
     request = {"shapes": shapes, "tokens": tokens, "device": accelerator.device, "precision": config.training.precision}
-    found = ask("trainer.probe", json.dumps(request))
-    if found is None:
+    found = ask("trainer.probe", json.dumps(request), "the plan has no time")
+    if not found:
         return None
     # Replicas on a CPU share the machine that the probe had for itself; on GPUs each has its own.
     devices = 1 if accelerator.device == "cpu" else config.parallelism.data_parallel

@@ -83,7 +83,7 @@ def no_time(plan: Plan) -> str:
         return "not estimated: the size of the data is not known; set dataset.rows and dataset.tokens_per_row"
     if plan.config.accelerator.calibration is None:
         return f"not estimated: conf/accelerator/{plan.config.accelerator.name} has no calibration"
-    return f"not estimated: there is no {plan.config.accelerator.device} device here to measure"
+    return f"not estimated: no {plan.config.accelerator.device} device could be measured here"
 
 
 def verdict(plan: Plan) -> str:

@@ -16,6 +16,7 @@ import pytest
 from launcher import local
 from launcher.paths import ROOT
 from launcher.rundir import RunDir
+from launcher.variables import WAITING, variables
 from tests.launcher.conftest import single
 from tests.limits import PATIENCE
 
@@ -228,3 +229,16 @@ def test_the_stage_process_ends_when_the_launcher_is_gone_already(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TRNTUNE_LAUNCHER_PID": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("name", [None, *WAITING])
+def test_on_a_cpu_threads_that_wait_leave_it_to_others_unless_the_user_has_chosen(name, cwd, monkeypatch):
+    for each in WAITING:
+        monkeypatch.delenv(each, raising=False)
+    if name is not None:
+        monkeypatch.setenv(name, "1")
+    expected = {"OMP_WAIT_POLICY": "PASSIVE"} if name is None else {}
+    for stage in ("train", "generate"):
+        assert variables(stage, single().config) == expected
+    own = "cluster.environment=['OMP_WAIT_POLICY=ACTIVE']"
+    assert variables("train", single("cluster=slurm", own).config)["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -147,7 +147,7 @@ def test_the_environment_is_what_the_configuration_says(cwd, monkeypatch):
         "NEURON_RT_LOG_LEVEL": "INFO",
     }  # fmt: skip
     assert variables("merge", config) == {"A": "1"}
-    assert variables("train", single().config) == {}
+    assert variables("train", single("accelerator=cuda").config) == {}
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ def _apart(request: pytest.FixtureRequest) -> Iterator[None]:
     the environment is gone with it."""
     before = dict(os.environ)
     FORKS.enabled = request.node.get_closest_marker("cold") is None
+    # Where hardly a test runs a stage, importing what stages need would take longer than all of them.
+    FORKS.kind = "launcher" if request.path.is_relative_to(ROOT / "tests" / "launcher") else "stages"
     yield
     FORKS.enabled = True
     if before != dict(os.environ):
@@ -90,8 +92,18 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that take minutes begin first: at the end one worker would wait for them."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Tests that take minutes begin first, on different workers: at the end all would wait for one."""
+    workers = int(WORKERS or 1)
+    long = [item for item in items if item.get_closest_marker("long")]
+    short = [item for item in items if not item.get_closest_marker("long")]
+    # pytest-xdist begins with a share for each worker, in order.
+    shares: list[list[pytest.Item]] = []
+    for number in range(workers):
+        own = long[number::workers]
+        size = -(-len(items) // workers) - len(own)
+        shares.append(own + short[:size])
+        short = short[size:]
+    items[:] = [item for share in shares for item in share] + short
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock
 
 from launcher.directories import make_private
 from launcher.schema import TrackingConfig
@@ -59,8 +62,10 @@ def connect(config: TrackingConfig) -> tuple[Any, str]:
         # They hold copies of what run directories do, beside them: as these they are their owner's alone.
         make_private(artifacts)
         database.touch(mode=0o600)
-    client = MlflowClient(tracking_uri=config.uri)
-    return client, _experiment(client, config.experiment, artifacts)
+    # Two processes that make the tables of one database at the same time break each other's work.
+    with nullcontext() if database is None else FileLock(f"{database}.lock", mode=0o600):
+        client = MlflowClient(tracking_uri=config.uri)
+        return client, _experiment(client, config.experiment, artifacts)
 
 
 def _experiment(client: Any, name: str, artifacts: Path | None) -> str:

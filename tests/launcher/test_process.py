@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
-import torch
 
 from launcher import process
 from launcher.app import main
 from launcher.errors import UsageError
 from launcher.parent import Parent, finish
-from launcher.plan.build import known, make
-from launcher.schema import CalibrationConfig
+from launcher.plan.build import known
 from tests.launcher.conftest import single
 
 TOKEN = "hf_abcdefghijklmnopqrstuv"
-CALIBRATION = CalibrationConfig("of nothing", 1.0, 1.0, 1.0, 1.0, 0.5, 2.0)
 # The size of its data is known without them, so that only the machine's rates are asked.
 SIZED = ("experiment=tiny", "dataset=dolly15k")
 
@@ -102,15 +97,6 @@ def test_a_sweep_is_told_once(helper, cwd, capfd):
     helper("raise SystemExit(3)")
     assert main(["-m", *SIZED, "method=lora,full", "plan=true"]) == 0
     assert capfd.readouterr().err == "warning: the plan has no time: trainer.probe failed (exit code 3)\n"
-
-
-def test_a_gpu_that_is_not_here_is_no_failure(cwd, capfd):
-    assert main([*SIZED, "accelerator=cuda", "plan=true"]) == 0
-    assert capfd.readouterr().err == ""
-    config = single(*SIZED, "accelerator=cuda").config  # has no calibration yet: nothing asked for the device
-    calibrated = replace(config, accelerator=replace(config.accelerator, calibration=CALIBRATION))
-    assert (make(calibrated).duration is None) == (not torch.cuda.is_available())
-    assert capfd.readouterr().err == ""
 
 
 def test_a_local_model_that_cannot_be_counted_is_refused_with_the_reason(helper, tmp_path):

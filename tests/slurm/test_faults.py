@@ -78,6 +78,7 @@ def _undisturbed(factory, name, *arguments):
     return directory
 
 
+@pytest.mark.long
 def test_a_node_that_is_lost_costs_the_steps_since_the_checkpoint(user, slurm, two):
     run, job = submit(user, "r", *TWO_NODES)
     at_step(run, 6)
@@ -97,6 +98,7 @@ def test_a_node_that_is_lost_costs_the_steps_since_the_checkpoint(user, slurm, t
     until(lambda: slurm.idle() == set(slurm.names))
 
 
+@pytest.mark.long
 def test_the_first_node_may_be_the_one(user, slurm, two):
     """It runs the batch script, and the rendezvous was there."""
     run, job = submit(user, "r", *TWO_NODES)
@@ -145,6 +147,7 @@ def test_the_signal_before_the_time_limit_reaches_every_process_and_requeues_the
     assert_same(run, two)
 
 
+@pytest.mark.long
 def test_a_time_limit_is_a_pause(user, slurm, one):
     # 12 steps of 4 seconds and a start: more than a minute's limit, less than two.
     run, job = submit(user, "r", "cluster.time_limit_min=1", "cluster.leave_seconds=20", seconds=4)

@@ -56,6 +56,7 @@ def test_every_run_has_its_own_nodes_and_a_killed_one_costs_only_itself(user, sl
         assert result["samples_per_second"] == pytest.approx(processes * result["samples_per_second_per_replica"])
 
 
+@pytest.mark.long
 def test_forty_runs_of_which_three_are_killed(user, slurm):
     """Of the first stage only, slowed down: forty times training would take the tests' time."""
     slow = with_fault(op="fsync", path="fetch.json", sleep=3, **{"from": 1})

@@ -65,15 +65,18 @@ def import_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 class Forks:
-    """A process that forks, and the rule of what is left to it. Without a ``connection`` one is started when it is
-    needed first."""
+    """Processes that fork, and the rule of what is left to them.
+
+    ``connection`` is one that is there already; without it one is started of each kind that is needed (a key of
+    tests.warm.server.IMPORTED).
+    """
 
     def __init__(self, connection: socket.socket | None = None, settings: dict[str, str] | None = None) -> None:
-        self.connection = connection
         self.adopt(os.environ)
         if settings is not None:
             self.settings = settings
-        self.enabled = True
+        self.enabled, self.kind = True, "stages"
+        self._connections = {} if connection is None else {self.kind: connection}
         self._lock = threading.Lock()
 
     def adopt(self, environment: Mapping[str, str]) -> None:
@@ -104,19 +107,21 @@ class Forks:
         given = (arguments["p2cread"], arguments["c2pwrite"], arguments["errwrite"])
         handles = [own if handle == -1 else handle for own, handle in enumerate(given)]
         with self._lock:
-            if self.connection is None:
-                self.connection = start_server(self.environment)
+            if self.kind not in self._connections:
+                self._connections[self.kind] = start_server(self.kind, self.environment)
+            connection = self._connections[self.kind]
             with _adopting():
-                send(self.connection, request, handles)
-                answer = receive(self.connection)[0]
+                send(connection, request, handles)
+                answer = receive(connection)[0]
         assert answer is not None, "the process that forks has ended"
         return int(answer["pid"])
 
 
-def start_server(environment: dict[str, str]) -> socket.socket:
-    """The process that forks, which ends with this one."""
+def start_server(kind: str, environment: dict[str, str]) -> socket.socket:
+    """A process that forks, which ends with this one."""
     ours, theirs = socket.socketpair()
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.warm.server import main; main({theirs.fileno()})"
+    entry = f"from tests.warm.server import main; main({theirs.fileno()}, {kind!r})"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {entry}"
     # The command line is overwritten by each fork with its own: room for a long one.
     command = [sys.executable, "-c", code, " " * COMMAND_LINE]
     subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)

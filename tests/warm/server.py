@@ -26,16 +26,21 @@ from typing import Any, NoReturn
 from launcher.paths import ROOT
 from tests.warm.popen import SIGNALS, Forks, import_settings, install, receive, send, starts_others
 
-# What the stages, the launcher's helpers and the comparison import of others, the slow ones.
-HEAVY = (
+# What the launcher imports of others.
+_LAUNCHER = (
+    "hydra", "hydra.core.global_hydra", "omegaconf", "psutil",
+    "rich.console", "rich.progress", "rich.live", "rich.table",
+)  # fmt: skip
+# And what the stages, the launcher's helpers and the comparison do.
+_STAGES = (
     "numpy", "torch", "torch.distributed.run", "torch.optim.lr_scheduler", "safetensors.torch", "tokenizers",
     "transformers.trainer", "transformers.generation", "transformers.models.llama.modeling_llama",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto", "transformers.integrations",
     "accelerate", "peft", "mlflow", "mlflow.tracking", "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.system_metrics",
-    "sqlalchemy", "alembic.command", "hydra", "omegaconf", "rich.console", "rich.progress", "rich.live", "rich.table",
-    "matplotlib.pyplot", "jinja2", "psutil", "rouge_score.rouge_scorer", "submitit",
+    "sqlalchemy", "alembic.command", "matplotlib.pyplot", "jinja2", "rouge_score.rouge_scorer", "submitit",
 )  # fmt: skip
+IMPORTED = {"launcher": _LAUNCHER, "stages": ("trainer.lean_imports", *_LAUNCHER, *_STAGES)}
 # As the project sets them before it imports these: trainer/models/hub.py, trainer/mlflow_store.py.
 SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -51,14 +56,13 @@ SETTINGS = {
 PR_SET_PDEATHSIG = 1
 
 
-def main(handle: int) -> None:
-    """Process entry of the server."""
+def main(handle: int, kind: str) -> None:
+    """Process entry of the server; ``kind`` says what it imports."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     connection = socket.socket(fileno=handle)
     os.environ.update(SETTINGS)
     settings = {key: value for key, value in import_settings(os.environ).items() if key not in SETTINGS}
-    importlib.import_module("trainer.lean_imports")
-    for name in HEAVY:
+    for name in IMPORTED[kind]:
         importlib.import_module(name)
     forget_project()
     for number in SIGNALS:

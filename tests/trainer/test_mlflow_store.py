@@ -1,0 +1,22 @@
+"""MLflow's database is made once, whoever comes at the same time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from launcher.process import python_module
+from tests.limits import PATIENCE
+
+
+def test_several_that_begin_at_once_share_a_new_database(tmp_path):
+    place = {"uri": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "e", "name": "n", "params": {}}
+    command = python_module("trainer.tracking_sweep", json.dumps({"action": "start", **place}))
+    started = [
+        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    ends = [process.communicate(timeout=PATIENCE) for process in started]
+    assert [stderr for _, stderr in ends if "warning" in stderr] == []
+    ids = {json.loads(stdout.splitlines()[-1])["run_id"] for stdout, _ in ends}
+    assert len(ids) == 4

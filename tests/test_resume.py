@@ -140,8 +140,8 @@ def test_a_run_that_is_killed_again_and_again_is_the_run_that_was_not(name, refe
     assert last.result["lost_steps"] > 0
     assert committed(directory) == ["step-12", "step-9"]
     *outcomes, end = [attempt.outcome for attempt in Attempts(directory / "attempts.jsonl").read()]
-    # A rank whose peer is killed may still say that it failed.
-    assert set(outcomes) <= {"died", "failed"}
+    # A rank whose peer is killed may still say that it failed; or torchrun tells it to leave before it has noticed.
+    assert set(outcomes) <= {"died", "failed", *(["suspended"] if arguments == TWO else [])}
     assert end == "finished"
 
 

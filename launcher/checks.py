@@ -22,10 +22,10 @@ from launcher.parallel_checks import PARALLEL_CHECKS
 from launcher.paths import shown
 from launcher.problem import Check, Problem
 from launcher.schema import Config
-from launcher.secrets import ADVICE, CREDENTIALS, redact, strings, token_keys
+from launcher.secrets import ADVICE, redact, strings, token_keys, without_credentials
 from launcher.slurm.checks import check_cluster
 from launcher.stage import STAGES
-from launcher.tracking_address import address_fault, credentials_fault, without_credentials
+from launcher.tracking_address import address_fault, credentials_fault
 
 # Linear layers of a decoder block: the same names in transformers' Llama and Qwen3.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -48,9 +48,9 @@ def check_tokens(config: Any) -> Iterator[Problem]:
 
 
 def check_credentials(config: Config) -> Iterator[Problem]:
-    """user:password@ in an address; check_tracking has its own advice for tracking.uri."""
+    """user:password@ or ?token=... in an address; check_tracking has its own advice for tracking.uri."""
     for key, text in strings(asdict(config)):
-        if key != "tracking.uri" and CREDENTIALS.search(text):
+        if key != "tracking.uri" and without_credentials(text) != text:
             yield Problem(key, redact(text), "holds credentials", ADVICE)
 
 

@@ -21,9 +21,10 @@ from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.lifetime import LAUNCHER_PID, die_with_parent
 from launcher.paths import ROOT, shown
 from launcher.process import python_module
-from launcher.resume import PREPARING, finished
+from launcher.resume import finished
 from launcher.rundir import RunDir
 from launcher.schema import Config, world_size
+from launcher.stage import PREPARING
 from launcher.variables import variables
 
 POLL_SECONDS = 0.1

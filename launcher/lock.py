@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from launcher.paths import shown
 LOCK = "run.lock"
 BEAT_SECONDS = 15.0
 STALE_SECONDS = 90.0
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,30 @@ def runs(pid: int, started: float) -> bool:
 class RunLock:
     """Held from ``acquire`` to ``release``; kept alive by a thread in between."""
 
-    def __init__(self, directory: Path, role: str, ancestors: frozenset[int] = frozenset()) -> None:
-        """``ancestors`` are processes on this host that may hold it too: the launcher of a stage."""
+    def __init__(
+        self, directory: Path, role: str, ancestors: frozenset[int] = frozenset(), patience: float = 0.0
+    ) -> None:
+        """``ancestors`` are processes on this host that may hold it too: the launcher of a stage. ``patience``: seconds
+        to wait for another holder's end."""
         self.directory, self.file = directory, directory / LOCK
-        self.me, self.ancestors = me(role), ancestors
+        self.me, self.ancestors, self.patience = me(role), ancestors, patience
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
     def acquire(self) -> None:
-        """Raises Held, naming the holder."""
+        """Raises Held, naming the holder, when patience has run out."""
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                self._take()
+                break
+            except Held:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_LOOK_SECONDS)
+        self._thread.start()
+
+    def _take(self) -> None:
         with self._guarded() as stream:
             found = _read(stream)
             silent = self._silent_seconds() if found else 0.0
@@ -103,7 +120,6 @@ class RunLock:
                 if not (holder.host == self.me.host and holder.pid in self.ancestors):
                     raise Held(self._refusal(holder))
             _write(stream, [*holders, self.me])
-        self._thread.start()
 
     def release(self) -> None:
         self._stop.set()
@@ -172,8 +188,9 @@ def _read(stream: Any) -> list[Holder]:
 
 
 def _write(stream: Any, holders: list[Holder]) -> None:
-    stream.seek(0)
-    stream.truncate()
-    stream.write(json.dumps([asdict(holder) for holder in holders]))
-    stream.flush()
-    os.fsync(stream.fileno())
+    """Over the old text in one piece, and cut to length last: a kill in between leaves no file that holds nobody."""
+    handle = stream.fileno()
+    text = json.dumps([asdict(holder) for holder in holders]).encode()
+    os.pwrite(handle, text.ljust(os.fstat(handle).st_size), 0)
+    os.ftruncate(handle, len(text))
+    os.fsync(handle)

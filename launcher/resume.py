@@ -19,11 +19,10 @@ from launcher.neuron.graphs import shapes
 from launcher.paths import shown
 from launcher.rundir import RunDir, write_atomic
 from launcher.schema import Config
+from launcher.stage import PREPARING, forget
 
 PREFIX = "resume="
 COMPLETE = ("finished", "early_stopped")
-PREPARING = ("fetch", "compile")
-"""Stages whose result is the same every time: what follows one that ran need not run again for it."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _keep_record(found: list[Change], overrides: Sequence[str], run_dir: RunDir)
     with (run_dir.hydra / "changes.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(record) + "\n")
     # A result of the old configuration is none of the new one.
-    run_dir.stage_file("train").unlink(missing_ok=True)
+    forget("train", run_dir)
     Attempts(run_dir.attempts).changed()
     lasting = [line for line in overrides if not line.startswith(f"{ALLOW}=")]
     write_atomic(run_dir.hydra / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(lasting)))
@@ -88,6 +87,9 @@ def finished(stage: str, config: Config, run_dir: RunDir) -> bool:
         return result["shapes"] == shapes(config) and Path(result["directory"]).is_dir()
     settings = getattr(config, stage, None)
     if settings is not None and result.get("settings") != asdict(settings):
+        return False
+    made = {"consolidate": run_dir.path / str(result.get("saved")), "merge": Path(str(result.get("model")))}
+    if stage in made and not made[stage].is_dir():
         return False
     return result.get("status") in COMPLETE
 

@@ -317,7 +317,13 @@ class ClusterConfig:
     max_parallel: int | None = setting(None, "runs of a sweep at a time; null: as many as Slurm starts", ge=1)
     setup: list[str] = setting([], "shell lines before srun, in the batch script: on the first node only")
     environment: list[str] = setting([], "NAME=value for all stages; on every node, also when a step is tried again")
-    srun_args: list[str] = setting([], "further options of srun, such as --auto-resume=1")
+    auto_resume: bool = setting(
+        False, "HyperPod's plugin of srun: a node with a hardware fault is replaced and the step run again"
+    )
+    cache_dir: str | None = setting(
+        None, "sets TRNTUNE_CACHE and HF_HOME below it: downloads, and compiled graphs in cache/neuron"
+    )
+    srun_args: list[str] = setting([], "further options of srun, such as --cpu-bind=none")
     sbatch_args: list[str] = setting([], "further options of sbatch, such as --reservation=NAME")
     python: str | None = setting(None, "Python on the nodes; null: the one that submits")
     shared_root: str | None = setting(None, "directory that all nodes share: what a job needs must lie below it")

@@ -23,6 +23,12 @@ AWS_SECRET = re.compile(
 )
 # user:password@ of an address; a password with a slash in it is no valid one, but is typed all the same.
 CREDENTIALS = re.compile(r"(?<=://)(?:[^/\s]+|[^/@:\s]+:(?!\d+/)[^@\s]+)@")
+# ?access_token=... of an address: the parameter's name says what it is.
+_QUERY = re.compile(
+    r"(?<=[?&])([\w.-]*(?:token|secret|password|passwd|pwd|api[_-]?key|access[_-]?key(?:[_-]?id)?|signature|credentials?)"
+    r"|(?:[\w.-]*[_.-])?(?:sig|o?auth)|x-amz-[\w-]+)=[^&#\s'\"]+",
+    re.IGNORECASE,
+)
 # Variables of the environment whose name says that they hold a secret: its shape need not be known.
 _SECRET_NAME = re.compile(r"((^|_)(TOKEN|SECRET|API_?KEY|ACCESS_KEY)|PASSWORD|PASSWD|_PWD)$", re.IGNORECASE)
 _SHORTEST_SECRET = 12
@@ -42,11 +48,17 @@ def environment_secrets() -> tuple[str, ...]:
 
 
 def redact(text: str) -> str:
-    """``text`` with every token, every secret of the environment, and every user:password@ of an address, replaced by
+    """``text`` with every token, every secret of the environment, and every credential of an address, replaced by
     ***."""
     for secret in environment_secrets():
         text = text.replace(secret, "***")
-    return CREDENTIALS.sub("***@", AWS_SECRET.sub("***", TOKEN.sub("***", text)))
+    return without_credentials(AWS_SECRET.sub("***", TOKEN.sub("***", text)))
+
+
+def without_credentials(text: str) -> str:
+    """``text`` without the user:password@ of addresses in it, and without the values of their parameters that are
+    credentials by their names."""
+    return _QUERY.sub(r"\1=***", CREDENTIALS.sub("***@", text))
 
 
 def looks_like_token(text: str) -> bool:

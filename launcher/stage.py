@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 from launcher.errors import Suspended, TrntuneError, UsageError, disk_fault
 from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.lifetime import die_with_parent, launcher_pids, parent_is_gone
-from launcher.lock import RunLock
+from launcher.lock import STALE_SECONDS, RunLock
 from launcher.rundir import RunDir, write_json
 from launcher.schema import Config
 from launcher.secrets import redact
@@ -29,6 +29,10 @@ STAGES = {
 }
 
 
+PREPARING = ("fetch", "compile")
+"""Stages whose result is the same every time: what follows one that ran need not run again for it."""
+
+
 class StageModule(Protocol):
     """What a module in STAGES offers."""
 
@@ -42,12 +46,28 @@ def is_rank_zero() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def forget(name: str, run_dir: RunDir) -> None:
+    """Remove the results of a stage that is done anew, and of those after it, which were made from it: until they have
+    run again, whenever that is, they have not finished."""
+    stages = list(STAGES)
+    for later in stages[stages.index(name) :]:
+        run_dir.stage_file(later).unlink(missing_ok=True)
+
+
+def patience() -> float:
+    """Seconds that a stage waits for its directory. A job of Slurm may begin while the command that submitted it still
+    submits the next ones, or beside one on a node that is lost, which seems alive until it was silent long enough."""
+    return 2 * STALE_SECONDS if "SLURM_JOB_ID" in os.environ else 0.0
+
+
 def run_stage(name: str, run_dir: RunDir) -> None:
     """Run the stage and record its result; a stage without a result file has not finished."""
     if name not in STAGES:
         raise UsageError(f"unknown stage {name!r}: allowed are {', '.join(STAGES)}")
     # A launcher that was killed leaves its stage, which saves before it ends: until then no other may start here.
-    with RunLock(run_dir.path, f"stage {name}", launcher_pids()) if is_rank_zero() else nullcontext():
+    with RunLock(run_dir.path, f"stage {name}", launcher_pids(), patience()) if is_rank_zero() else nullcontext():
+        if is_rank_zero() and name not in PREPARING:
+            forget(name, run_dir)
         module = cast(StageModule, importlib.import_module(STAGES[name]))
         result = module.run(run_dir.load_config(), run_dir)
         if is_rank_zero():

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 
-from launcher.secrets import CREDENTIALS
+from launcher.secrets import without_credentials
 
 # sqlite:///FILE and a plain directory are files on this machine. MLflow reaches databases by SQLAlchemy, whose
 # addresses may name a driver: postgresql+psycopg://HOST/NAME.
@@ -16,7 +16,6 @@ _ALLOWED = (
     "sqlite:///FILE, http(s)://HOST, arn:aws:sagemaker:..., postgresql://, mysql:// or mssql:// with HOST/NAME, "
     "file:DIR, databricks, or a directory"
 )
-_PASSWORD = re.compile(r"(?<=[?&])(password|passwd|pwd|sslpassword)=[^&]*", re.IGNORECASE)
 
 _PLUGIN = "sagemaker_mlflow"
 _INSTALL = 'pip install "trntune[sagemaker]"'
@@ -28,11 +27,6 @@ _RESOURCES = ("mlflow-tracking-server", "mlflow-app")
 
 Fault = tuple[str, str]
 """Why an address can't be used, and what to do."""
-
-
-def without_credentials(uri: str) -> str:
-    """``uri`` with what could be a password replaced by ***."""
-    return _PASSWORD.sub(r"\1=***", CREDENTIALS.sub("***@", uri))
 
 
 def credentials_fault(uri: str) -> Fault | None:

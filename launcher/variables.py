@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
+from launcher.cluster_variables import cluster_variables, pairs
 from launcher.neuron.variables import neuron_variables
 from launcher.schema import Config
 
@@ -25,14 +26,9 @@ def waiting(config: Config, environment: Mapping[str, str] = os.environ) -> dict
     return {} if chosen else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def pairs(settings: Iterable[str]) -> dict[str, str]:
-    """``NAME=value`` lines as a mapping; the last one of a name counts."""
-    return {name: value for name, _, value in (line.partition("=") for line in settings)}
-
-
 def variables(stage: str, config: Config) -> dict[str, str]:
     """What is set for ``stage``: the cluster's for all of them, the accelerator's for those that run on it."""
-    cluster = {**waiting(config), **pairs(config.cluster.environment)}
+    cluster = {**waiting(config), **cluster_variables(config)}
     if stage not in ON_ACCELERATOR:
         return cluster
     return {**cluster, **neuron_variables(config), **pairs(config.accelerator.environment)}

@@ -81,7 +81,18 @@ def assert_same(directory: Path, reference: Path) -> None:
     assert weights(directory) == weights(reference)
     assert (directory / "samples.jsonl").read_bytes() == (reference / "samples.jsonl").read_bytes()
     result, expected = (json.loads((d / "stages" / "train.json").read_text()) for d in (directory, reference))
-    times = ("seconds", "per_second", "flops", "memory", "mfu", "attempts", "checkpoints", "lost_steps", "cost")
+    times = (
+        "seconds",
+        "per_second",
+        "flops",
+        "memory",
+        "mfu",
+        "attempts",
+        "checkpoints",
+        "lost_steps",
+        "cost",
+        "instances",
+    )
     for key in expected:
         if not any(part in key for part in times):
             assert result[key] == expected[key], key
@@ -283,6 +294,32 @@ def test_more_steps_for_a_finished_run(reference, tmp_path):
     assert "has finished already" in once_more.process.stderr
 
 
+MERGED = ("stages=[fetch,train,merge]", "merge.logits=false")
+
+
+def merged(directory: Path) -> bytes:
+    return (directory / "merged" / "model.safetensors").read_bytes()
+
+
+def test_what_was_made_from_older_weights_has_not_finished(tmp_path):
+    """Neither a merge that was killed, which left nothing, nor one from before more was trained."""
+    directory, reference = tmp_path / "run", tmp_path / "reference"
+    longer = (*LORA, "training.max_steps=6", "training.eval_every=null", "training.scheduler=constant")
+    short = (*longer, "training.max_steps=3")
+    allowed = "training.allow_config_change=[training.max_steps]"
+    assert start(directory, *short, *MERGED).process.returncode == 0
+    before = merged(directory)
+    assert start(directory, *longer, "stages=[fetch,train]", allowed).process.returncode == 0
+    killed = start(directory, *longer, *MERGED, fault=kill("rename", r"merged\.tmp$"))
+    assert killed.process.returncode == 1
+    last = start(directory, *longer, *MERGED)
+    assert last.process.returncode == 0, last.process.stderr
+    assert "stage train has finished already" in last.process.stderr
+    assert "stage merge has finished already" not in last.process.stderr
+    assert start(reference, *longer, *MERGED).process.returncode == 0
+    assert merged(directory) == merged(reference) != before
+
+
 def test_two_processes_go_on_as_one_only_when_that_is_wanted(reference, tmp_path):
     """Without dropout, which each process draws for itself, the losses are those of the other world size too."""
     same = ("lora.dropout=0",)
@@ -338,6 +375,22 @@ def test_a_step_that_gives_no_number_stops_with_the_last_good_state_and_is_not_t
     assert f"going on after step {good}" in changed.process.stderr
 
 
+@pytest.mark.parametrize(("steps", "told"), [(1, "after the last step "), (3, "step 2: the loss is nan")])
+def test_weights_that_an_update_broke_are_never_a_good_state(steps, told, tmp_path):
+    """The loss and the gradient of that step were numbers: only the weights tell."""
+    directory = tmp_path / "run"
+    broken = ("method=full", "training.learning_rate=1e38", "training.warmup_steps=0", "training.eval_every=null")
+    every = ("training.save_every=1", "training.keep_checkpoints=1", "tracking.skip_steps=0")
+    run = start(directory, *broken, *every, f"training.max_steps={steps}")
+    assert run.process.returncode == 1, run.process.stderr
+    assert "checkpoint step-1 was not written: " in run.process.stderr
+    [line] = [line for line in run.process.stderr.splitlines() if line.startswith("error:")]
+    assert told in line
+    assert line.endswith("none is saved")
+    assert committed(directory) == []
+    assert not (directory / "model").exists()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A real file system of 1 MB, as large as a few checkpoints of the tiny model."""
@@ -391,6 +444,17 @@ def test_a_directory_that_turns_read_only_costs_a_warning(reference, tmp_path):
     assert committed(directory) == ["step-12", "step-3"]
     assert run.result["checkpoints"]["failed"] == 2
     assert [line["failure"] for line in run.metrics("checkpoint") if "failure" in line]
+    assert record(directory) == record(reference(*LORA))
+
+
+def test_metrics_that_do_not_reach_the_disk_cost_the_checkpoint_and_not_the_training(reference, tmp_path):
+    """Training itself never waits for the disk: what is not there yet fails the save, in its own thread."""
+    directory = tmp_path / "run"
+    fault = {"op": "fsync", "path": r"metrics\.jsonl$", "count": 1, "errno": errno.EIO}
+    run = start(directory, *LORA, fault=fault)
+    assert run.process.returncode == 0, run.process.stderr
+    assert "checkpoint step-3 was not written: [Errno 5]" in run.process.stderr
+    assert committed(directory) == ["step-12", "step-9"]
     assert record(directory) == record(reference(*LORA))
 
 

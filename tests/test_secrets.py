@@ -139,6 +139,26 @@ def test_a_secret_is_refused_wherever_it_stands(arguments, message, refused):
     assert message in refused(*arguments)
 
 
+@pytest.mark.parametrize(
+    "query",
+    ["access_token=abc12", "page=2&api_key=abc12", "sig=abc12", "X-Amz-Signature=abc12", "Password=abc12", "auth=abc12",
+     "client_secret=abc12", "oauth=abc12", "AWSAccessKeyId=abc12", "sslpassword=abc12"],
+)  # fmt: skip
+def test_a_credential_in_the_query_of_an_address_is_refused_and_never_printed(query, refused):
+    address = f"https://h/x?{query}"
+    assert secrets.redact(f"failed: {address} (403)").count("abc12") == 0
+    for key in ("tracking.uri", "dataset=dolly15k", "tracking.run_name"):
+        override = f"dataset.hub_id='{address}'" if key.startswith("dataset") else f"{key}='{address}'"
+        text = refused(*([key] if key.startswith("dataset") else []), override)
+        assert "abc12" not in text
+        assert "holds credentials" in text
+
+
+@pytest.mark.parametrize("query", ["page=2", "design=3", "sslmode=require", "token_count=5", "sort_key=a", "signed=1"])
+def test_an_ordinary_query_is_none(query):
+    assert secrets.without_credentials(f"https://h/x?{query}") == f"https://h/x?{query}"
+
+
 def test_a_secret_in_hydras_own_settings_is_refused(tmp_path, refused):
     (tmp_path / "own.yaml").write_text(
         f"defaults: [config]\nhydra:\n  job:\n    env_set: {{X: {PLANTED['HF_TOKEN']}}}\n"

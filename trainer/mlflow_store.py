@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from launcher.directories import make_private
 from launcher.schema import TrackingConfig
+from launcher.secrets import without_credentials
 
 # Tags of our own: what a run is in a sweep, and what a list of runs is filtered by.
 KIND = "trntune.kind"
@@ -35,9 +36,10 @@ def set_environment() -> None:
 
 
 def public_uri(uri: str) -> str:
-    """``uri`` without a user name and password."""
+    """``uri`` without a user name, a password and whatever in its query is a credential."""
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    return without_credentials(plain)
 
 
 def sqlite_file(uri: str) -> Path | None:

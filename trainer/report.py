@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from launcher.attempts import Attempt
+from launcher.plan.jobs import instances
 from launcher.schema import Config, world_size
 from trainer.checkpoints.checkpointer import SaveReport
 from trainer.data.prepare import DataReport
@@ -21,9 +22,9 @@ PARTS = ("load", "data", "compile", "train", "eval", "sample", "save")
 
 
 def cost_usd(config: Config, seconds: float) -> float | None:
-    """Price of the instance for ``seconds``; None without a configured price, never a guess."""
+    """Price of all instances of the run for ``seconds``; None without a configured price, never a guess."""
     price = config.accelerator.price_usd_per_hour
-    return None if price is None else price * seconds / 3600
+    return None if price is None else instances(config) * price * seconds / 3600
 
 
 def hardware(config: Config) -> dict[str, Any]:
@@ -69,6 +70,7 @@ def train_result(
         "trainable_params": counts.trainable,
         "trainable_params_local": counts.trainable_local,
         "trainable_fraction": counts.trainable / counts.total,
+        "instances": instances(config),
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "train_loss_first": recorder.losses[0] if recorder.losses else None,

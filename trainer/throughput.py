@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # Raised whenever a definition changes: reports refuse to put runs with different ones into one ratio.
-DEFINITIONS_VERSION = 1
+DEFINITIONS_VERSION = 2
 
 
 @dataclass

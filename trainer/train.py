@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -197,6 +199,7 @@ class TrainRun:
             lambda: self._state(recorder),
             report,
             progress.message,
+            self.run_dir.metrics if self.writes else None,
         )
         return checkpointer
 
@@ -312,11 +315,21 @@ class TrainRun:
         progress.start(checkpointer.saved_step)
         observer: Observer = recorder if self.graphs is None else Watched(recorder, self.graphs)
         try:
-            with self.stop.deferred(), self.stopwatch.part("train"):
+            with self._told(checkpointer), self.stop.deferred(), self.stopwatch.part("train"):
                 outcome = self.engine.fit(data.train, data.eval, observer, checkpointer, self.stopwatch)
             self._settle("train")
             recorder.flush()
             return outcome
+        finally:
+            progress.stop()
+            if self.history is not None:
+                self.history.step = max(self.history.step, len(recorder.steps))
+
+    @contextmanager
+    def _told(self, checkpointer: Checkpointer) -> Iterator[None]:
+        """Numbers that are not finite end the run with a word on what is left of it."""
+        try:
+            yield
         except NotFinite as error:
             checkpointer.wait()
             steps = checkpointer.store.steps()
@@ -324,10 +337,6 @@ class TrainRun:
                 f"the last good state is {shown(checkpointer.store.directory(steps[-1]))}" if steps else "none is saved"
             )
             raise TrntuneError(f"{error}; {kept}") from None
-        finally:
-            progress.stop()
-            if self.history is not None:
-                self.history.step = max(self.history.step, len(recorder.steps))
 
     def _save(self, model_dir: Path, checkpointer: Checkpointer) -> str | None:
         """Write the adapter or the model beside its place, then rename it. An adapter says which base it belongs to."""
@@ -341,7 +350,8 @@ class TrainRun:
             temporary = final.with_name(f"{final.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             try:
-                self.engine.save(temporary)
+                with self._told(checkpointer):
+                    self.engine.save(temporary)
                 if lora:
                     write_base(temporary, model_dir, self.config.model.name)
                 replace_directory(temporary, final)

@@ -13,6 +13,7 @@ import os
 import re
 from pathlib import Path
 
+from launcher.cluster_variables import cluster_variables
 from launcher.neuron.graphs import directory_name
 from launcher.schema import Config, NeuronConfig, world_size
 
@@ -39,7 +40,7 @@ def cache_root(config: Config) -> str:
     neuron = _neuron(config)
     if neuron.cache_dir is not None:
         return neuron.cache_dir.rstrip("/")
-    shared = dict(line.split("=", 1) for line in config.cluster.environment if "=" in line).get("TRNTUNE_CACHE")
+    shared = cluster_variables(config).get("TRNTUNE_CACHE")
     candidate = f"{shared or os.environ.get('TRNTUNE_CACHE', '')}/neuron"
     return candidate if CACHE_PATH.fullmatch(candidate) and candidate != "/neuron" else FALLBACK_CACHE
 

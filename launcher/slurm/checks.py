@@ -34,7 +34,11 @@ def check_cluster(config: Config) -> Iterator[Problem]:
             if not re.fullmatch(_OPTION, option):
                 yield Problem(f"cluster.{key}", option, "is not --name or --name=value", "write it so")
     each, world = cluster.processes_per_node, world_size(config)
-    if each is not None and world > each and world % each:
+    devices = config.accelerator.devices_per_instance
+    if each is not None and devices is not None and each > devices:
+        why = f"a node of {config.accelerator.name} has {devices} devices"
+        yield Problem("cluster.processes_per_node", each, why, f"nearest is {devices}")
+    elif each is not None and world > each and world % each:
         why = f"the {world} processes of training don't fill nodes of {each}"
         best = max(n for n in range(1, each + 1) if world % n == 0)
         yield Problem("cluster.processes_per_node", each, why, f"nearest is {best}")
@@ -53,10 +57,11 @@ def refuse_composition(composition: Composition) -> None:
             "server (tracking.uri=http://HOST:PORT), tracking=none, or cluster.max_parallel=1"
         )
     for path in (run.directory for run in composition.runs):
-        if found := re.search(r"[%\\\n]", str(path)):
-            raise UsageError(
-                f"{str(path)!r}: Slurm gives {found.group()!r} in the names of logs a meaning; give another directory"
-            )
+        if found := re.search(r"[%\\\n:]", str(path)):
+            # Of a path with a colon Python would look in the halves, and run another copy of the project.
+            who = "PYTHONPATH gives" if found.group() == ":" else "Slurm gives"
+            where = "" if found.group() == ":" else " in the names of logs"
+            raise UsageError(f"{str(path)!r}: {who} {found.group()!r}{where} a meaning; give another directory")
 
 
 def _is_sqlite(uri: str) -> bool:

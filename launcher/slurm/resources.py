@@ -140,7 +140,8 @@ def srun_options(cluster: ClusterConfig, code: Path, asked: Resources) -> list[s
     """Options of the one step. A task that is killed ends the step; started in the snapshot, Python can't find the
     project's packages in the directory of the user, where they may have been edited since."""
     cpus = [f"--cpus-per-task={asked.cpus}"] if asked.cpus else []  # since Slurm 22.05 srun doesn't take sbatch's
-    return ["--kill-on-bad-exit=1", "--export=ALL", f"--chdir={code}", *cpus, *cluster.srun_args]
+    resume = ["--auto-resume=1"] if cluster.auto_resume else []
+    return ["--kill-on-bad-exit=1", "--export=ALL", f"--chdir={code}", *cpus, *resume, *cluster.srun_args]
 
 
 def batch_script(python: str, folder: Path, options: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
+from postprocess.consolidate.origin import stated_base
 from postprocess.consolidate.source import Kind
 from postprocess.safetensors_stream import TensorSpec, read_header
 from trainer.checkpoints.manifest import MANIFEST, Invalid, Manifest, verify
@@ -41,13 +42,6 @@ def verified(directory: Path) -> Manifest:
         return verify(directory, contents=True)
     except Invalid as error:
         raise TrntuneError(f"{directory} can't be used: {error}") from None
-
-
-def base_of_run(directory: Path) -> Path | None:
-    """The base model of the run that ``directory``, one of its checkpoints, belongs to, where that is known."""
-    fetched = RunDir(directory.parent.parent).stage_result("fetch") or {}
-    base = Path(fetched["model_dir"]) if "model_dir" in fetched else None
-    return base if base is not None and base.is_dir() else None
 
 
 def open_checkpoint(directory: Path, base: Path | None) -> TorchSource:
@@ -84,7 +78,8 @@ class TorchSource:
     @cached_property
     def texts(self) -> dict[str, str]:
         name = _CONFIGS[self.kind]
-        return {name: (self.directory / "weights" / name).read_text(encoding="utf-8")}
+        text = (self.directory / "weights" / name).read_text(encoding="utf-8")
+        return {name: text, **(stated_base(self.manifest) if self.kind == "adapter" else {})}
 
     @cached_property
     def companions(self) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,10 @@ class NeuronSource:
     logical: dict[str, Logical]
     stored: dict[str, Stored]
     texts: dict[str, str] = field(default_factory=dict)
+
+    def with_texts(self, more: dict[str, str]) -> NeuronSource:
+        """The same with more files to write."""
+        return replace(self, texts={**self.texts, **more})
 
     @property
     def kind(self) -> Kind:

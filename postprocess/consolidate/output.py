@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
-from postprocess.safetensors_stream import fsync
+from postprocess.staged import staged
 
 RESULT = "consolidate.json"
-# Its presence says that a directory is a consolidation's; its lock that one is still at work.
-_MARKER = ".consolidating"
 _HEADROOM_BYTES = 64 << 20
 
 
@@ -42,52 +39,10 @@ def finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
 
 @contextmanager
 def whole_directory(out: Path, needed_bytes: int) -> Generator[Path, None, None]:
-    """Gives `OUT.tmp` to be filled, and renames it to ``out`` when the block ends without an error.
-
-    What a killed process left in `OUT.tmp` is removed first. Raises TrntuneError when another process fills it now,
-    when it is nothing of ours, or when less than ``needed_bytes`` are free.
-    """
-    work = out.with_name(f"{out.name}.tmp")
-    with _claimed(work):
-        try:
-            _check_space(work, needed_bytes)
-            yield work
-            (work / _MARKER).unlink()
-            _sync(work)
-            work.rename(out)
-            fsync(out.parent)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-
-
-@contextmanager
-def _claimed(work: Path) -> Generator[None, None, None]:
-    if work.exists() and not _is_leftover(work):
-        raise TrntuneError(f"{work} is in the way and not a consolidation's: move it or give another output directory")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        stream = (work / _MARKER).open("w")
-    except OSError as error:
-        raise TrntuneError(f"{work} cannot be written: {error.strerror}") from None
-    with stream:
-        _lock(stream, work)
-        for path in work.iterdir():
-            if path.name != _MARKER:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        yield
-
-
-def _is_leftover(work: Path) -> bool:
-    names = {path.name for path in work.iterdir()} if work.is_dir() else {work.name}
-    return not names or bool(names & {_MARKER, RESULT})
-
-
-def _lock(stream: IO[str], work: Path) -> None:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TrntuneError(f"{work} is being written by another process: wait for it") from None
+    """``staged``, which see. Raises TrntuneError also when less than ``needed_bytes`` are free."""
+    with staged(out) as work:
+        _check_space(work, needed_bytes)
+        yield work
 
 
 def _check_space(work: Path, needed_bytes: int) -> None:
@@ -100,9 +55,3 @@ def _check_space(work: Path, needed_bytes: int) -> None:
 
 def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
-
-
-def _sync(directory: Path) -> None:
-    for path in directory.iterdir():
-        fsync(path)
-    fsync(directory)

@@ -13,13 +13,15 @@ from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
 from launcher.rundir import write_atomic, write_json
-from postprocess.consolidate.checkpoint import base_of_run, locate_checkpoint, open_checkpoint, verified
+from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint, verified
 from postprocess.consolidate.locate import Location, locate
 from postprocess.consolidate.neuron import open_neuron
+from postprocess.consolidate.origin import base_of_run, origin_of_shards, stated_base
 from postprocess.consolidate.output import RESULT, finished, whole_directory
 from postprocess.consolidate.source import Source
 from postprocess.consolidate.writing import BlockWriter, one_thread
 from postprocess.safetensors_stream import SINGLE, plan_shards, total_bytes
+from postprocess.staged import check_apart
 from trainer.checkpoints.manifest import MANIFEST
 
 _TOKENIZER = (
@@ -61,7 +63,7 @@ def consolidate(
     options = options or Options()
     opened = open_source(source, options.base)
     out = out.absolute()
-    _check_apart(opened.directory, out)
+    check_apart(out, _inputs(opened))
     fingerprint = _fingerprint(opened, options)
     result = finished(out, fingerprint)
     if result is not None:
@@ -103,9 +105,11 @@ def open_source(source: Path, base: Path | None) -> Source:
 def _open_shards(location: Location, base: Path | None) -> Source:
     """Shards of optimum-neuron's, or of the neuron engine: those in one of its checkpoints are verified first."""
     if not (location.home / MANIFEST).is_file():
-        return open_neuron(location, base)
-    verified(location.home)
-    return open_neuron(location, base or base_of_run(location.home))
+        source = open_neuron(location, base)
+        return source.with_texts(origin_of_shards(location.home)) if source.kind == "adapter" else source
+    manifest = verified(location.home)
+    source = open_neuron(location, base or base_of_run(location.home))
+    return source.with_texts(stated_base(manifest)) if source.kind == "adapter" else source
 
 
 def _result(source: Source, work: Path, fingerprint: str, warnings: list[str]) -> dict[str, Any]:
@@ -120,10 +124,10 @@ def _result(source: Source, work: Path, fingerprint: str, warnings: list[str]) -
     }
 
 
-def _check_apart(shards: Path, out: Path) -> None:
-    resolved, of = out.resolve(), shards.resolve()
-    if resolved == of or of in resolved.parents or resolved in of.parents:
-        raise UsageError(f"{out} overlaps the input {shards}: give a directory of its own")
+def _inputs(source: Source) -> list[Path]:
+    """The directories that the result must lie apart from: not the one around the shards, where a run keeps it."""
+    around = source.directory.resolve().parents
+    return [source.directory, *(place for place in source.companions if place.resolve() not in around)]
 
 
 def _fingerprint(source: Source, options: Options) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from launcher.rundir import RunDir
 from launcher.schema import Config
 from postprocess.consolidate.output import RESULT
 from postprocess.consolidate.run import Options, consolidate
-from trainer.models.fingerprint import write_base
+from postprocess.staged import discard
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
@@ -24,13 +23,9 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
         raise TrntuneError(f"{run_dir.path}: stage consolidate needs the result of stage train: stages=[fetch,train]")
     if trained["saved"] != run_dir.sharded.name:
         return {"status": "finished", "saved": trained["saved"], "seconds": 0.0}
-    lora = config.method.name == "lora"
-    final = run_dir.adapter if lora else run_dir.model
-    if (final / RESULT).is_file():  # of shards that have been trained on since
-        shutil.rmtree(final)
+    final = run_dir.adapter if config.method.name == "lora" else run_dir.model
+    discard(final, RESULT)  # of shards that have been trained on since
     base = Path(fetched["model_dir"])
     record = consolidate(run_dir.sharded, final, Options(base=base), lambda text: print(text, file=sys.stderr))
-    if lora:
-        write_base(final, base, config.model.name)
     print(f"consolidated into {final}: {record['tensors']} tensors of {record['input']['tensor_parallel_ranks']} ranks")
     return {"status": "finished", "saved": final.name, "seconds": time.perf_counter() - start}

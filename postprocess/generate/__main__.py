@@ -105,7 +105,9 @@ def _generate(arguments: argparse.Namespace) -> int:
     place = models.locate(arguments.model, arguments.base, arguments.prompt)
     asked = _questions(arguments, place)
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
-    options = run.Options(sampling, arguments.batch_size, dtype=arguments.dtype, device=arguments.device)
+    # The rows of a run are cut as in its training, so that their loss is the one that it reported.
+    length = {} if place.run is None else {"max_length": place.run.load_config().training.max_length}
+    options = run.Options(sampling, arguments.batch_size, dtype=arguments.dtype, device=arguments.device, **length)
     outcome = run.generate(place, asked, options)
     output = arguments.output or (place.run.path / "generate" if place.run else Path("answers"))
     run.write(outcome, options, output)

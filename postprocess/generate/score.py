@@ -26,6 +26,7 @@ def summary(
     tokens = sum(count for _, count in losses) if losses else 0
     return {
         "questions": len(questions),
+        "references_scored": len(losses) if losses else 0,
         "reference_loss": sum(loss for loss, _ in losses) / tokens if losses and tokens else None,
         "rouge_l": sum(rouge) / len(rouge) if rouge else None,
         "answer_tokens": sum(each.tokens for each in answers) / len(answers),

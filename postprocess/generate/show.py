@@ -38,7 +38,11 @@ def show(outcome: Outcome, most: int = 10) -> None:
 
 def scores(outcome: Outcome) -> Table:
     """A column a model."""
-    table = Table(title=f"{len(outcome.questions)} questions", title_justify="left")
+    asked = len(outcome.questions)
+    # Rows that leave no room for an answer in training's rows have no loss there, and none here.
+    scored = min((found["references_scored"] for found in outcome.summary.values()), default=asked) or asked
+    less = "" if scored == asked else f", the loss of {scored} right answers"
+    table = Table(title=f"{asked} questions{less}", title_justify="left")
     table.add_column("")
     for name in outcome.summary:
         table.add_column(name, justify="right")

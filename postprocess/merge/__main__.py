@@ -13,7 +13,7 @@ from launcher.paths import shown
 from launcher.secrets import redact
 from launcher.units import count, gigabytes
 from postprocess.merge import MergeOptions, merge
-from postprocess.merge.options import DTYPES, parse_size
+from postprocess.merge.options import DTYPES, UNSTATED, parse_size
 
 _DESCRIPTION = """\
 Add a peft LoRA adapter (also DoRA, rank-stabilised) to its base: a plain model directory.
@@ -85,6 +85,8 @@ def _report(record: dict[str, Any]) -> list[str]:
         f"{count(tensors['same_bytes'])} the base's bytes, "
         f"{count(tensors['same_values_in_other_dtype'])} the base's values in another dtype"
     ]
+    if record["same_base"] is None:
+        lines.append(f"base          not checked: {UNSTATED}")
     if record["embeddings_untied"]:
         lines.append("embeddings    input and output were one and now differ: both are stored, no longer tied")
     if record["zero_change"]:

@@ -57,13 +57,21 @@ class Adapter:
             raise TrntuneError(f"{file} is damaged: no fingerprint in it; copy the adapter again") from None
 
     def digest(self) -> str:
-        """sha256 of configuration and weights."""
-        digest = hashlib.sha256()
-        for name in (CONFIG, WEIGHTS):
-            with (self.directory / name).open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
+        """sha256 of configuration and weights, whatever order peft's sets of names were saved in."""
+        digest = hashlib.sha256(json.dumps(_ordered(self.config), sort_keys=True).encode())
+        with self.weights.open("rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
         return digest.hexdigest()
+
+
+def _ordered(value: Any) -> Any:
+    """A JSON value with every list of names sorted."""
+    if isinstance(value, Mapping):
+        return {key: _ordered(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return sorted(value) if all(isinstance(item, str) for item in value) else [_ordered(item) for item in value]
+    return value
 
 
 def read_adapter(directory: Path) -> Adapter:

@@ -9,6 +9,8 @@ from launcher.errors import UsageError
 
 # The dtypes that a model's weights are stored in: what the command line takes, and safetensors' code for it.
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+# What to say of an adapter with which any base of its shapes is taken.
+UNSTATED = "the adapter has no base.json, so nothing says which base it was trained on"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 

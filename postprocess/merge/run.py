@@ -12,8 +12,9 @@ from postprocess.merge.adapter import Adapter, read_adapter
 from postprocess.merge.files import RECORD, adapt_config, check_tokenizer, copy_side_files, side_files
 from postprocess.merge.options import DTYPES, MergeOptions
 from postprocess.merge.readahead import read_ahead
-from postprocess.merge.staged import check_room, staged
+from postprocess.merge.room import check_room
 from postprocess.safetensors_stream import SourceTensor, plan_shards, source_tensors, total_bytes, write_durably
+from postprocess.staged import MARKER, check_apart, staged
 from trainer.models.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def run(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> dict
     """See ``postprocess.merge.merge``."""
     tensors = source_tensors(base)
     adapter = read_adapter(adapter_dir)
+    check_apart(out, (base, adapter_dir))
     inputs = _inputs(base, adapter, options)
     done = _finished(out, inputs)
     if done is not None:
@@ -88,7 +90,7 @@ class _Merge:
         outputs = plan_outputs(self.base, tensors, layout, self.adapter, dtype)
         files = self._check_files(layout, outputs)
         with staged(self.out) as directory:
-            record = self._write(directory, outputs, files)
+            record = self._write(directory, outputs, files, self._same_base(inputs))
             record = {"inputs": inputs, **record}
             text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_durably(directory / RECORD, text)
@@ -104,7 +106,12 @@ class _Merge:
         check_room(self.out, total_bytes(plan_shards(outputs.specs, self.options.shard_bytes)) + beside + _SLACK)
         return files
 
-    def _write(self, directory: Path, outputs: Outputs, files: list[Path]) -> dict[str, Any]:
+    def _same_base(self, inputs: dict[str, Any]) -> bool | None:
+        """Whether the base is the one that the adapter was trained on; None when the adapter does not state that."""
+        expected = self.adapter.base_fingerprint()
+        return None if expected is None else bool(expected == inputs["base_fingerprint"])
+
+    def _write(self, directory: Path, outputs: Outputs, files: list[Path], same_base: bool | None) -> dict[str, Any]:
         """Write and prove; returns what merge.json says besides the inputs."""
         from postprocess.merge.write import write_tensors
 
@@ -112,10 +119,11 @@ class _Merge:
         adapt_config(directory, self.options.dtype, outputs.untied)
         written = write_tensors(directory, outputs, self.adapter, self.options.shard_bytes)
         logits = self._logits(directory, outputs)
-        sizes = {file.name: file.stat().st_size for file in sorted(directory.iterdir()) if file.is_file()}
+        sizes = {file.name: file.stat().st_size for file in _files_in(directory)}
         return {
             "base": str(self.base),
             "adapter": str(self.adapter.directory),
+            "same_base": same_base,
             "method": self.adapter.method,
             "rank": self.adapter.config.get("r"),
             "embeddings_untied": outputs.untied,
@@ -133,6 +141,10 @@ class _Merge:
         from postprocess.merge.logits import prove_by_logits
 
         return prove_by_logits(self.base, self.adapter, directory, outputs)
+
+
+def _files_in(directory: Path) -> list[Path]:
+    return [file for file in sorted(directory.iterdir()) if file.is_file() and file.name != MARKER]
 
 
 def _counts(written: Written) -> dict[str, int]:

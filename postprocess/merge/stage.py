@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,8 @@ from launcher.rundir import RunDir
 from launcher.schema import Config
 from postprocess.merge import MergeOptions, merge
 from postprocess.merge.files import RECORD
-from postprocess.merge.options import parse_size
+from postprocess.merge.options import UNSTATED, parse_size
+from postprocess.staged import discard
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
@@ -31,9 +31,10 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     if config.method.name == "full":
         return {**settings, "model": str(run_dir.model), "seconds": 0.0}
     options = MergeOptions(config.merge.dtype, parse_size(config.merge.shard_size), config.merge.logits)
-    if (run_dir.merged / RECORD).is_file():  # of an adapter that has been trained on since, or of other settings
-        shutil.rmtree(run_dir.merged)
+    discard(run_dir.merged, RECORD)  # of an adapter that has been trained on since, or of other settings
     record = merge(Path(fetched["model_dir"]), run_dir.adapter, run_dir.merged, options)
+    if record["same_base"] is None:
+        print(f"base not checked: {UNSTATED}")
     print(f"merged into {run_dir.merged}: {record['tensors']['changed']} tensors changed, {_proof(record)}")
     return {**settings, "model": str(run_dir.merged), "seconds": time.perf_counter() - start}
 

@@ -44,8 +44,8 @@ def spending_unit(runs: Sequence[Run]) -> str:
 
 def spent(run: Run, evaluation: Evaluation, unit: str) -> float:
     """Cost of the optimizer steps alone until ``evaluation``: evaluating more often makes no method look dearer."""
-    seconds = evaluation.train_seconds
-    return seconds * run.price / 3600 if unit == "usd" and run.price is not None else seconds
+    cost = run.cost_usd(evaluation.train_seconds) if unit == "usd" else None
+    return evaluation.train_seconds if cost is None else cost
 
 
 def equal_budget(runs: Sequence[Run]) -> Budget | None:

@@ -134,7 +134,7 @@ def _prices(runs: Sequence[Run]) -> list[str]:
         if run.price is not None:
             source = lookup(run.config, "accelerator.price_source") or "no source given"
             date = lookup(run.config, "accelerator.price_date") or "no date given"
-            stated[f"price: {run.price:g} USD an hour ({source}, {date})"] = None
+            stated[f"price: {run.price:g} USD an hour of an instance ({source}, {date})"] = None
     return list(stated)
 
 

@@ -50,9 +50,13 @@ class Run:
 
     @property
     def price(self) -> float | None:
-        """US dollars an hour of the instance; None when no price is configured."""
+        """US dollars an hour of one instance; None when no price is configured."""
         found: float | None = lookup(self.config, "accelerator.price_usd_per_hour")
         return found
+
+    def cost_usd(self, seconds: float) -> float | None:
+        """Of all its instances for ``seconds`` (definitions 1 counted one); None without a price."""
+        return None if self.price is None else int(self.train.get("instances", 1)) * self.price * seconds / 3600
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from launcher import lock
+from launcher import lock, stage
 from launcher.lock import Held, RunLock, me
 from tests.limits import PATIENCE
 
@@ -32,6 +33,24 @@ def test_a_free_directory_is_taken_and_given_back(tmp_path):
     assert (tmp_path / "run.lock").read_text() == "[]"
     with RunLock(tmp_path, "launch.py"):
         pass
+
+
+def test_with_patience_it_waits_for_the_end_of_another(tmp_path):
+    first = RunLock(tmp_path, "launch.py")
+    first.acquire()
+    with pytest.raises(Held):
+        RunLock(tmp_path, "stage fetch", patience=0.1).acquire()
+    threading.Timer(0.3, first.release).start()
+    with RunLock(tmp_path, "stage fetch", patience=PATIENCE):
+        [holder] = json.loads((tmp_path / "run.lock").read_text())
+        assert holder["role"] == "stage fetch"
+
+
+def test_only_a_job_of_slurm_waits_for_its_directory(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert stage.patience() == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert stage.patience() > lock.STALE_SECONDS
 
 
 def test_a_stage_may_join_its_launcher_and_nobody_else(tmp_path):
@@ -98,3 +117,16 @@ def test_a_file_that_a_crash_cut_off_holds_nobody(tmp_path, text):
     (tmp_path / "run.lock").write_text(text)
     with RunLock(tmp_path, "launch.py"):
         pass
+
+
+def test_a_kill_while_the_file_is_written_leaves_its_holders(tmp_path, monkeypatch):
+    hold(tmp_path, role="a launcher with a long name " * 9)
+    holder = me("launcher")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "ftruncate", killed)
+    with (tmp_path / lock.LOCK).open("r+", encoding="utf-8") as stream, pytest.raises(KeyboardInterrupt):
+        lock._write(stream, [holder])
+    assert json.loads((tmp_path / lock.LOCK).read_text()) == [asdict(holder)]

@@ -16,7 +16,7 @@ from launcher.lock import RunLock
 from launcher.neuron.graphs import directory_name
 from launcher.plan import build
 from launcher.slurm import checks, rendezvous, snapshot
-from launcher.slurm.checks import not_shared, refuse_composition
+from launcher.slurm.checks import check_cluster, not_shared, refuse_composition
 from launcher.slurm.environment import submission_environment
 from launcher.slurm.graph import describe, plan_jobs
 from launcher.slurm.resources import batch_script, dependency, nodes_of_training, parameters, resources
@@ -139,6 +139,15 @@ def test_the_batch_script_of_a_small_stage(cwd):
     assert text == GOLDEN_FETCH
 
 
+def test_what_a_user_adds_takes_nothing_of_hyperpods_away(cwd):
+    own = ("cluster.srun_args=['--cpu-bind=none']", "cluster.environment=['A=1']")
+    text = script("train", *NEURON, "cluster=hyperpod", *own)
+    assert "--auto-resume=1 --cpu-bind=none" in text
+    for line in ("A=1", "TRNTUNE_CACHE=/fsx/trntune/cache", "HF_HOME=/fsx/trntune/huggingface"):
+        assert f"export {line}\n" in text
+    assert "NEURON_COMPILE_CACHE_URL=/fsx/trntune/cache/neuron/" in text
+
+
 def test_modules_of_the_user_come_after_what_was_submitted(cwd):
     text = script("fetch", "cluster=slurm", "cluster.environment=['PYTHONPATH=/fsx/mine:/fsx/theirs']")
     [line] = [line for line in text.splitlines() if "PYTHONPATH" in line]
@@ -232,6 +241,7 @@ def test_dependencies():
         (("cluster=slurm", "cluster.sbatch_args=['--x=1; y']", "cluster.name=elsewhere"), "cluster.name=elsewhere"),
         (("cluster=slurm", "parallelism=ddp2", "parallelism.data_parallel=6", "training.global_batch_size=6",
           "cluster.processes_per_node=4"), "nearest is 3"),
+        (("cluster=slurm", "tracking=none", "hydra.run.dir='a:b'"), "PYTHONPATH gives ':' a meaning"),
         (("dry_run=true",), "cluster=local submits nothing"),
         (("cluster=slurm", "cluster.max_parallel=0"), "cluster.max_parallel=0: must be >= 1"),
         (("cluster=slurm", "cluster.partiton=x"), "did you mean cluster.partition?"),
@@ -243,6 +253,12 @@ def test_refusals_of_the_configuration(arguments, piece, launch, cwd):
     [line] = done.stderr.splitlines()
     assert piece in line
     assert list(cwd.iterdir()) == []
+
+
+def test_a_node_has_no_more_processes_than_devices(cwd):
+    config = single(*NEURON, "cluster=slurm", "cluster.processes_per_node=64").config
+    [problem] = check_cluster(config)
+    assert "cluster.processes_per_node=64: a node of trn1_32xlarge has 32 devices; nearest is 32" in str(problem)
 
 
 def test_without_slurm_it_says_where_to_go(launch, cwd, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from launcher.errors import TrntuneError
 from launcher.paths import ROOT
+from postprocess.merge import MergeOptions, merge
 from tests.conftest import TINY, launch
 from tests.limits import PATIENCE
 
@@ -63,6 +66,23 @@ def test_an_earlier_one_loads_with_transformers_or_peft(run, tmp_path):
 
 def last(run: Path) -> dict[str, torch.Tensor]:
     return weights(run / "adapter" if (run / "adapter").is_dir() else run / "model")
+
+
+def test_an_adapter_still_says_which_base_it_is_of(run, tmp_path):
+    assert consolidate(run / "checkpoints" / "step-3", tmp_path / "adapter").returncode == 0
+    if not (run / "adapter").is_dir():
+        assert not (tmp_path / "adapter" / "base.json").exists()
+        return
+    assert (tmp_path / "adapter" / "base.json").read_bytes() == (run / "adapter" / "base.json").read_bytes()
+    base = Path(json.loads((run / "stages" / "fetch.json").read_text())["model_dir"])
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    changed = {name: tensor + 0.01 for name, tensor in load_file(other / "model.safetensors").items()}
+    save_file(changed, other / "model.safetensors", {"format": "pt"})
+    quick = MergeOptions(logits=False)
+    for adapter in (run / "adapter", tmp_path / "adapter"):
+        with pytest.raises(TrntuneError, match="was trained on another base"):
+            merge(other, adapter, tmp_path / "out", quick)
+    assert merge(base, tmp_path / "adapter", tmp_path / "out", quick)["same_base"]
 
 
 def test_a_damaged_one_is_refused(run, tmp_path):

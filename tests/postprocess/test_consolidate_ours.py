@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from launcher.errors import TrntuneError
+from launcher.rundir import RunDir, write_json
+from launcher.schema import Config
+from postprocess.consolidate import stage
 from postprocess.consolidate.run import consolidate
 from postprocess.consolidate.shards import RankShard
 from tests.postprocess.neuron_shards import DATA, SHARDS
@@ -19,6 +23,7 @@ from trainer.checkpoints.manifest import Manifest, Position, World
 from trainer.checkpoints.peers import Alone
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.writer import Snapshot, write
+from trainer.models.fingerprint import fingerprint
 
 Tensors = dict[str, torch.Tensor]
 
@@ -91,8 +96,8 @@ def test_replicas_that_differ_are_refused(tmp_path: Path, sharded: tuple[str, Pa
         consolidate(directory, tmp_path / "out")
 
 
-def checkpoint(root: Path, name: str) -> Path:
-    manifest = Manifest(4, 0.5, Position(0, 4), World(2, 1, 2, 1), {}, "0", {}, "", {})
+def checkpoint(root: Path, name: str, identity: dict[str, Any] | None = None) -> Path:
+    manifest = Manifest(4, 0.5, Position(0, 4), World(2, 1, 2, 1), identity or {}, "0", {}, "", {})
     snapshot = Snapshot(manifest, rank_tensors(name), documents(name))
     outcome = write(snapshot, Store(root), Alone(), keep=1)
     assert outcome.failure is None
@@ -113,3 +118,68 @@ def test_a_checkpoint_of_a_run_is_verified_and_consolidated(name: str, tmp_path:
     shard.write_bytes(content)
     with pytest.raises(TrntuneError, match="is damaged: its SHA-256 is another one"):
         consolidate(step, tmp_path / "found")
+
+
+def base_of(adapter: Path) -> Any:
+    return json.loads((adapter / "base.json").read_text())
+
+
+def test_an_adapter_of_a_checkpoint_says_which_base_it_is_of(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    step = checkpoint(tmp_path / "run" / "checkpoints", "lora_gqa", {"base": "scheme:1", "model.name": "llama"})
+    consolidate(step, tmp_path / "out")
+    assert base_of(tmp_path / "out") == {"fingerprint": "scheme:1", "model": "llama"}
+
+
+def lora_run(directory: Path) -> RunDir:
+    """A run directory as training with the neuron engine leaves it, without checkpoints."""
+    for name, tensors in rank_tensors("lora_gqa").items():
+        (directory / "sharded" / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, directory / "sharded" / name)
+    for name, document in documents("lora_gqa").items():
+        (directory / "sharded" / name).write_text(json.dumps(document))
+    base = directory.parent / "base"
+    base.mkdir()
+    save_file({"weight": torch.ones(3)}, base / "model.safetensors")
+    shutil.copyfile(DATA / "full_gqa" / "config.json", base / "config.json")
+    run_dir = RunDir(directory)
+    write_json(run_dir.stage_file("fetch"), {"model_dir": str(base)})
+    write_json(run_dir.stage_file("train"), {"saved": "sharded"})
+    run_dir.config_file.parent.mkdir()
+    run_dir.config_file.write_text("model: {name: llama}")
+    return run_dir
+
+
+def test_an_adapter_of_a_run_says_which_base_it_is_of(tmp_path: Path) -> None:
+    run_dir = lora_run(tmp_path / "run")
+    expected = {"fingerprint": fingerprint(tmp_path / "base"), "model": "llama"}
+    consolidate(run_dir.path, tmp_path / "fetched")
+    assert base_of(tmp_path / "fetched") == expected
+    shutil.rmtree(tmp_path / "base")
+    consolidate(run_dir.path, tmp_path / "unknown")
+    assert not (tmp_path / "unknown" / "base.json").exists()
+    checkpoint(run_dir.checkpoints, "lora_gqa", {"base": expected["fingerprint"], "model.name": "llama"})
+    consolidate(run_dir.path, tmp_path / "kept")
+    assert base_of(tmp_path / "kept") == expected
+
+
+def test_a_stage_that_was_killed_while_it_removed_the_last_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = lora_run(tmp_path / "run")
+    config = cast(Config, SimpleNamespace(method=SimpleNamespace(name="lora")))
+    assert stage.run(config, run_dir)["saved"] == "adapter"
+    assert base_of(run_dir.adapter)["model"] == "llama"
+
+    def killed(directory: Path) -> None:
+        (directory / "consolidate.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(config, run_dir)
+    assert not run_dir.adapter.exists()
+    stage.run(config, run_dir)
+    assert (run_dir.adapter / "consolidate.json").is_file()
+    assert not list(run_dir.path.glob(".*discarded"))

@@ -100,9 +100,18 @@ def test_an_error_leaves_nothing(error: BaseException, tmp_path: Path, monkeypat
 def test_what_is_in_the_way_of_the_work_stays(tmp_path: Path) -> None:
     (tmp_path / "out.tmp").mkdir()
     (tmp_path / "out.tmp" / "thesis.txt").touch()
-    with pytest.raises(TrntuneError, match=r"out\.tmp is in the way and not a consolidation's"):
+    with pytest.raises(TrntuneError, match=r"out\.tmp is in the way.*: move it or give another output"):
         consolidate(RUN, tmp_path / "out")
     assert (tmp_path / "out.tmp" / "thesis.txt").exists()
+
+
+def test_a_finished_result_is_no_leftover(tmp_path: Path) -> None:
+    consolidate(RUN, tmp_path / "out.tmp")
+    (tmp_path / "out.tmp" / "notes.txt").touch()
+    with pytest.raises(TrntuneError, match=r"out\.tmp is in the way"):
+        consolidate(RUN, tmp_path / "out")
+    assert is_right(tmp_path / "out.tmp")
+    assert (tmp_path / "out.tmp" / "notes.txt").exists()
 
 
 def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
@@ -157,6 +166,16 @@ def test_the_output_is_no_part_of_the_input(tmp_path: Path) -> None:
     for out in (run, run / "shards", run / "shards" / "out", run / ".." / run.name):
         with pytest.raises(UsageError, match="overlaps the input"):
             consolidate(run, out)
-    shutil.rmtree(run / "out", ignore_errors=True)
+    assert not (run / "out").exists()
     consolidate(run, run / "model")  # beside shards/ is where a run keeps its model
     assert is_right(run / "model")
+
+
+def test_the_output_is_no_part_of_the_base(tmp_path: Path) -> None:
+    base = tmp_path / "mine.tmp"
+    base.mkdir()
+    shutil.copyfile(RUN / "config.json", base / "config.json")
+    for out in (base, base / "out", tmp_path / "mine", tmp_path):
+        with pytest.raises(UsageError, match="overlaps the input"):
+            consolidate(RUN, out, Options(base=base))
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine.tmp", "config.json"]

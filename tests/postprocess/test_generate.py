@@ -133,6 +133,19 @@ def test_the_command_writes_answers_and_scores_and_prints_them(run):
     assert set(json.loads((run / "generate" / "scores.json").read_text())["summary"]) == {"base", "tuned"}
 
 
+def test_the_command_cuts_the_rows_as_the_training_did(tmp_path):
+    """Where some are too long for a row their loss is not that of the whole answers."""
+    short = ("training.max_length=160", "tracking=none", "hydra.run.dir=run")
+    process = launch(tmp_path, *TINY, *short)
+    assert process.returncode == 0, process.stderr
+    done = command(tmp_path, "run", "--max-new-tokens", "1")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "run" / "generate" / "scores.json").read_text())["summary"]
+    train = json.loads((tmp_path / "run" / "stages" / "train.json").read_text())
+    assert scores["tuned"]["reference_loss"] == pytest.approx(train["eval_loss_after"], rel=1e-5)
+    assert scores["tuned"]["references_scored"] == train["data"]["eval_examples"]
+
+
 def test_a_model_directory_alone_answers_what_it_is_asked(run, tmp_path):
     if not (run / "model").is_dir():
         pytest.skip("a LoRA run has no model directory")

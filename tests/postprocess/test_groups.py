@@ -11,7 +11,7 @@ from tests.postprocess.conftest import report, variants
     ("where", "key", "value", "told"),
     [
         ("train", "data.sha256", "f" * 64, "data.sha256: ffffffffffff here, "),
-        ("train", "definitions", 2, "definitions: 2 here, 1 there"),
+        ("train", "definitions", 1, "definitions: 1 here, 2 there"),
         ("train", "hardware.logical_cpus", 96, "hardware.logical_cpus: 96 here, "),
         ("train", "hardware.accelerator", "trn1", "hardware.accelerator: trn1 here, cpu there"),
         ("config", "model.name", "other", "model.name: other here, tiny_llama there"),

@@ -10,14 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from launcher.errors import TrntuneError, UsageError
-from postprocess.merge import MergeOptions, logits, merge, staged
+from launcher.rundir import RunDir, write_json
+from launcher.schema import Config, MergeConfig
+from postprocess import staged
+from postprocess.merge import MergeOptions, logits, merge, room, stage
 from postprocess.merge.__main__ import main
 from postprocess.merge.changes import LowRank
 from postprocess.merge.options import parse_size
@@ -161,6 +165,80 @@ def test_another_base_than_the_adapters_own(base: Path, adapter: Path, tmp_path:
     refused(base, adapter, "no fingerprint in it")
 
 
+def test_an_adapter_that_states_no_base_is_merged_and_that_is_said(
+    base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(base), str(adapter), str(tmp_path / "out"), "--no-logits"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("base ")]
+    assert line.endswith("not checked: the adapter has no base.json, so nothing says which base it was trained on")
+    (adapter / "base.json").write_text(json.dumps({"fingerprint": fingerprint(base), "model": "llama"}))
+    assert main([str(base), str(adapter), str(tmp_path / "checked"), "--no-logits"]) == 0
+    assert "not checked: the adapter" not in capsys.readouterr().out
+
+
+def test_what_is_in_the_way_of_the_work_stays(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """A stranger's, and a finished merge that happens to be called OUT.tmp."""
+    merge(base, adapter, tmp_path / "out.tmp", QUICK)
+    refused(base, adapter, r"out\.tmp is in the way.*: move it or give another output directory")
+    assert (tmp_path / "out.tmp" / "merge.json").is_file()
+    shutil.rmtree(tmp_path / "out.tmp")
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp" / "thesis.txt").write_text("x")
+    refused(base, adapter, r"out\.tmp is in the way")
+    assert (tmp_path / "out.tmp" / "thesis.txt").read_text() == "x"
+    elsewhere = (tmp_path / "out.tmp").rename(tmp_path / "elsewhere")
+    (elsewhere / staged.MARKER).touch()
+    (tmp_path / "out.tmp").symlink_to(elsewhere)
+    refused(base, adapter, r"out\.tmp is in the way")
+    assert (elsewhere / "thesis.txt").read_text() == "x"
+
+
+def test_a_stage_that_was_killed_while_it_removed_the_last_result(
+    base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    adapter.rename(run_dir.adapter)
+    write_json(run_dir.stage_file("fetch"), {"model_dir": str(base)})
+    write_json(run_dir.stage_file("train"), {})
+    config = cast(Config, SimpleNamespace(method=SimpleNamespace(name="lora"), merge=MergeConfig(logits=False)))
+    stage.run(config, run_dir)
+    assert "base not checked: the adapter has no base.json" in capsys.readouterr().out
+
+    def killed(directory: Path) -> None:
+        (directory / "merge.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(config, run_dir)
+    assert not run_dir.merged.exists()
+    stage.run(config, run_dir)
+    assert (run_dir.merged / "merge.json").is_file()
+    assert not list(run_dir.path.glob(".*discarded"))
+
+
+def test_an_output_that_overlaps_an_input(base: Path, adapter: Path, tmp_path: Path) -> None:
+    named = base.rename(tmp_path / "mine.tmp")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    for out in (named, named / "out", adapter / "out", tmp_path, tmp_path / "mine", tmp_path / "x" / ".." / "mine"):
+        with pytest.raises(UsageError, match=r"overlaps the input .*: give an output directory apart from it"):
+            merge(named, adapter, out, QUICK)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_the_order_in_which_names_were_saved_is_no_other_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """peft's target_modules are a set: saved twice they may come in another order."""
+    configure(adapter, target_modules=["q_proj", "v_proj"])
+    merge(base, adapter, tmp_path / "out", QUICK)
+    configure(adapter, target_modules=["v_proj", "q_proj"])
+    assert merge(base, adapter, tmp_path / "out", QUICK)["reused"]
+    configure(adapter, lora_alpha=99)
+    with pytest.raises(UsageError, match="other inputs or options"):
+        merge(base, adapter, tmp_path / "out", QUICK)
+
+
 def test_a_tokenizer_with_more_tokens_than_the_embedding(base: Path, adapter: Path) -> None:
     tokenizer = {"model": {"vocab": {"a": 0, "b": 100}}, "added_tokens": [{"id": 101}]}
     (adapter / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -169,7 +247,7 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding(base: Path, adapter: Pa
 
 def test_too_little_room(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(base)._replace(free=1_000_000)
-    monkeypatch.setattr(staged.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage)
     refused(base, adapter, r"needs 0.00 GB, but only 0.00 GB are free|needs .* GB, but only")
 
 
@@ -214,6 +292,22 @@ def test_a_directory_that_another_process_writes(base: Path, adapter: Path, tmp_
     with staged.staged(tmp_path / "out"):
         with pytest.raises(TrntuneError, match="being written by another process"):
             merge(base, adapter, tmp_path / "out", QUICK)
+
+
+def test_the_marker_of_unfinished_work_is_removed_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it cleans up after an error, it must leave what the next one knows as its own."""
+    work = tmp_path / "out.tmp"
+    left: list[str] = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: left.extend(file.name for file in path.iterdir()))
+
+    def interrupted() -> None:
+        with staged.staged(tmp_path / "out"):
+            (work / "model.safetensors").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert left == [staged.MARKER]
 
 
 def test_the_command_line(base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

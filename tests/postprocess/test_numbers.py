@@ -115,7 +115,15 @@ def test_with_a_price_the_budget_is_dollars_of_optimizer_steps(make):
     found = {label: variant["metrics"] for label, variant in variants(group).items()}
     assert found[FULL]["eval_loss_at_equal_cost"]["median"] == pytest.approx(2.5)
     assert found[LORA]["cost_usd"]["ratio"]["value"] == pytest.approx(0.8)
-    assert "price: 36 USD an hour (list, 2026-01-31)" in group["notes"]
+    assert "price: 36 USD an hour of an instance (list, 2026-01-31)" in group["notes"]
+
+
+def test_a_run_on_several_instances_costs_as_much_as_all_of_them(make):
+    price = {"accelerator.price_usd_per_hour": 36.0}
+    full = make("full", "full", config=price, points=FULL_POINTS, train={"instances": 4})
+    lora = make("lora", config=price, points=LORA_POINTS, train={"instances": 4})
+    [group] = report(full, lora)["groups"]
+    assert group["equal_budget"] == {"amount": pytest.approx(0.8), "unit": "usd"}  # 20 s at 4 x 0.01 USD a second
 
 
 def test_runs_with_different_prices_are_compared_for_the_same_money(make):

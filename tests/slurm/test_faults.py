@@ -203,7 +203,7 @@ def test_scancel_ends_it_for_good_with_a_checkpoint(user, slurm, one):
 
 
 def test_auto_resume_runs_the_step_again_in_place(user, slurm, two):
-    run, job = submit(user, "r", *TWO_NODES, "cluster.srun_args=['--auto-resume=1']")
+    run, job = submit(user, "r", *TWO_NODES, "cluster.auto_resume=true")
     at_step(run, 6)
     names = slurm.run("scontrol", "show", "hostnames", slurm.field(job, "NodeList")).split()
     (slurm.directory / "faults" / names[1]).touch()

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 import types
 from collections.abc import Callable
@@ -100,23 +101,22 @@ def serve(connection: socket.socket, settings: dict[str, str]) -> None:
 def orphan(work: Callable[[], NoReturn]) -> int:
     """Fork twice; ``work`` begins when the one between has ended. Returns the process id of the one that works."""
     told, tell = os.pipe()
-    gone, going = os.pipe()
     between = os.fork()
     if between == 0:
+        own = os.getpid()
         pid = os.fork()
         if pid == 0:
-            for each in (told, tell, going):
-                os.close(each)
-            os.read(gone, 1)  # its other end is closed when the process between has ended
-            os.close(gone)
+            os.close(told)
+            os.close(tell)
+            while os.getppid() == own:  # files are closed before children change hands: no pipe would tell
+                time.sleep(0.001)
             work()
         os.write(tell, str(pid).encode())
         os._exit(0)
-    os.close(going)
     os.waitpid(between, 0)
     pid = int(os.read(told, 32))
-    for each in (told, tell, gone):
-        os.close(each)
+    os.close(told)
+    os.close(tell)
     return pid
 
 

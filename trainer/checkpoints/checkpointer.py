@@ -109,11 +109,14 @@ class Checkpointer:
         stage_state: Callable[[], StageState],
         report: Callable[[Outcome, float], None],
         say: Callable[[str], None],
+        beside: Path | None = None,
     ) -> None:
         """``wanted`` is the identity; ``position`` says where in the data a step ends; ``stage_state`` copies what the
-        stage itself must know to go on; ``report`` is told how each save ended, and how long training waited."""
+        stage itself must know to go on; ``report`` is told how each save ended, and how long training waited;
+        ``beside`` is a file that a checkpoint speaks of, so that it must be on the disk before it."""
         self.config, self.peers, self.wanted = config, peers, wanted
         self.position, self.stage_state, self.report, self.say = position, stage_state, report, say
+        self.beside = beside
         self.store = Store(directory)
         self.writer = Writer(self.store, peers, config.training.keep_checkpoints)
         self.summary = SaveReport()
@@ -161,7 +164,7 @@ class Checkpointer:
             created_at="",
             files={},
         )
-        self.writer.submit(Snapshot(manifest, tensors, document))
+        self.writer.submit(Snapshot(manifest, tensors, document, self.beside))
         self.saved_step = state.step
         self._stalled += time.perf_counter() - start
 

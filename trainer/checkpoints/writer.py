@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,8 @@ from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.store import Store
 
 Result = TypeVar("Result")
+WEIGHTS = "weights/"
+"""folder of the files that hold what is trained"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class Snapshot:
     """file name -> tensors"""
     documents: dict[str, Any]
     """file name -> JSON value"""
+    beside: Path | None = None
+    """a file outside that must be on the disk, as long as it is now, before the checkpoint is"""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,18 @@ class Outcome:
     """it is durable, but an older one could not be deleted"""
 
 
+class NotFiniteWeights(Exception):
+    """Training has diverged: nobody could go on from these weights."""
+
+
 class PartFailed(Exception):
     """A rank could not do its part."""
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of a tensor with an infinite number or a NaN in it, or None."""
+    floating = ((name, tensor) for name, tensor in tensors.items() if tensor.is_floating_point())
+    return next((name for name, tensor in floating if not bool(tensor.isfinite().all())), None)
 
 
 def write(snapshot: Snapshot, store: Store, peers: Peers, keep: int) -> Outcome:
@@ -70,13 +84,18 @@ def write(snapshot: Snapshot, store: Store, peers: Peers, keep: int) -> Outcome:
 
 
 def write_files(snapshot: Snapshot, directory: Path) -> dict[str, FileEntry]:
-    """Write this rank's files durably. Returns them by name."""
+    """Write this rank's files durably. Returns them by name. Raises NotFiniteWeights before anything is written."""
+    for name, tensors in snapshot.tensors.items():
+        if name.startswith(WEIGHTS) and (bad := not_finite(tensors)):
+            raise NotFiniteWeights(f"{bad} holds numbers that are not finite: training has diverged")
     for name in (*snapshot.tensors, *snapshot.documents):
         (directory / name).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, tensors in snapshot.tensors.items():
         durable.write_tensors(directory / name, tensors)
     for name, value in snapshot.documents.items():
         durable.write_json(directory / name, value)
+    if snapshot.beside is not None and snapshot.beside.exists():
+        durable.sync_file(snapshot.beside)
     names = (*snapshot.tensors, *snapshot.documents)
     inside = {parent for name in names for parent in Path(name).parents}
     for folder in {directory / parent for parent in inside}:
@@ -100,7 +119,7 @@ def together(peers: Peers, action: Callable[[], Result]) -> list[Result]:
     result, failure = None, None
     try:
         result = action()
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, NotFiniteWeights) as error:
         failure = str(error)
     try:
         answers = peers.exchange((result, failure))

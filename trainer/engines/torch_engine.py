@@ -20,11 +20,13 @@ from launcher.schema import Config, accumulation_steps
 from trainer.attention import DOCUMENT_ATTENTION
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.checkpoints.peers import Alone, Peers
+from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
 from trainer.engines import torch_state as state
 from trainer.engines.base import (
     Checkpoints,
     FitResult,
+    NotFinite,
     Observer,
     ParameterCounts,
     Rows,
@@ -178,7 +180,15 @@ class TorchEngine:
         ]
 
     def save(self, directory: Path) -> None:
-        """safetensors in Hugging Face's layout: peft's for an adapter, a model directory with tokenizer for full."""
+        """safetensors in Hugging Face's layout: peft's for an adapter, a model directory with tokenizer for full.
+
+        Raises NotFinite where the last update broke the weights: no loss was computed with them that would tell.
+        """
+        if bad := not_finite(state.live_weights(self.model)):
+            raise NotFinite(
+                f"after the last step {bad} holds numbers that are not finite, so the weights are not saved; lower "
+                "training.learning_rate"
+            )
         # The attention function is this process's: a reader of config.json must not look for it.
         with self._plain_attention():
             self.model.save_pretrained(str(directory))

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from launcher.rundir import write_json
+from launcher.rundir import write_atomic
 
 SCHEME = "sampled-sha256-v1"
 BASE_FILE = "base.json"  # within an adapter's directory: which base it was trained on
@@ -32,7 +32,12 @@ def fingerprint(model_dir: Path) -> str:
 
 def write_base(adapter_dir: Path, model_dir: Path, model: str) -> None:
     """Have an adapter's directory say which base it belongs to: its fingerprint, and the model's configured name."""
-    write_json(adapter_dir / BASE_FILE, {"fingerprint": fingerprint(model_dir), "model": model})
+    write_atomic(adapter_dir / BASE_FILE, base_text(fingerprint(model_dir), model))
+
+
+def base_text(found: str, model: str | None) -> str:
+    """The content of base.json: a base's fingerprint, and its configured name where that is known."""
+    return json.dumps({"fingerprint": found, "model": model}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _tensor_digests(file: Path) -> dict[str, str]:

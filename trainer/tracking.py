@@ -189,7 +189,10 @@ class Tracker:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         self._monitor = SystemMetricsMonitor(
-            self.run_id, sampling_interval=_SYSTEM_METRICS_SECONDS, tracking_uri=self.config.uri
+            self.run_id,
+            sampling_interval=_SYSTEM_METRICS_SECONDS,
+            resume_logging=self._resumed,
+            tracking_uri=self.config.uri,
         )
         self._monitor.start()
 
@@ -209,7 +212,20 @@ class Tracker:
             self._client.log_batch(self.run_id, params=texts[start : start + _MOST_PARAMS])
 
     def _finish(self, status: str) -> None:
-        if self._monitor is not None:
-            self._monitor.finish()
-            self._monitor = None
-        self._client.set_terminated(self.run_id, status)
+        try:
+            if self._monitor is not None:
+                _finish_monitor(self._monitor)
+                self._monitor = None
+        finally:
+            self._client.set_terminated(self.run_id, status)
+
+
+def _finish_monitor(monitor: Any) -> None:
+    """Stop the monitor of system metrics and send what it has since its last full interval.
+
+    MLflow's own ``finish`` throws that away, so that a run shorter than an interval would show no such metric at all.
+    """
+    monitor.finish()
+    monitor.collect_metrics()
+    monitor.publish_metrics(monitor.aggregate_metrics())
+    monitor.mlflow_logger.flush()

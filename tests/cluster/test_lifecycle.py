@@ -212,7 +212,7 @@ def test_slurm_runs_a_job_on_the_written_configuration(scripts, daemons):
             f"--pid-file={here}/munge/pid", f"--log-file={here}/munge/log", f"--seed-file={here}/munge/seed",
             LOG=str(here / "log/munged"),
         )  # fmt: skip
-        until((here / "sock").exists, 20)
+        until((here / "sock").exists)
         controller, worker = free_ports(2)
         user = psutil.Process().username()
         extra = (
@@ -236,14 +236,14 @@ def test_slurm_runs_a_job_on_the_written_configuration(scripts, daemons):
             done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
             return done.stdout + done.stderr
 
-        until(lambda: "UP" in slurm("scontrol", "ping"), 20)
+        until(lambda: "UP" in slurm("scontrol", "ping"))
         # A node would ask the controller for it (--conf-server), which needs munge at its usual place.
         daemons(
             "slurmd", "-D", "-N", "ip-127-0-0-2", "-f", str(conf),
             LOG=str(here / "log/slurmd.out"), SLURM_CONF=str(conf),
         )  # fmt: skip
-        until(lambda: (here / "log/slurmctld.log").exists(), 5)
-        until(lambda: "idle" in slurm("sinfo", "-h", "-n", "ip-127-0-0-2", "-o", "%t"), 30)
+        until(lambda: (here / "log/slurmctld.log").exists())
+        until(lambda: "idle" in slurm("sinfo", "-h", "-n", "ip-127-0-0-2", "-o", "%t"))
         assert slurm("sinfo", "-h", "-n", "ip-127-0-0-2", "-o", "%P %c %m").strip() == "trn1* 64 498074"
         ran = slurm("srun", "-p", "trn1", "-w", "ip-127-0-0-2", "-n1", "bash", "-c", "echo on $SLURMD_NODENAME")
         assert "on ip-127-0-0-2" in ran

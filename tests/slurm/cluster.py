@@ -25,8 +25,17 @@ from launcher.lifetime import die_with_parent
 from tests.limits import PATIENCE
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
-# Seconds until a wait gives up. Where things work it ends much earlier, also on a machine that has much else to do.
 ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
+
+PORTS = (10000, 15000)
+WORKERS = 10
+STARTS = 4
+"""times that a cluster is started before the tests give up on it"""
+
+
+class DaemonEnded(Exception):
+    """A daemon of a cluster that is being started is gone."""
+
 
 # HyperPod's srun has an option --auto-resume, by a plugin: a step that failed while a node had a hardware fault is run
 # again in the same allocation, on a replaced node. Here a node has a fault while a file faults/NODE exists.
@@ -60,7 +69,7 @@ def missing(accounting: bool = False) -> list[str]:
 
 
 def until(condition: Callable[[], object], seconds: float = PATIENCE, every: float = 0.1) -> None:
-    """Wait until ``condition`` holds; an AssertionError after ``seconds``."""
+    """Wait until ``condition`` holds; an AssertionError after ``seconds``, or whatever ``condition`` raises."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s: {condition}"
@@ -68,15 +77,24 @@ def until(condition: Callable[[], object], seconds: float = PATIENCE, every: flo
 
 
 def free_ports(count: int) -> list[int]:
-    """Below the range that Linux takes for outgoing connections."""
+    """Below the range that Linux takes for outgoing connections; each worker of pytest-xdist has a range of its own,
+    as a port that is free now and bound later could be another's in between."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
+    width = (PORTS[1] - PORTS[0]) // WORKERS
+    first = PORTS[0] + worker * width
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(10000, 15000)
+        port = random.randrange(first, first + width)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in found:
                 found.append(port)
     return found
+
+
+def _name(process: subprocess.Popen[bytes]) -> str:
+    """The program that a daemon runs."""
+    return Path(str(process.args[0])).name  # type: ignore[index]
 
 
 @dataclass
@@ -90,6 +108,26 @@ class Slurm:
     """seconds that the controller remembers a job"""
 
     def __enter__(self) -> Slurm:
+        # A port may be taken between the look at it and the daemon's bind, and slurmctld ends when slurmdbd, which has
+        # just begun, doesn't answer it in time: such a cluster never comes up, a new one does.
+        for start in range(1, STARTS + 1):
+            try:
+                self._set_up()
+                self._start()
+                return self
+            except DaemonEnded as ended:
+                self.__exit__()
+                if start == STARTS:
+                    raise
+                print(f"{ended}: the cluster is started anew", flush=True)
+                shutil.rmtree(self.directory)
+            except BaseException:
+                self.__exit__()
+                raise
+        raise AssertionError("no start was made")
+
+    def _set_up(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
         for name in ("state", "spool", "log", "munge", "bin", "faults", "db"):
             (self.directory / name).mkdir(parents=True)
         self.directory.chmod(0o755)
@@ -98,17 +136,13 @@ class Slurm:
         srun.write_text(SRUN)
         srun.chmod(srun.stat().st_mode | stat.S_IXUSR)
         self._ports = free_ports(self.nodes + 3)
-        self._processes: list[subprocess.Popen[bytes]] = []
-        try:
-            self._start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
 
     def __exit__(self, *_: object) -> None:
+        # Without a controller the command would try for twelve seconds.
+        controlled = any(_name(process) == "slurmctld" and process.poll() is None for process in self._processes)
         with suppress(OSError, subprocess.SubprocessError):
-            self.run("scancel", "--user", str(os.getuid()), "--signal=KILL", check=False)
+            if controlled:
+                self.run("scancel", "--user", str(os.getuid()), "--signal=KILL", check=False)
         for process in [*self._of_jobs(), *self._steps(""), *reversed(self._daemons())]:
             with suppress(psutil.Error):
                 process.kill()
@@ -185,7 +219,7 @@ class Slurm:
             "munged", "--foreground", "--force", f"--key-file={munge / 'key'}", f"--socket={self.directory / 'sock'}",
             f"--pid-file={munge / 'pid'}", f"--log-file={munge / 'log'}", f"--seed-file={munge / 'seed'}",
         )  # fmt: skip
-        until((self.directory / "sock").exists)
+        self._until((self.directory / "sock").exists)
         if self.accounting:
             self._start_accounting()
         (self.directory / "slurm.conf").write_text("\n".join(self._configuration()) + "\n")
@@ -193,9 +227,21 @@ class Slurm:
         for name in self.names:
             (self.directory / "spool" / name).mkdir()
             self.start_node(name)
-        until(
-            lambda: len(set(self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split())) == self.nodes
-        )
+        self._until(lambda: len(self.idle()) == self.nodes)
+
+    def _until(self, condition: Callable[[], object], every: float = 0.1) -> None:
+        """Wait for a condition that cannot come true without the daemons that were started; DaemonEnded without one."""
+
+        def looked() -> object:
+            for process in self._processes:
+                if process.poll() is not None:
+                    name = _name(process)
+                    logs = sorted((self.directory / "log").glob(f"{name}*"))
+                    last = [line for log in logs for line in log.read_text(errors="replace").splitlines()[-3:]]
+                    raise DaemonEnded(f"{name} ended with {process.returncode}: {' | '.join(last)}")
+            return condition()
+
+        until(looked, every=every)
 
     def _spawn(self, *command: str) -> None:
         log = (self.directory / "log" / f"{Path(command[0]).name}.out").open("ab")
@@ -285,7 +331,7 @@ class Slurm:
             "CREATE DATABASE slurm_acct_db; CREATE USER 'slurm'@'127.0.0.1' IDENTIFIED BY 'tests'; "
             "GRANT ALL ON slurm_acct_db.* TO 'slurm'@'127.0.0.1'"
         )
-        until(lambda: subprocess.run([*client, "SELECT 1"], capture_output=True, check=False).returncode == 0)
+        self._until(lambda: subprocess.run([*client, "SELECT 1"], capture_output=True, check=False).returncode == 0)
         subprocess.run([*client, grant], check=True, capture_output=True)
         configuration = here / "slurmdbd.conf"
         settings = {
@@ -299,8 +345,8 @@ class Slurm:
         configuration.chmod(0o600)  # slurmdbd refuses to start when others can read it
         (here / "slurm.conf").write_text("\n".join(self._configuration()) + "\n")
         self._spawn("slurmdbd", "-D")
-        until(lambda: "tests" in self.run("sacctmgr", "-n", "-i", "add", "cluster", "tests", check=False)
-              or "tests" in self.run("sacctmgr", "-n", "show", "cluster", check=False), every=0.5)  # fmt: skip
+        self._until(lambda: "tests" in self.run("sacctmgr", "-n", "-i", "add", "cluster", "tests", check=False)
+                    or "tests" in self.run("sacctmgr", "-n", "show", "cluster", check=False), every=0.5)  # fmt: skip
 
     def _daemons(self) -> list[psutil.Process]:
         return [psutil.Process(process.pid) for process in self._processes if process.poll() is None]

@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.cli import Parser
+from launcher.cli import Parser, process_entry
 from launcher.compose import Composer
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
@@ -39,6 +39,10 @@ _LENGTH = 1024
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
+    return process_entry(lambda given: _run(_parse(given)), argv)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.data", description=__doc__, allow_abbrev=False)
     parser.add_argument("--rows", default="10000,100000,1000000", help="sizes (default: %(default)s)")
     parser.add_argument("--words", type=int, default=40, help="words of a row, on average (default: %(default)s)")
@@ -46,18 +50,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--part", choices=("alone", "prepare", "again", "streaming"), help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
-    try:
-        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
-        if arguments.part:
-            print(json.dumps(_part(arguments)))
-            return 0
-        return _run(arguments)
-    except TrntuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return parser.parse_args(argv)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.part:
+        print(json.dumps(_part(arguments)))
+        return 0
     try:
         sizes = [int(size) for size in arguments.rows.split(",")]
     except ValueError:

@@ -24,9 +24,9 @@ from rich.table import Table
 from benchmarks.measure import show
 from benchmarks.training_cases import trntune_overrides
 from benchmarks.training_rows import packed
-from launcher.cli import Parser, parse
+from launcher.cli import Parser, parse, process_entry
 from launcher.compose import compose
-from launcher.errors import TrntuneError, UsageError
+from launcher.errors import UsageError
 from launcher.record import software
 from launcher.schema import ColumnsConfig, Config
 from trainer.causal_lm import MODEL_INPUTS
@@ -42,6 +42,10 @@ Off = Callable[[], AbstractContextManager[Any]]
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
+    return process_entry(lambda given: _run(_parse(given)), argv)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.means", description=__doc__, allow_abbrev=False)
     parser.add_argument("--method", choices=("lora", "full"), default="lora")
     parser.add_argument("--model", default="smollm2_135m", help="a choice of the group model")
@@ -50,18 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks"))
-    try:
-        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
-        if min(arguments.rows, arguments.repeats, arguments.threads) < 1:
-            raise UsageError("--rows, --repeats and --threads: at least 1")
-        _run(arguments)
-        return 0
-    except TrntuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    arguments = parser.parse_args(argv)
+    if min(arguments.rows, arguments.repeats, arguments.threads) < 1:
+        raise UsageError("--rows, --repeats and --threads: at least 1")
+    return arguments
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
     engine, packed, padded = _prepared(arguments)
     times: dict[str, list[float]] = {}
@@ -72,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
                 times.setdefault(name, []).append(_pass(engine, packed))
         times.setdefault("packing", []).append(_pass(engine, padded))
     _report(arguments, times)
+    return 0
 
 
 def _prepared(arguments: argparse.Namespace) -> tuple[Any, list[Row], list[Row]]:

@@ -22,7 +22,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.measure import show
-from launcher.cli import Parser
+from launcher.cli import Parser, process_entry
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
 from launcher.record import software
@@ -100,6 +100,10 @@ class Round:
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
+    return process_entry(lambda given: _run(_parse(given)), argv)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.plan", description=__doc__, allow_abbrev=False)
     parser.add_argument("--sizes", default=",".join(SIZES), help="with commas (default: %(default)s)")
     parser.add_argument("--methods", default=",".join(METHODS), help="with commas (default: %(default)s)")
@@ -108,17 +112,14 @@ def main(argv: list[str] | None = None) -> int:
         "--steps", type=int, default=6, help="of a run; the first is not counted (default: %(default)s)"
     )
     parser.add_argument("--json", type=Path, help="write the numbers here")
-    try:
-        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
-        if arguments.repeats < 1:
-            raise UsageError(f"--repeats {arguments.repeats}: at least 1")
-        if arguments.steps < 2:
-            raise UsageError(f"--steps {arguments.steps}: at least 2")
-        sizes, methods = chosen("--sizes", arguments.sizes, SIZES), chosen("--methods", arguments.methods, METHODS)
-        return _run(arguments, [Case(size, method) for size in sizes for method in methods])
-    except TrntuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    arguments = parser.parse_args(argv)
+    if arguments.repeats < 1:
+        raise UsageError(f"--repeats {arguments.repeats}: at least 1")
+    if arguments.steps < 2:
+        raise UsageError(f"--steps {arguments.steps}: at least 2")
+    sizes, methods = chosen("--sizes", arguments.sizes, SIZES), chosen("--methods", arguments.methods, METHODS)
+    arguments.cases = [Case(size, method) for size in sizes for method in methods]
+    return arguments
 
 
 def chosen(option: str, text: str, allowed: Collection[str]) -> list[str]:
@@ -130,7 +131,8 @@ def chosen(option: str, text: str, allowed: Collection[str]) -> list[str]:
     return names
 
 
-def _run(arguments: argparse.Namespace, cases: list[Case]) -> int:
+def _run(arguments: argparse.Namespace) -> int:
+    cases: list[Case] = arguments.cases
     with tempfile.TemporaryDirectory(prefix="plan-", dir=Path.cwd()) as scratch:
         rounds = measure(cases, arguments.repeats, arguments.steps, Path(scratch))
     show(table(rounds), width=110)

@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import Case, as_json, run_interleaved, show, table
-from launcher.cli import Parser
-from launcher.errors import TrntuneError
+from launcher.cli import Parser, process_entry
 from launcher.record import software
 
 _PEFT = """
@@ -25,15 +24,14 @@ PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
-    try:
-        arguments = _parse(sys.argv[1:] if argv is None else argv)
-        arguments.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="postprocess-", dir=arguments.directory) as scratch:
-            arguments.run(arguments, Path(scratch))
-        return 0
-    except TrntuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return process_entry(lambda given: _run(_parse(given)), argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="postprocess-", dir=arguments.directory) as scratch:
+        arguments.run(arguments, Path(scratch))
+    return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -26,7 +26,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from launcher.cli import Parser
+from launcher.cli import Parser, process_entry
 from launcher.compose import Composer
 from launcher.errors import TrntuneError, UsageError
 from launcher.local import child_environment
@@ -52,19 +52,19 @@ class Sample:
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
+    return process_entry(lambda given: _run(_parse(given)), argv)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.startup", description=__doc__, allow_abbrev=False)
     parser.add_argument("--model", default="smollm2_135m", help="default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--configurations", type=int, default=1000, help="of the sweep (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the numbers here")
-    try:
-        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
-        if arguments.repeats < 1:
-            raise UsageError(f"--repeats {arguments.repeats}: at least 1")
-        return _run(arguments)
-    except TrntuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    arguments = parser.parse_args(argv)
+    if arguments.repeats < 1:
+        raise UsageError(f"--repeats {arguments.repeats}: at least 1")
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from launcher.cli import Parser
+from launcher.cli import Parser, process_entry
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
 from launcher.slurm.ledger import read
@@ -22,17 +22,17 @@ from launcher.slurm.states import cancel
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
+    return process_entry(lambda given: _run(_parse(given)), argv)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.submission", description=__doc__, allow_abbrev=False)
     parser.add_argument("--runs", type=int, default=200, help="runs of the sweep; each has two jobs (default: 200)")
     parser.add_argument("--json", type=Path, help="write the numbers here")
-    try:
-        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
-        if arguments.runs < 1:
-            raise UsageError(f"--runs {arguments.runs}: at least 1")
-        return _run(arguments)
-    except TrntuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    arguments = parser.parse_args(argv)
+    if arguments.runs < 1:
+        raise UsageError(f"--runs {arguments.runs}: at least 1")
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:

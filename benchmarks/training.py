@@ -23,7 +23,7 @@ from benchmarks.measure import show
 from benchmarks.training_cases import CASES, ROWS_PER_STEP, Case, trntune_overrides
 from benchmarks.training_report import comparison_table, matrix_shapes, summary
 from benchmarks.training_rows import TokenFile, write_tokens
-from launcher.cli import Parser, parse
+from launcher.cli import Parser, parse, process_entry
 from launcher.compose import compose
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
@@ -37,15 +37,14 @@ _MAX_LENGTH = 1024
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
-    try:
-        arguments = _parse(sys.argv[1:] if argv is None else argv)
-        arguments.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="training-", dir=arguments.directory) as scratch:
-            Comparison(arguments, Path(scratch).resolve()).run()
-        return 0
-    except TrntuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return process_entry(lambda given: _run(_parse(given)), argv)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="training-", dir=arguments.directory) as scratch:
+        Comparison(arguments, Path(scratch).resolve()).run()
+    return 0
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.cli import Parser
+from launcher.cli import Parser, process_entry
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
 from launcher.variables import WAITING
@@ -50,20 +50,20 @@ _BUSY = "while True: pass"
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
+    return process_entry(lambda given: _run(_parse(given)), argv)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.waiting", description=__doc__, allow_abbrev=False)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS), help="default: all")
     parser.add_argument("--busy", nargs="+", type=int, default=[0, 1, 2], help="busy processes beside (default: 0 1 2)")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS), help="default: all")
     parser.add_argument("--repeats", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--json", type=Path, help="write the numbers here")
-    try:
-        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
-        if arguments.repeats < 1:
-            raise UsageError(f"--repeats {arguments.repeats}: at least 1")
-        return _run(arguments)
-    except TrntuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    arguments = parser.parse_args(argv)
+    if arguments.repeats < 1:
+        raise UsageError(f"--repeats {arguments.repeats}: at least 1")
+    return arguments
 
 
 def _run(arguments: argparse.Namespace) -> int:

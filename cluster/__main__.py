@@ -9,7 +9,7 @@ import sys
 
 from launcher.cli import Parser, parse_known_flags
 from launcher.errors import TrntuneError, UsageError, nearest
-from launcher.exit_codes import INTERRUPTED
+from launcher.exit_codes import FAILED, INTERRUPTED
 from launcher.overrides import refuse_tokens
 from launcher.secrets import redact
 
@@ -30,6 +30,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `... | head`: the reader has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return FAILED
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

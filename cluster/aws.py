@@ -18,6 +18,10 @@ class NoAccess(TrntuneError):
     """AWS can't be asked: no credentials, wrong ones, no network, no permission."""
 
 
+class Denied(NoAccess):
+    """One question may not be asked; others may."""
+
+
 class Aws:
     """Clients of one region, made when they are needed."""
 
@@ -71,10 +75,11 @@ def error_code(error: BaseException) -> str:
 def one_line() -> Iterator[None]:
     """Turn what botocore raises into a TrntuneError of one line."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError  # what a proxy or a hotel's network answers isn't AWS's
 
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
+    except (BotoCoreError, ClientError, ResponseParserError) as error:
         raise _translated(error) from error
 
 
@@ -91,7 +96,7 @@ def _translated(error: Any) -> TrntuneError:
     if code in _REFUSED:
         return NoAccess(f"AWS does not accept the credentials ({code}): {_LOGIN}; or the region is not enabled")
     if code in _DENIED:
-        return NoAccess(f"not permitted: {text}")
+        return Denied(f"not permitted: {text}")
     if name in ("EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "ProxyConnectionError"):
         return NoAccess(f"AWS cannot be reached: {text}; check network, proxy and region")
     return TrntuneError(f"AWS: {text}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.aws import Aws, error_code, one_line
-from cluster.documents import PARAMETERS, SETTINGS, Resources, parameters, settings
+from cluster.documents import PARAMETERS, SETTINGS, TAG, Resources, parameters, settings
 from cluster.files import PREFIX, scripts
 from cluster.schema import API, SetupConfig
 from launcher.errors import TrntuneError
@@ -75,11 +75,28 @@ def read(aws: Aws, bucket: str, key: str) -> bytes | None:
 
 
 def of_cluster(aws: Aws, name: str) -> list[str]:
-    """Buckets that the stacks of this cluster have made, this one's or an earlier one's."""
+    """Buckets that the stacks of this cluster have made, this one's or an earlier one's.
+
+    A name alone proves nothing: sagemaker-<region>-<account> is SageMaker's own. The template's tag does.
+    """
     with one_line():
         listed = aws.client("s3").list_buckets().get("Buckets") or []
     pattern = re.compile(rf"sagemaker-{re.escape(name)}-[0-9a-f]{{12}}")
-    return [bucket["Name"] for bucket in listed if pattern.fullmatch(bucket["Name"])]
+    likely = [bucket["Name"] for bucket in listed if pattern.fullmatch(bucket["Name"])]
+    return [bucket for bucket in likely if _tags(aws, bucket).get(TAG) == name]
+
+
+def _tags(aws: Aws, bucket: str) -> dict[str, str]:
+    from botocore.exceptions import ClientError
+
+    with one_line():
+        try:
+            answer = aws.client("s3").get_bucket_tagging(Bucket=bucket)
+        except ClientError as error:
+            if error_code(error) in ("NoSuchTagSet", "NoSuchBucket"):
+                return {}
+            raise
+    return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
 
 def empty(aws: Aws, bucket: str) -> int:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cluster.files import scripts_directory
-from cluster.schema import SCRIPTS, GroupConfig, SetupConfig, groups
+from cluster.schema import SCRIPTS, GroupConfig, SetupConfig, groups, has_neuron
 from launcher.checks import check_tokens, check_values, price_problems, refuse
+from launcher.directories import blocked
 from launcher.errors import nearest
 from launcher.paths import shown
 from launcher.problem import Problem
@@ -54,6 +56,10 @@ def check_groups(config: SetupConfig) -> Iterator[Problem]:
             remedy = f"write ml.{group.instance_type}"
             yield Problem(f"{key}.instance_type", group.instance_type, "SageMaker's types begin with ml.", remedy)
         yield from price_problems(key, group)
+    workers = config.workers
+    if workers.count and workers.instance_type.startswith("ml.") and not has_neuron(workers.instance_type):
+        why = "has no Neuron device to train on: Trainium's types begin with ml.trn"
+        yield Problem("workers.instance_type", workers.instance_type, why, "such as ml.trn1.32xlarge")
     if config.controller.count != 1:
         yield Problem("controller.count", config.controller.count, "there is one controller", "controller.count=1")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", config.workers.partition):
@@ -119,9 +125,14 @@ def check_output(config: SetupConfig) -> Iterator[Problem]:
     """What plan writes goes into a directory of its own."""
     if config.output is None:
         return
-    path = Path(config.output).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        yield Problem("output", config.output, "is there already", "give a new directory")
+    path, remedy = Path(config.output).expanduser(), "give a new directory"
+    try:
+        if config.output == "" or (os.path.lexists(path) and (not path.is_dir() or any(path.iterdir()))):
+            yield Problem("output", config.output or "''", "is there already" if config.output else "is empty", remedy)
+        elif why := blocked(path.absolute()):
+            yield Problem("output", config.output, f"cannot be made: {why}", remedy)
+    except OSError as error:  # a name that is too long, a directory that may not be looked into
+        yield Problem("output", config.output, f"cannot be made: {error.strerror}", remedy)
 
 
 CHECKS: tuple[Check, ...] = (check_names, check_groups, check_network, check_storage, check_scripts, check_output)

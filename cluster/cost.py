@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from cluster.schema import GroupConfig, SetupConfig, groups
 from launcher.units import dollars
@@ -29,6 +30,33 @@ def cost(config: SetupConfig) -> Cost:
     total = sum(group.count * (group.price_usd_per_hour or 0) for group in used.values())
     priced = tuple(_line(group) for group in used.values() if group.price_usd_per_hour is not None)
     return Cost(None if unpriced else total, priced, unpriced)
+
+
+def running(config: SetupConfig, instances: Mapping[str, int]) -> Cost:
+    """Of the instances that there are, by type, whatever the configuration asks for.
+
+    A type without a price is named itself: the configuration may not have it.
+    """
+    priced = {
+        group.instance_type: group
+        for group in (config.controller, config.workers, config.login)
+        if group.price_usd_per_hour is not None
+    }
+    used = {kind: count for kind, count in sorted(instances.items()) if count}
+    unpriced = tuple(kind for kind in used if kind not in priced)
+    total = sum(count * (priced[kind].price_usd_per_hour or 0) for kind, count in used.items() if kind in priced)
+    listed = tuple(_line(replace(priced[kind], count=count)) for kind, count in used.items() if kind in priced)
+    return Cost(None if unpriced else total, listed, unpriced)
+
+
+def running_lines(config: SetupConfig, instances: Mapping[str, int]) -> list[str]:
+    """That in words."""
+    if not any(instances.values()):
+        return ["no instance", REST]
+    found = running(config, instances)
+    if found.usd_per_hour is not None:
+        return [f"{dollars(found.usd_per_hour)} an hour: {'; '.join(found.priced)}", REST]
+    return [f"not known: no price of {' and '.join(found.unpriced)} is configured; {REST}"]
 
 
 def _line(group: GroupConfig) -> str:

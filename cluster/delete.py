@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cluster import bucket, hyperpod, remains, stack
+from cluster import bucket, hyperpod, remains, stack, standing
 from cluster.aws import Aws, one_line
-from cluster.documents import TAG
+from cluster.deploy import take_down
 from cluster.schema import SetupConfig
 from cluster.waiting import Patience, say
 from launcher.errors import TrntuneError, UsageError
@@ -19,20 +19,36 @@ def run(config: SetupConfig) -> int:
         raise UsageError(_what_is_lost(config))
     aws = Aws(config.region)
     say(f"account {aws.account()}, {config.region}")
-    there, cluster = stack.find(aws, config.name), hyperpod.find(aws, config.name)
-    stack.refuse_foreign(there, config.name)
-    _refuse_foreign(aws, config.name, cluster)
+    found = standing.look(aws, config.name)
     if not remains.everything(aws, config.name):
+        if found.foreign:
+            raise TrntuneError(f"{'; '.join(found.foreign)}: nothing was deleted")
         print(f"cluster {config.name}: there is nothing to delete in {config.region}")
         return 0
-    if cluster is not None:
-        hyperpod.delete(aws, cluster, Patience.of(config))
-    _delete_stack(aws, config, there)
-    for group in remains.log_groups(aws, config.name):
+    for line in found.foreign:
+        say(f"left alone: {line}")
+    try:
+        _take_down(aws, config, found)
+    except TrntuneError as error:
+        raise TrntuneError("\n".join([str(error), *_left(aws, config)])) from error
+    return _report(aws, config)
+
+
+def _take_down(aws: Aws, config: SetupConfig, found: standing.Standing) -> None:
+    """What is ours, in the order in which it can go."""
+    if found.own_cluster is not None:
+        hyperpod.delete(aws, found.own_cluster, Patience.of(config))
+    _delete_stack(aws, config, found.own_stack)
+    for group in remains.own_log_groups(aws, config.name, found):
         with one_line():
             aws.client("logs").delete_log_group(logGroupName=group)
         say(f"log group {group}: deleted")
-    return _report(aws, config)
+
+
+def _left(aws: Aws, config: SetupConfig) -> list[str]:
+    """After an error: what is there still, and how to go on."""
+    listed = [f"  {remain.line}" for remain in remains.everything(aws, config.name)]
+    return ["left, and perhaps paid:", *listed, f"put it right, then: {take_down(config)}"] if listed else []
 
 
 def _what_is_lost(config: SetupConfig) -> str:
@@ -45,14 +61,6 @@ def _what_is_lost(config: SetupConfig) -> str:
         f"{config.storage.mount_path} (models, checkpoints, results: lost for good): add confirm=true, and "
         "keep_fsx=true to keep the file system"
     )
-
-
-def _refuse_foreign(aws: Aws, name: str, cluster: hyperpod.Cluster | None) -> None:
-    """Raise TrntuneError when a cluster of this name was made by somebody else."""
-    if cluster is not None and hyperpod.tags(aws, cluster).get(TAG) != name:
-        raise TrntuneError(
-            f"there is a cluster {name} that is not of python -m cluster (no tag {TAG}={name}): nothing was deleted"
-        )
 
 
 def _delete_stack(aws: Aws, config: SetupConfig, there: stack.Stack | None) -> None:
@@ -83,10 +91,10 @@ def _report(aws: Aws, config: SetupConfig) -> int:
     if not left:
         print(f"cluster {config.name}: all is deleted, nothing is left")
         return 0
-    kept = config.keep_fsx and all(line.startswith(("stack", "file system", "network", "  ")) for line in left)
+    kept = config.keep_fsx and all(remain.with_fsx for remain in left)
     print(f"cluster {config.name}: {'kept' if kept else 'left, and perhaps paid'}:")
-    for line in left:
-        print(f"  {line}")
+    for remain in left:
+        print(f"  {remain.line}")
     if kept:
         print("deploy takes the file system up again; delete without keep_fsx takes it away")
     return 0 if kept else FAILED

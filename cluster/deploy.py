@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from cluster import bucket, hyperpod, stack, validate
+from cluster import bucket, hyperpod, stack, standing, validate
 from cluster.aws import Aws
 from cluster.cost import lines
-from cluster.documents import PARAMETERS, Resources, parameters, request
+from cluster.documents import Resources, request
 from cluster.files import PREFIX
 from cluster.findings import LATER, OK, PROBLEM, Finding
 from cluster.schema import SetupConfig
@@ -26,16 +25,31 @@ def run(config: SetupConfig) -> int:
     aws = Aws(config.region)
     account = aws.account()
     say(f"account {account}, {config.region}")
-    there = stack.find(aws, config.name)
-    stack.refuse_foreign(there, config.name)
-    config = stack.with_zone_of(there, config)
-    _refuse_problems(validate.online(aws, config))
-    wanted = stack.resources(stack.ensure(aws, config))
-    cluster = ensure_cluster(aws, config, wanted, account)
+    found = standing.look(aws, config.name)
+    config = stack.with_zone_of(found.own_stack, config)
+    _refuse_problems(validate.online(aws, config, found))
+    cluster = _make(aws, config, account)
     print(f"cluster {cluster.name} is {cluster.status}: {cluster.arn}")
     print(f"log in: python -m cluster ssh name={config.name} region={config.region}")
-    print(f"take it down: python -m cluster delete name={config.name} region={config.region} confirm=true")
+    print(f"take it down: {take_down(config)}")
     return 0
+
+
+def take_down(config: SetupConfig) -> str:
+    """The command that does."""
+    return f"python -m cluster delete name={config.name} region={config.region} confirm=true"
+
+
+def _make(aws: Aws, config: SetupConfig, account: str) -> hyperpod.Cluster:
+    """Stack and cluster. However it ends early, what is there by then is paid, and the way to end that is named."""
+    paid = f"what is there is paid until it is taken down: {take_down(config)}"
+    try:
+        return ensure_cluster(aws, config, stack.resources(stack.ensure(aws, config)), account)
+    except TrntuneError as error:
+        raise TrntuneError(f"{error}\n{paid}") from error
+    except KeyboardInterrupt:
+        say(paid)
+        raise
 
 
 def _refuse_problems(findings: list[Finding]) -> None:
@@ -53,7 +67,7 @@ def ensure_cluster(aws: Aws, config: SetupConfig, wanted: Resources, account: st
     document = request(config, wanted)
     cluster = hyperpod.find(aws, config.name)
     if cluster is not None:
-        _refuse_differences(aws, config, wanted, cluster, document)
+        _refuse_differences(cluster, standing.differences(aws, config, wanted, cluster))
     _upload(aws, config, wanted, account)
     if cluster is None:
         say(f"cluster {config.name}: asking for {_size(document)}")
@@ -67,24 +81,13 @@ def _size(document: dict[str, Any]) -> str:
     return ", ".join(f"{group['InstanceCount']} x {group['InstanceType']}" for group in document["InstanceGroups"])
 
 
-def _refuse_differences(
-    aws: Aws, config: SetupConfig, wanted: Resources, cluster: hyperpod.Cluster, document: dict[str, Any]
-) -> None:
+def _refuse_differences(cluster: hyperpod.Cluster, different: list[str]) -> None:
     """Raise TrntuneError when the cluster that is there isn't the one that is wanted. It is never changed."""
-    different = hyperpod.differences(cluster, document)
-    ours = parameters(config, wanted)
-    there = None if ours is None else bucket.read(aws, wanted.bucket, f"{PREFIX}/{PARAMETERS}")
-    if there is not None and json.loads(there) != ours:
-        different.append(f"{PARAMETERS} in the bucket: {_brief(json.loads(there))} there")
     if different:
         remedy = "give the values that it has, or delete it first; deploy changes no cluster"
         raise TrntuneError(
             "\n".join([f"the cluster {cluster.name} is another one ({remedy}):", *(f"  {line}" for line in different)])
         )
-
-
-def _brief(document: Any) -> str:
-    return json.dumps(document, separators=(",", ":"))
 
 
 def _upload(aws: Aws, config: SetupConfig, wanted: Resources, account: str) -> None:

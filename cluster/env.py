@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,10 @@ from launcher.directories import make_private
 from launcher.errors import UsageError
 from launcher.paths import ROOT, shown
 from launcher.rundir import RunDir
-from launcher.slurm.checks import ask_slurm, refuse_missing_commands
+from launcher.slurm.checks import Place, ask_slurm, not_below, refuse_missing_commands
 from launcher.slurm.ledger import Job, Ledger, RunJobs
 from launcher.slurm.resources import batch_file
-from launcher.slurm.sending import hand_in
+from launcher.slurm.sending import hand_in, undisturbed
 from launcher.slurm.submit import say_submitted
 
 _SCRIPT = Path(__file__).resolve().parent / "jobs" / "make_environment.sh"
@@ -62,9 +63,20 @@ class EnvironmentJob:
             "ntasks_per_node": 1,
             "stderr_to_stdout": True,
             "wckey": None,
-            "setup": index,
+            "setup": [*index, f"export END_FILES={shlex.quote(str(self.logs))}"],
             "srun_args": ["--kill-on-bad-exit=1", "--export=ALL"],
         }
+
+    def not_shared(self) -> list[str]:
+        """What the node that runs it, or those that train, would not find; a line for each."""
+        environment, root = self.config.environment, Path(self.config.storage.mount_path)
+        checkout = [("the checkout", ROOT, f"run this from one below {root}, or give environment.project=false")]
+        places: list[Place] = [
+            ("environment.directory:", Path(environment.directory), f"give environment.directory={root}/..."),
+            ("the job's directory", self.directory, f"give output={root}/..., or start it from below {root}"),
+            *(checkout if environment.project else []),
+        ]
+        return not_below(root, places, "storage.mount_path")
 
 
 def requirements(config: SetupConfig) -> list[str]:
@@ -92,8 +104,12 @@ def run(config: SetupConfig) -> int:
         print(job.batch())
         print(f"# {shown(job.script)}, a copy of {shown(_SCRIPT)}:")
         print(_SCRIPT.read_text(encoding="utf-8"), end="")
+        for line in job.not_shared():
+            print(f"note: refused when it is submitted: {line}", file=sys.stderr)
         return 0
     refuse_missing_commands("env")
+    if found := job.not_shared():
+        raise UsageError(found[0])
     batch = job.batch()
     ask_slurm([batch])
     _submit(job, batch)
@@ -106,9 +122,8 @@ def _submit(job: EnvironmentJob, batch: str) -> None:
     shutil.copyfile(_SCRIPT, job.script)
     file = job.directory / "env.sbatch"
     file.write_text(batch, encoding="utf-8")
-    number = hand_in(file)
-    ledger = Ledger(
-        job.directory, [], [RunJobs(job.directory, [], [Job(STAGE, number, "")], stages=[STAGE])], single=True
-    )
-    ledger.write()
-    say_submitted(job.directory, f"{STAGE} {number}")
+    with undisturbed():
+        number = hand_in(file)
+        run = RunJobs(job.directory, [], [Job(STAGE, number, "")], stages=[STAGE])
+        Ledger(job.directory, [], [run], single=True).write()
+    say_submitted(job.directory, f"{STAGE} {number}", "wait, cancel")

@@ -42,6 +42,9 @@ def _walk(value: Any, shape: Any, path: str) -> Iterator[Finding]:
         yield from _size(len(value), shape, path, "entries")
         for index, member in enumerate(value):
             yield from _walk(member, shape.member, f"{path}[{index}]")
+    elif isinstance(value, bool) and shape.type_name in ("integer", "long", "float", "double"):
+        # To Python, and so to botocore's validator, true is a number.
+        yield Finding(CHECK, PROBLEM, f"{path}: {str(value).lower()}, must be a number")
     elif isinstance(value, str):
         yield from _string(value, shape, path)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):

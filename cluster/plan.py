@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cluster.documents import PARAMETERS, REQUEST, parameters, placeholders, req
 from cluster.files import TEMPLATE, template
 from cluster.schema import API, SetupConfig, groups
 from cluster.show import compact_json, console, table
+from launcher.errors import UsageError
 from launcher.paths import shown
 
 TEMPLATE_PARAMETERS = "stack_parameters.json"
@@ -24,14 +26,14 @@ TEMPLATE_PARAMETERS = "stack_parameters.json"
 def run(config: SetupConfig) -> int:
     """Print the plan, and write its files if wanted. Returns 0."""
     files = _files(config)
+    if config.output is not None:
+        _write(config.output, files)
     if config.format == "json":
         print(json.dumps(_as_json(config, files), indent=2))
     else:
         _print(config, files)
-    if config.output is not None:
-        _write(Path(config.output).expanduser(), files)
-        if config.format == "text":
-            print(f"{len(files)} files written to {config.output}")
+    if config.output is not None and config.format == "text":
+        print(f"{len(files)} files written to {config.output}")
     return 0
 
 
@@ -105,8 +107,21 @@ def _document(name: str, document: dict[str, Any]) -> None:
     print(f"{name}:\n{compact_json(document)}\n")
 
 
-def _write(directory: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+def _write(output: str, files: dict[str, bytes]) -> None:
+    """All of them, or none. Raises UsageError where the directory takes none."""
+    directory = Path(output).expanduser().absolute()
+    # What an error has to take away again: the directories that are new, or what is in one that was there, empty.
+    new = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        for name, content in files.items():
+            path = directory / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    except (OSError, ValueError) as error:
+        for path in [new[-1]] if new else list(directory.iterdir()):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"output={output}: cannot be written: {why}; give a new directory") from None

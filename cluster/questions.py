@@ -14,8 +14,10 @@ from cluster.files import PREFIX
 from cluster.findings import LATER, OK, PROBLEM, UNKNOWN, Finding, found
 from cluster.schema import SCRIPTS, SetupConfig, groups
 from cluster.stack import Stack
+from cluster.standing import Standing, conflicts
 from launcher.errors import TrntuneError
 
+STANDING = "what is there already"
 ZONE, QUOTA, SECURITY, STORAGE = "zone offers the instances", "quota", "security group", "file system's names"
 
 
@@ -25,6 +27,11 @@ def answered(check: str, ask: Callable[[], list[Finding]]) -> list[Finding]:
         return ask()
     except TrntuneError as error:
         return [Finding(check, UNKNOWN, str(error))]
+
+
+def standing(aws: Aws, config: SetupConfig, there: Standing) -> list[Finding]:
+    """Whether deploy could go on from what stands."""
+    return found(STANDING, conflicts(aws, config, there), "" if there.own_stack or there.own_cluster else "nothing")
 
 
 def zone(aws: Aws, config: SetupConfig) -> list[Finding]:
@@ -127,8 +134,12 @@ def _uploaded_names(aws: Aws, name: str) -> dict[str, Any]:
     content = bucket.read(aws, name, f"{PREFIX}/{PARAMETERS}")
     if content is None:
         return {}
-    document = json.loads(content)
-    return {"DNS name": document.get("fsx_dns_name"), "mount name": document.get("fsx_mountname")}
+    try:
+        document = json.loads(content)
+    except ValueError:
+        document = None
+    names = document if isinstance(document, dict) else {}  # somebody has written over it: no name in it is right
+    return {"DNS name": names.get("fsx_dns_name"), "mount name": names.get("fsx_mountname")}
 
 
 def later() -> list[Finding]:

@@ -124,6 +124,11 @@ def register() -> None:
     ConfigStore.instance().store(name="setup_schema", node=SetupConfig, provider="trntune")
 
 
+def has_neuron(instance_type: str) -> bool:
+    """Whether instances of the type have Trainium chips. HyperPod has no instances with Inferentia's."""
+    return instance_type.startswith("ml.trn")
+
+
 def groups(config: SetupConfig) -> list[GroupConfig]:
     """The instance groups that have instances: controller, workers, login."""
     return [group for group in (config.controller, config.workers, config.login) if group.count]

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from typing import NoReturn
 
 from cluster import hyperpod
 from cluster.aws import Aws
@@ -25,8 +26,16 @@ def run(config: SetupConfig) -> int:
         print(shlex.join(command))
         return 0
     refuse_missing_programs()
+    become(command)
+
+
+def become(command: list[str]) -> NoReturn:
+    """Replace this process. Raises TrntuneError when the program can't be started."""
     sys.stdout.flush()
-    os.execvp(command[0], command)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise TrntuneError(f"{shutil.which(command[0])} can't be started: {error.strerror}") from None
 
 
 def session_command(cluster: hyperpod.Cluster, node: hyperpod.Node, region: str) -> list[str]:
@@ -37,6 +46,8 @@ def session_command(cluster: hyperpod.Cluster, node: hyperpod.Node, region: str)
 
 def choose(nodes: list[hyperpod.Node], config: SetupConfig) -> hyperpod.Node:
     """The wanted node; without a wish the login node, else the controller. Raises UsageError with what there is."""
+    # A node that has failed, or is on its way out, answers nobody: the first that runs comes first.
+    nodes = sorted(nodes, key=lambda node: node.status != "Running")
     if not nodes:
         raise TrntuneError(f"the cluster {config.name} has no node yet: python -m cluster status name={config.name}")
     if config.node is None:

@@ -22,6 +22,7 @@ class Stack:
     """A stack as it stands."""
 
     id: str
+    name: str
     status: str
     reason: str
     parameters: dict[str, str]
@@ -76,20 +77,13 @@ def find(aws: Aws, name: str) -> Stack | None:
     found = answer["Stacks"][0]
     return Stack(
         found["StackId"],
+        found["StackName"],
         found["StackStatus"],
         found.get("StackStatusReason", ""),
         {pair["ParameterKey"]: pair["ParameterValue"] for pair in found.get("Parameters") or []},
         {pair["OutputKey"]: pair["OutputValue"] for pair in found.get("Outputs") or []},
         {pair["Key"]: pair["Value"] for pair in found.get("Tags") or []},
     )
-
-
-def refuse_foreign(stack: Stack | None, name: str) -> None:
-    """Raise TrntuneError when a stack of this name was made by somebody else."""
-    if stack is not None and stack.tags.get(TAG) != name:
-        raise TrntuneError(
-            f"there is a stack {name} that is not of python -m cluster (no tag {TAG}={name}): give another name=..."
-        )
 
 
 def resources(stack: Stack) -> Resources:
@@ -121,7 +115,6 @@ def differences(stack: Stack, config: SetupConfig) -> list[str]:
 def ensure(aws: Aws, config: SetupConfig) -> Stack:
     """The stack, complete: made if absent, waited for, never changed. Raises TrntuneError with the reason."""
     stack = find(aws, config.name)
-    refuse_foreign(stack, config.name)
     if stack is None:
         _create(aws, config)
     elif different := [] if stack.rolled_back else differences(stack, config):
@@ -202,10 +195,7 @@ def _why(aws: Aws, name: str, stack: Stack) -> str:
     failed = [event for event in reversed(events) if event["ResourceStatus"].endswith("_FAILED")]
     first = next((event for event in failed if "cancelled" not in event.get("ResourceStatusReason", "")), None)
     reason = f"{first['LogicalResourceId']}: {first.get('ResourceStatusReason', '')}" if first else stack.reason
-    return (
-        f"the stack {name} is {stack.status}: {reason or 'AWS gives no reason'}; put it right, and take away what is "
-        f"left: python -m cluster delete name={name} confirm=true"
-    )
+    return f"the stack {name} is {stack.status}: {reason or 'AWS gives no reason'}"
 
 
 def delete(aws: Aws, stack: Stack, patience: Patience) -> Stack | None:

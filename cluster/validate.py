@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cluster import agreement, bucket, model, questions, stack
+from cluster import agreement, bucket, model, questions, stack, standing
 from cluster.aws import Aws
 from cluster.documents import PARAMETERS, REQUEST, Resources, parameters, placeholders, request
 from cluster.findings import PROBLEM, UNKNOWN, Finding
@@ -37,14 +37,22 @@ def everything(config: SetupConfig) -> list[Finding]:
     return online(aws, config)
 
 
-def online(aws: Aws, config: SetupConfig) -> list[Finding]:
-    """Findings with AWS's answers."""
-    there = stack.find(aws, config.name)
+def online(aws: Aws, config: SetupConfig, found: standing.Standing | None = None) -> list[Finding]:
+    """Findings with AWS's answers. ``found``: what stands already, if that was asked."""
+    unanswered: list[Finding] = []
+    stands = found or standing.Standing()
+    if found is None:
+        try:
+            stands = standing.look(aws, config.name)
+        except TrntuneError as error:
+            unanswered = [Finding(questions.STANDING, UNKNOWN, str(error))]
+    there = stands.own_stack
     config = stack.with_zone_of(there, config)
     complete = there is not None and there.good and there.has_compute
     wanted = stack.resources(there) if there is not None and complete else placeholders(config)
     findings = [
         *offline(config, wanted),
+        *(unanswered or questions.answered(questions.STANDING, lambda: questions.standing(aws, config, stands))),
         *questions.answered(questions.ZONE, lambda: questions.zone(aws, config)),
         *questions.answered(questions.QUOTA, lambda: questions.quota(aws, config)),
     ]
@@ -78,14 +86,21 @@ def own_documents(directory: Path) -> list[Finding]:
     return [
         *(model.check_request(document) or [Finding(model.CHECK, "ok")]),
         *agreement.check(document, written, None),
+        *(Finding(check, UNKNOWN, "not looked at: with documents=... nobody is asked") for check in _NOT_LOOKED_AT),
     ]
+
+
+_NOT_LOOKED_AT = ("entry script", questions.ZONE, questions.QUOTA, questions.SECURITY, questions.STORAGE)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode()  # half of a character, \ud800, can't be printed later
     except OSError as error:
         raise UsageError(f"documents: {path}: {error.strerror}") from None
+    except RecursionError:
+        raise UsageError(f"documents: {path}: not JSON that can be read (nested too deeply)") from None
     except ValueError as error:
         raise UsageError(f"documents: {path}: not JSON ({error})") from None
     if not isinstance(content, dict):

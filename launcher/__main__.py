@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from launcher.cli import Parser
-from launcher.errors import TrntuneError, UsageError
-from launcher.exit_codes import INTERRUPTED
-from launcher.secrets import redact
+from launcher.cli import Parser, process_entry
+from launcher.errors import UsageError
+
+_LONGEST = 86_400
 
 _EPILOG = """\
 SWEEP is the directory that launch.py printed: of a sweep, or of a single run.
@@ -21,17 +20,7 @@ exit codes: 0 done; wait: all runs succeeded. 1 wait: a run did not succeed; or 
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
-    try:
-        return _run(_parse(sys.argv[1:] if argv is None else argv))
-    except TrntuneError as error:
-        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; the jobs go on", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # `... | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return process_entry(lambda given: _run(_parse(given)), argv, "interrupted; the jobs go on")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -56,8 +45,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         command.add_argument("sweep", type=Path, metavar="SWEEP", help="directory of a sweep or a run")
     again.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, such as cluster.qos=high")
     arguments = parser.parse_args(argv)
-    if getattr(arguments, "every", 1.0) < 1:
-        raise UsageError(f"--every {arguments.every:g}: at least 1 second, Slurm serves others too")
+    if not 1 <= getattr(arguments, "every", 1.0) <= _LONGEST:  # NaN is neither
+        raise UsageError(f"--every {arguments.every:g}: 1 to {_LONGEST} seconds: Slurm serves others too")
     return arguments
 
 

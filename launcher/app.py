@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli import parse
-from launcher.errors import TrntuneError, UsageError, disk_fault
-from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
+from launcher.cli import parse, process_entry
+from launcher.errors import UsageError
+from launcher.exit_codes import INTERRUPTED, SUSPENDED
 from launcher.overrides import expand, refuse_tokens
-from launcher.secrets import redact
 
 if TYPE_CHECKING:
     from launcher.compose import Composed, Composition
@@ -43,23 +41,7 @@ class Finished:
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code: 0, 1 a run failed, 2 nothing was started, 75 told to leave, 130 Ctrl-C."""
-    try:
-        return dispatch(sys.argv[1:] if argv is None else argv)
-    except TrntuneError as error:
-        line = " ".join(str(error).split())
-        print(f"error: {redact(line)}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # `launch.py --help | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if (fault := disk_fault(error)) is None:
-            raise
-        print(f"error: {fault}", file=sys.stderr)
-        return FAILED
+    return process_entry(dispatch, argv)
 
 
 def dispatch(argv: list[str]) -> int:
@@ -126,6 +108,7 @@ def check(composition: Composition) -> None:
     from launcher.checks import check_directory, refuse_problems
     from launcher.compose import label
     from launcher.directories import occupied
+    from launcher.families import refuse_family
     from launcher.neuron.checks import refuse_untrainable
     from launcher.plan.build import refuse_what_cannot_run
     from launcher.resume import find_changes, holds_run
@@ -137,6 +120,7 @@ def check(composition: Composition) -> None:
             refuse_untrainable(run.config)
             if not run.config.dry_run:
                 refuse_what_cannot_run(run.config)
+                refuse_family(run.config)
             if run.fixed_name and holds_run(run.directory):
                 find_changes(run.config, run.directory)
             else:

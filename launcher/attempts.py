@@ -9,11 +9,21 @@ import datetime
 import json
 import os
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import TrntuneError
+from launcher.exit_codes import INTERRUPTED, SUSPENDED
+from launcher.paths import shown
+from launcher.reached import furthest_step
+from launcher.rundir import RunDir
+from launcher.secrets import redact
+
 MOST_WITHOUT_PROGRESS = 3
+ATTEMPT = "TRNTUNE_ATTEMPT"
+"""the number of the start, for the process that is started"""
 # Ends that the user or the work itself brought about: they say nothing about the next attempt.
 GOOD = ("finished", "early_stopped", "interrupted")
 
@@ -35,6 +45,8 @@ class Attempt:
     reason: str | None = None
     changed: bool = False
     """the configuration was changed after it: the next attempt is another one"""
+    begun: bool = True
+    """False: its process has ended, or is, before the point from which it speaks for itself"""
 
 
 class Attempts:
@@ -51,13 +63,21 @@ class Attempts:
             found.setdefault(line["number"], {}).update(known)
         return [Attempt(**fields) for _, fields in sorted(found.items())]
 
-    def start(self) -> int:
-        """Record a start. Returns its number, from 1."""
+    def launch(self) -> int:
+        """Record that a process is about to be started. Returns the attempt's number, from 1."""
         number = max((attempt.number for attempt in self.read()), default=0) + 1
-        job = os.environ.get("SLURM_JOB_ID")
-        place = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": job}
-        self._append({"number": number, "event": "start", **place})
+        self._append({"number": number, "event": "launch", "begun": False, **_place()})
         return number
+
+    def start(self, number: int) -> None:
+        """Record that the process of an attempt is at work."""
+        self._append({"number": number, "event": "start", "begun": True, **_place()})
+
+    def handed_over(self) -> int | None:
+        """The number under which this process was started, if it is the last one and has not begun."""
+        past = self.read()
+        waits = past and not past[-1].begun and past[-1].outcome is None
+        return past[-1].number if waits and os.environ.get(ATTEMPT) == str(past[-1].number) else None
 
     def resume(self, number: int, from_step: int) -> None:
         """Record where an attempt begins."""
@@ -70,6 +90,11 @@ class Attempts:
     def end(self, number: int, outcome: str, step: int, reason: str | None = None) -> None:
         """Record how an attempt ended."""
         self._append({"number": number, "event": "end", "outcome": outcome, "step": step, "reason": reason})
+
+    def end_unbegun(self, number: int, outcome: str, step: int, reason: str) -> None:
+        """Record the end of an attempt whose process could not do so: it ended too early."""
+        if any(past.number == number and not past.begun and past.outcome is None for past in self.read()):
+            self.end(number, outcome, step, reason)
 
     def changed(self) -> None:
         """Record that the configuration was changed: what ended the last attempts may not end the next."""
@@ -97,6 +122,43 @@ class Attempts:
             except ValueError:
                 continue
         return [line for line in found if isinstance(line, dict) and "number" in line]
+
+
+def _place() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID")}
+
+
+def launch(run_dir: RunDir) -> int:
+    """Write down how the last attempt ended if it could not, and that one more is started. Returns its number.
+
+    Raises TrntuneError when the last ones got no further, one after the other.
+    """
+    attempts = Attempts(run_dir.attempts)
+    past = attempts.read()
+    if past and past[-1].outcome is None:
+        attempts.end(past[-1].number, "died", furthest_step(run_dir))
+    if reason := verdict(attempts.read(), Path(shown(run_dir.attempts))):
+        raise TrntuneError(f"{shown(run_dir.path)}: {reason}")
+    return attempts.launch()
+
+
+def counted(run_dir: RunDir, start: Callable[[Mapping[str, str]], int]) -> int:
+    """Start training by ``start``, which takes variables for its process and returns an exit code, as an attempt that
+    counts also when it dies before it can say anything: of an import, a driver, memory, or nodes that don't meet.
+
+    Raises TrntuneError when the last attempts got no further, and whatever ``start`` raises.
+    """
+    number, step = launch(run_dir), furthest_step(run_dir)
+    try:
+        code = start({ATTEMPT: str(number)})
+    except TrntuneError as error:
+        Attempts(run_dir.attempts).end_unbegun(number, "failed", step, redact(str(error))[:300])
+        raise
+    if code != 0:
+        outcome = {INTERRUPTED: "interrupted", SUSPENDED: "suspended"}.get(code, "failed")
+        why = f"it ended before it could begin to train, with exit code {code}: its log says why"
+        Attempts(run_dir.attempts).end_unbegun(number, outcome, step, why)
+    return code
 
 
 def without_progress(attempts: list[Attempt]) -> tuple[int, int]:

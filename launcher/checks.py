@@ -23,6 +23,8 @@ from launcher.paths import shown
 from launcher.problem import Check, Problem
 from launcher.schema import Config
 from launcher.secrets import ADVICE, redact, strings, token_keys, without_credentials
+from launcher.sizes import ADVICE as SIZE_ADVICE
+from launcher.sizes import size_fault
 from launcher.slurm.checks import check_cluster
 from launcher.stage import STAGES
 from launcher.tracking_address import address_fault, credentials_fault
@@ -197,8 +199,8 @@ def check_names(config: Config) -> Iterator[Problem]:
         if value is not None and not re.fullmatch(r"[^\W_][\w .,+=@()-]{0,127}", value):
             why = "a name has letters, digits, spaces and . , + = @ ( ) _ -, begins with a letter or digit, at most 128"
             yield Problem(key, repr(value), why, "give another name")
-    if not re.fullmatch(r"\d+(\.\d+)?\s*([KMG]i?)?B?", config.merge.shard_size, re.IGNORECASE):
-        yield Problem("merge.shard_size", config.merge.shard_size, "is no size", "write 5GB, 500MB or 2GiB")
+    if fault := size_fault(config.merge.shard_size):
+        yield Problem("merge.shard_size", config.merge.shard_size, fault, SIZE_ADVICE)
     file = config.dataset.hub_file
     if file is not None and (file.startswith("/") or ".." in file.split("/")):
         yield Problem("dataset.hub_file", file, "is not a path inside the repository", "give one without ..")

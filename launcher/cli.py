@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Callable
 from typing import NoReturn
 
-from launcher.errors import UsageError, nearest
+from launcher.errors import TrntuneError, UsageError, disk_fault, nearest
+from launcher.exit_codes import FAILED, INTERRUPTED
+from launcher.secrets import redact
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -18,6 +23,29 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings]
+
+
+def process_entry(work: Callable[[list[str]], int], argv: list[str] | None, interrupted: str = "interrupted") -> int:
+    """The exit code of ``work`` on a command line, this process's own where ``argv`` is None. Whatever ends it early is
+    told in one line."""
+    try:
+        code = work(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()  # where a reader that has gone is noticed here
+        return code
+    except TrntuneError as error:
+        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # `... | head`: the reader has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
+        return FAILED
 
 
 def build_parser() -> Parser:

@@ -47,6 +47,7 @@ from launcher.overrides import check_override, refuse_tokens
 from launcher.paths import CLUSTER_SETUP, CONF
 from launcher.schema import Config
 from launcher.secrets import ADVICE, looks_like_token, token_keys
+from launcher.texts import check_texts, quote_texts
 
 T = TypeVar("T")
 
@@ -72,7 +73,14 @@ class CachedLoader(ConfigLoaderImpl):
         # Composition merges in place, and without copying: what it gets must not be the cached object.
         result = copy.copy(super()._load_single_config(default, repo))
         result.config = copy.deepcopy(result.config)
+        if result.path.startswith("file://") and default.config_path is not None:
+            file = Path(result.path.removeprefix("file://"), f"{default.config_path.removesuffix('.yaml')}.yaml")
+            self._check_texts(file, (default.package or "").removeprefix("_global_"))
         return result
+
+    @functools.cached_property
+    def _check_texts(self) -> Callable[[Path, str], None]:
+        return functools.cache(check_texts)
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ class Composer:
         """Read overrides, and refuse those whose key, choice or sign cannot be."""
         refuse_tokens(lines)
         with one_line_errors():
-            parsed = OverridesParser.create(self.loader).parse_overrides(lines)
+            parsed = OverridesParser.create(self.loader).parse_overrides([quote_texts(line) for line in lines])
             for override in parsed:
                 check_override(override, self.groups, self.options)
         return parsed
@@ -168,12 +176,13 @@ class Composer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Hydra's remarks on search paths: the error that follows is enough
             try:
-                return self.loader.load_configuration(self.config_name, lines, mode)
+                return self.loader.load_configuration(self.config_name, [quote_texts(line) for line in lines], mode)
             except AssertionError as error:  # OmegaConf's, for a key below a node that is null
                 raise UsageError(below_null(lines)) from error
 
     def load_in_sweep(self, hydra: list[str], lines: list[str]) -> DictConfig:
         """As load, but each set of group choices is composed once: Hydra applies values after all files are merged."""
+        lines = [quote_texts(line) for line in lines]  # choice() has taken the quotes off
         values = [override for override in OverridesParser.create().parse_overrides(lines) if self.is_value(override)]
         value_lines = [str(override.input_line) for override in values]
         files = (*hydra, *(line for line in lines if line not in value_lines))

@@ -14,7 +14,7 @@ LONGEST_NAME = 100
 
 def subdirectory_name(text: str) -> str:
     """A safe name of at most 100 characters for a sweep's run: no separators, no spaces, no leading dot."""
-    safe = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", text)
+    safe = re.sub(r"[^A-Za-z0-9._=,+-]+", "-", re.sub(r"['\"]", "", text))
     return safe[:LONGEST_NAME].strip("._-,") or "run"
 
 

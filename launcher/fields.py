@@ -33,6 +33,7 @@ class Key:
     le: float | None = None
     lt: float | None = None
     choices: tuple[str, ...] | None = None
+    may_be_empty: bool = False
 
     @property
     def type_name(self) -> str:
@@ -86,14 +87,19 @@ def schema_of(root: type) -> Iterator[None]:
         _root.reset(token)
 
 
+def root() -> type:
+    """The dataclass of the whole configuration."""
+    return _root.get()
+
+
 def keys() -> dict[str, Key]:
     """Every leaf of the configuration by its dotted path."""
-    return _keys(_root.get())
+    return _keys(root())
 
 
 def nodes() -> frozenset[str]:
     """Dotted paths of the inner nodes: model, model.wheel, ..."""
-    return _nodes(_root.get())
+    return _nodes(root())
 
 
 @functools.cache
@@ -117,6 +123,8 @@ def complaint(key: Key, value: Any) -> str | None:
     """Why ``value`` of the right type is not allowed at ``key``, or None. NaN and infinity never are."""
     if value is None:
         return None
+    if isinstance(value, str) and not value.strip() and not key.may_be_empty:
+        return "must not be empty" + ("; null leaves it out" if key.optional else "")
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if key.choices and value not in key.choices:

@@ -11,23 +11,30 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType, MappingProxyType
 
-from launcher.attempts import Attempts
+from launcher.attempts import Attempts, counted
+from launcher.errors import TrntuneError
 from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.lifetime import LAUNCHER_PID, die_with_parent
+from launcher.lock import runs
 from launcher.paths import ROOT, shown
 from launcher.process import python_module
 from launcher.resume import finished
 from launcher.rundir import RunDir
 from launcher.schema import Config, world_size
-from launcher.stage import PREPARING
+from launcher.secrets import redact
 from launcher.variables import variables
 
 POLL_SECONDS = 0.1
+# torchrun waits up to five minutes for the end of the other nodes' (exit_barrier_timeout of
+# torch/distributed/elastic/agent/server/api.py), which may be gone: longer than is left before a time limit.
+LINGER_SECONDS = 10.0
 
 TORCHRUN = "torch.distributed.run"
 
@@ -83,6 +90,8 @@ class Interrupts:
         self.count = 0
         self.first: int | None = None
         self.patient = patient
+        self.hurried = False
+        """do not wait for torchrun once its workers have left"""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -151,18 +160,26 @@ def kill_session(pid: int) -> None:
 
 def wait(child: subprocess.Popen[bytes], replicas: int, interrupts: Interrupts) -> int:
     """Wait for the child's end, handing interrupts on. Returns its exit code, negative for a signal."""
-    forwarded = False
+    import psutil
+
+    told: dict[int, float] = {}
+    left: float | None = None
     while True:
         with suppress(subprocess.TimeoutExpired):
             return child.wait(timeout=POLL_SECONDS)
         if interrupts.at_once:
             kill_session(child.pid)
             return child.wait()
-        if interrupts.count and not forwarded:
+        if interrupts.count and not told:
             for pid in workers(child.pid, replicas):
-                forwarded = True
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, psutil.Error):
+                    told[pid] = psutil.Process(pid).create_time()
                     os.kill(pid, interrupts.forwarded)
+        if interrupts.hurried and told and not any(runs(pid, started) for pid, started in told.items()):
+            left = time.monotonic() if left is None else left
+            if time.monotonic() - left > LINGER_SECONDS:
+                kill_session(child.pid)
+                return child.wait()
 
 
 def prepare_child() -> None:
@@ -230,20 +247,35 @@ def run_stage(
     return INTERRUPTED if was_interrupted(run_dir, stage) else 0
 
 
+def _start(
+    stage: str,
+    run_dir: RunDir,
+    command: list[str],
+    replicas: int,
+    interrupts: Interrupts,
+    configured: Mapping[str, str],
+    more: Mapping[str, str],
+) -> int:
+    return run_stage(stage, run_dir, command, replicas, interrupts, {**configured, **more})
+
+
 def run_stages(config: Config, run_dir: RunDir, command_of: CommandOf = stage_command) -> int:
     """Run the configured stages that have not finished, in order, and stop at the first that fails. Returns the run's
     exit code."""
-    renewed = False
     with counting_interrupts() as interrupts:
         for stage in config.stages:
-            # What follows a stage that ran is made from its result: an older one of its own is stale.
-            if not renewed and finished(stage, config, run_dir):
+            # One that ran has removed the results of those after it, which are made from its own.
+            if finished(stage, config, run_dir):
                 print(f"{shown(run_dir.path)}: stage {stage} has finished already", file=sys.stderr)
                 continue
-            renewed = stage not in PREPARING
             processes = processes_of(stage, config)
             command = command_of(stage, run_dir.path, processes, is_elastic(stage, config))
-            code = run_stage(stage, run_dir, command, processes, interrupts, variables(stage, config))
+            started = partial(_start, stage, run_dir, command, processes, interrupts, variables(stage, config))
+            try:
+                code = counted(run_dir, started) if stage == "train" else started({})
+            except TrntuneError as error:  # of this run: a sweep goes on with the next one
+                print(f"error: {redact(str(error))}", file=sys.stderr)
+                return error.exit_code
             if code != 0:
                 return code
             if interrupts.count and stage != config.stages[-1]:

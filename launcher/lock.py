@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import socket
 import sys
@@ -118,7 +119,7 @@ class RunLock:
             holders = [holder for holder in found if alive(holder, silent)]
             for holder in holders:
                 if not (holder.host == self.me.host and holder.pid in self.ancestors):
-                    raise Held(self._refusal(holder))
+                    raise Held(self._refusal(holder, silent))
             _write(stream, [*holders, self.me])
 
     def release(self) -> None:
@@ -135,11 +136,14 @@ class RunLock:
     ) -> None:
         self.release()
 
-    def _refusal(self, holder: Holder) -> str:
-        here = holder.host == socket.gethostname()
-        remedy = (
-            "wait for its end, or end it" if here else f"if that machine is gone, try again in {STALE_SECONDS:.0f} s"
-        )
+    def _refusal(self, holder: Holder, silent: float) -> str:
+        remedy = "wait for its end, or end it"
+        if holder.host != socket.gethostname():
+            left = max(math.ceil(STALE_SECONDS - silent), 1)
+            remedy += (
+                f"; if it was killed, or its machine is gone, try again in {left} s: its last sign of life is "
+                f"{max(silent, 0):.0f} s old, and one that is silent for {STALE_SECONDS:.0f} s counts as dead"
+            )
         return (
             f"{shown(self.directory)}: process {holder.pid} on {holder.host} ({holder.role}) works in this directory; "
             f"{remedy}"

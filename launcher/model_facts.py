@@ -30,11 +30,19 @@ def read_config_json(directory: Path) -> dict[str, Any]:
     return facts
 
 
+def _differs(facts: dict[str, Any]) -> bool:
+    """Whether the model attends by a window, or turns positions by the length of a row: neither is a plain Llama or
+    Qwen3, and optimum-neuron computes neither."""
+    rope = facts.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    return bool(facts.get("use_sliding_window")) or kind in ("dynamic", "longrope")
+
+
 def read_architecture(directory: Path) -> ArchitectureConfig | None:
-    """The facts of a Llama or Qwen3 model; None for another family, whose checks are left to transformers."""
+    """The facts of a plain Llama or Qwen3 model; None for another, whose checks are left to transformers."""
     facts = read_config_json(directory)
     family = facts.get("model_type")
-    if family not in FAMILIES:
+    if family not in FAMILIES or _differs(facts):
         return None
     for name in REQUIRED:
         if type(facts.get(name)) is not int or facts[name] < 1:

@@ -127,8 +127,11 @@ def stored_command(lines: Iterable[str]) -> tuple[list[str], bool] | None:
 def _stored(directory: Path) -> Stored:
     sweep = directory / "sweep.json"
     if sweep.is_file():
-        content: dict[str, Any] = json.loads(sweep.read_text(encoding="utf-8"))
-        return Stored(list(content["overrides"]), multirun=True)
+        try:
+            content: dict[str, Any] = json.loads(sweep.read_text(encoding="utf-8"))
+            return Stored([str(line) for line in content["overrides"]], multirun=True)
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{shown(sweep)}: not a record of a sweep ({error!r}); restore it from a copy") from None
     overrides = RunDir(directory).hydra / "overrides.yaml"
     if not overrides.is_file():
         raise UsageError(f"{PREFIX}{shown(directory)}: there is no run or sweep in it")

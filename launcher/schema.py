@@ -28,9 +28,14 @@ def setting(
     le: Number | None = None,
     lt: Number | None = None,
     choices: tuple[str, ...] | None = None,
+    may_be_empty: bool = False,
 ) -> Any:
-    """A dataclass field with its help text, its default and what values it may take (None is checked by the type)."""
-    metadata = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
+    """A dataclass field with its help text, its default and what values it may take (None is checked by the type).
+
+    ``may_be_empty``: of a text; others hold more than spaces.
+    """
+    limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
+    metadata = {"help": help, **limits, "may_be_empty": may_be_empty}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -201,7 +206,9 @@ class AcceleratorConfig:
     engine: str = setting("torch", "training engine", choices=("torch", "neuron"))
     device: str = setting("cpu", "kind of device", choices=("cpu", "cuda", "neuron"))
     backend: str = setting("gloo", "torch.distributed backend", choices=("gloo", "nccl", "xla"))
-    devices_per_instance: int | None = setting(None, "devices, one process each; null: one machine for all", ge=1)
+    devices_per_instance: int | None = setting(
+        None, "devices, one process each; null: one machine for all (on Slurm for CPUs only)", ge=1
+    )
     memory_gib: float | None = setting(None, "memory of one device; null: this machine's", gt=0)
     memory_gbps: float | None = setting(None, "memory bandwidth of one device, GB/s; null: measured here", gt=0)
     peak_tflops: float | None = setting(None, "peak of one device in the run's precision, TFLOP/s", gt=0)
@@ -226,6 +233,9 @@ class TrainingConfig:
     learning_rate: float = setting(MISSING, "peak learning rate", gt=0)
     scheduler: str = setting("linear", "learning rate schedule", choices=SCHEDULERS)
     warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
+    warmup_from_zero: bool = setting(
+        False, "warm up from learning rate 0, as transformers does: the first step trains nothing; else from its share"
+    )
     weight_decay: float = setting(0.0, "AdamW weight decay", ge=0)
     max_grad_norm: float = setting(1.0, "gradient norm at which it is clipped; 0: never", ge=0)
     precision: str = setting("fp32", "arithmetic of the forward and backward pass", choices=PRECISIONS)
@@ -247,7 +257,9 @@ class TrackingConfig:
     """What is measured and where it is shown."""
 
     enabled: bool = setting(True, "log to MLflow; metrics.jsonl is always written")
-    uri: str = setting(MISSING, "MLflow tracking URI: an SQLite file by default, or any server")
+    uri: str = setting(
+        MISSING, "MLflow tracking URI: an SQLite file by default, or any server", may_be_empty=True
+    )  # without tracking; else check_tracking has the advice
     experiment: str = setting("trntune", "MLflow experiment")
     run_name: str | None = setting(None, "MLflow run name; null: the run directory's name")
     skip_steps: int = setting(2, "first steps left out of the measured window (warm-up, compilation)", ge=0)
@@ -305,7 +317,7 @@ class ClusterConfig:
     )
     exclusive: bool = setting(True, "whole nodes for training: what is measured is then this run's alone")
     processes_per_node: int | None = setting(
-        None, "training processes on a node; null: accelerator.devices_per_instance, or all on one node", ge=1
+        None, "training processes on a node; null: accelerator.devices_per_instance, or, on CPUs, all on one node", ge=1
     )
     cpus: int | None = setting(
         None, "CPUs of training on each node; null: all if exclusive, else Slurm's default", ge=1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from launcher.cli import Parser
+from launcher.cli import Parser, process_entry
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import shown
-from launcher.secrets import redact
 from postprocess.report.analysis import Report, analyse
 from postprocess.report.collect import collect, is_sweep
 from postprocess.report.runs import Collection
@@ -40,17 +38,7 @@ exit codes: 0 a report was made, 1 no finished run to compare or it cannot be re
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code: 0, 1 nothing can be compared, 2 usage."""
-    try:
-        return _compare(_parse(sys.argv[1:] if argv is None else argv))
-    except TrntuneError as error:
-        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `... | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return process_entry(lambda given: _compare(_parse(given)), argv)
 
 
 def report_sweep_directory(sweep_dir: Path) -> None:

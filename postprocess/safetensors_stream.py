@@ -12,7 +12,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,19 +296,27 @@ class ShardedWriter:
 
     ``directory`` exists and is the caller's: a reader may take it for a model only when ``close`` has returned, so
     write beside the final place and rename. As a context manager it closes when the block ends without an error.
+    ``whole``: names of files there that were written to their end before; their tensors are not asked for.
     """
 
-    def __init__(self, directory: Path, specs: Sequence[TensorSpec], shard_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, specs: Sequence[TensorSpec], shard_bytes: int, whole: Collection[str] = ()
+    ) -> None:
         self.directory = directory
         self.shards = plan_shards(specs, shard_bytes)
         self._specs = {spec.name: spec for spec in specs}
         self._shard_of = {spec.name: shard for shard in self.shards for spec in shard.specs}
-        self._missing = dict.fromkeys(self._specs)
+        begun = [shard for shard in self.shards if shard.filename not in whole or not self._is_planned(shard)]
+        self._missing = {spec.name: None for shard in begun for spec in shard.specs}
         # About as much is read.
         self._settles = page_cache.is_too_small_for(2 * total_bytes(self.shards))
         self._copier = 0  # in _COPIERS: those before it don't work here
-        for shard in self.shards:
+        for shard in begun:
             self._start(shard)
+
+    def lacks(self, name: str) -> bool:
+        """Whether a tensor is still to be written."""
+        return name in self._missing
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write a CPU tensor. Raises ValueError for another dtype or shape than planned, or a second writing."""
@@ -379,6 +387,12 @@ class ShardedWriter:
     ) -> None:
         if kind is None:
             self.close()
+
+    def _is_planned(self, shard: Shard) -> bool:
+        """Whether the file that is there has this shard's header and size."""
+        path = self.directory / shard.filename
+        with path.open("rb") as stream:
+            return path.stat().st_size == shard.size and stream.read(len(shard.preamble)) == shard.preamble
 
     def _start(self, shard: Shard) -> None:
         with (self.directory / shard.filename).open("wb") as stream:

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -15,7 +15,8 @@ from launcher.errors import TrntuneError, UsageError
 from postprocess.safetensors_stream import fsync
 
 # In a directory that is being filled. Its presence is the only proof that the directory is a leftover of ours, which
-# may be removed; its lock that a process is still at work.
+# may be removed; its lock that a process is still at work. Its lines: what the directory becomes, then the files that
+# are whole and on disk.
 MARKER = ".trntune_unfinished"
 
 
@@ -26,14 +27,15 @@ def work_of(out: Path) -> Path:
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path, content: str = "") -> Iterator[Path]:
     """Give ``out``.tmp to write into; when the block ends, it becomes ``out``, and on an error it is removed.
 
-    What a killed process left there is removed first. Raises TrntuneError while another process writes there, when
-    something else is there, for a full disk and for a directory that can't be written.
+    What a killed process left there is removed first, but for the files that it noted (``note_whole``) if its
+    ``content``, one line that says what they are made of, is the same and not empty. Raises TrntuneError while another
+    process writes there, when something else is there, for a full disk and for a directory that can't be written.
     """
     work = work_of(out)
-    with _claimed(work):
+    with _claimed(work, content):
         try:
             yield work
             for path in (*work.iterdir(), work):
@@ -49,6 +51,22 @@ def staged(out: Path) -> Iterator[Path]:
         except BaseException:
             _remove(work)
             raise
+
+
+def note_whole(work: Path, name: str) -> None:
+    """Force a finished file of a staged directory to disk, and then note that it needs not be made again."""
+    fsync(work / name)
+    fsync(work)
+    with (work / MARKER).open("a", encoding="utf-8") as stream:
+        stream.write(f"{name}\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def noted_whole(work: Path) -> list[str]:
+    """The files of a staged directory that were noted and are there."""
+    names = (work / MARKER).read_text(encoding="utf-8", errors="replace").split("\n")[1:-1]
+    return [name for name in names if (work / name).is_file()]
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:
@@ -84,24 +102,37 @@ def discard(result: Path, record: str) -> None:
 
 
 @contextmanager
-def _claimed(work: Path) -> Iterator[None]:
-    """Hold the lock of the directory, made anew. The kernel lets go of it when the process ends, in whatever way."""
+def _claimed(work: Path, content: str) -> Iterator[None]:
+    """Hold the lock of the directory, with nothing in it but the marker and what may stay of an earlier process. The
+    kernel lets go of the lock when the process ends, in whatever way."""
     try:
         if os.path.lexists(work) and not is_leftover(work):
             raise TrntuneError(
                 f"{work} is in the way: no unfinished work of this command: move it or give another output directory"
             )
         work.mkdir(parents=True, exist_ok=True)
-        stream = (work / MARKER).open("w")
+        stream = (work / MARKER).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise _not_written(work, error) from None
     with stream:
         _lock(stream, work)
         try:
-            _empty(work)
+            _take_up(stream, work, content)
         except OSError as error:
             raise _not_written(work, error) from None
         yield
+
+
+def _take_up(stream: IO[str], work: Path, content: str) -> None:
+    """Leave what a process with the same content noted as whole; remove the rest and begin the marker anew."""
+    stream.seek(0)
+    before = stream.readline().removesuffix("\n")
+    kept = noted_whole(work) if content and before == content else []
+    stream.truncate(0)
+    stream.write("".join(f"{line}\n" for line in (content, *kept)))
+    stream.flush()
+    os.fsync(stream.fileno())
+    _empty(work, kept)
 
 
 def _lock(stream: IO[str], work: Path) -> None:
@@ -114,9 +145,9 @@ def _lock(stream: IO[str], work: Path) -> None:
         raise TrntuneError(f"{work} is being written by another process: wait for it")
 
 
-def _empty(work: Path) -> None:
+def _empty(work: Path, kept: Sequence[str] = ()) -> None:
     for path in work.iterdir():
-        if path.name != MARKER:
+        if path.name not in (MARKER, *kept):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

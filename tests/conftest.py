@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import submitit  # noqa: F401 (see below)
 
 from launcher.local import available_cpus
 from launcher.paths import ROOT
 from tests import observed
 from tests.limits import PATIENCE
 from tests.warm import popen
+
+# submitit configures logging when it is imported, and logging then closes every handler there is. absl's, which comes
+# with rouge-score, closes its stream with itself unless that is standard error at this moment: in a test with capsys it
+# isn't, and pytest's own capture would be closed for good. So submitit comes before whatever imports absl.
 
 # The workers of pytest-xdist share the CPUs: with a thread for every CPU each, theirs and those of the runs that they
 # start would mostly wait for each other. Before torch is imported; not in the process that starts the workers, whose
@@ -65,7 +70,7 @@ def launch(cwd: Path, *arguments: str, timeout: float = PATIENCE) -> subprocess.
 
 
 FORKS = popen.Forks()
-popen.install(FORKS)
+popen.install(FORKS, observed.started)
 observed.install()
 RUN = "PYTEST_XDIST_TESTRUNUID"
 """the variable by which pytest-xdist's workers, and all that they start, are known"""

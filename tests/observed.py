@@ -17,19 +17,19 @@ _started: list[subprocess.Popen[Any]] = []
 
 
 def install() -> None:
-    """From now on this process's Popen remembers what it has started, and its output."""
-    start, communicate = subprocess.Popen._execute_child, subprocess.Popen.communicate  # type: ignore[attr-defined]
-
-    def remembered(self: Any, *args: Any, **kwargs: Any) -> None:
-        start(self, *args, **kwargs)
-        self.started_in = Path.cwd()
-        _started.append(self)
+    """From now on this process's Popen keeps what its processes have printed."""
+    communicate = subprocess.Popen.communicate
 
     def kept(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.outputs = communicate(self, *args, **kwargs)
         return self.outputs
 
-    subprocess.Popen._execute_child, subprocess.Popen.communicate = remembered, kept  # type: ignore
+    subprocess.Popen.communicate = kept  # type: ignore[method-assign]
+
+
+def started(process: subprocess.Popen[Any]) -> None:
+    """Remember it (tests.warm.popen.install)."""
+    _started.append(process)
 
 
 def forget() -> None:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 from launcher.attempts import Attempts
 from launcher.paths import ROOT
 from tests.conftest import TINY, Run, command, environment, launch
-from tests.limits import PATIENCE
+from tests.limits import PATIENCE, until
 from trainer.checkpoints.manifest import from_text, to_text
 
 # Twelve steps of two micro batches: 40 examples make a pass of four, so that most steps lie inside one.
@@ -479,11 +478,8 @@ def test_told_to_leave_and_unable_to_save_is_a_failure(tmp_path):
 
 def wait_for_step(directory: Path, step: int, process: subprocess.Popen[str]) -> None:
     metrics = directory / "metrics.jsonl"
-    deadline = time.monotonic() + PATIENCE
-    while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: process.poll() is not None or (metrics.exists() and f'"step": {step},' in metrics.read_text()))
+    assert process.poll() is None, process.communicate()
 
 
 def test_a_second_process_on_the_directory_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
@@ -506,10 +502,7 @@ def test_a_second_process_on_the_directory_is_refused_and_a_dead_one_is_not_in_t
     assert third.process.returncode == 1
     assert f"process {stage} on {host} (stage train) works in this directory" in third.process.stderr
     os.kill(stage, signal.SIGCONT)
-    deadline = time.monotonic() + PATIENCE
-    while psutil.pid_exists(stage) and psutil.Process(stage).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE)
     [saved] = committed(directory)
     assert int(saved.removeprefix("step-")) >= 3
     # Nobody is left: the lock of the dead is not in the way.

@@ -2,31 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
-from launcher.attempts import Attempts, verdict
-from launcher.errors import TrntuneError
-from launcher.paths import shown
+from launcher.attempts import Attempts, launch
+from launcher.reached import furthest_step, last_record
 from launcher.rundir import RunDir
-from trainer.checkpoints.store import Store
-
-
-def last_record(metrics: Path) -> dict[str, Any]:
-    """The last whole `event=train` line of metrics.jsonl, or an empty one."""
-    if not metrics.exists():
-        return {}
-    for line in reversed(metrics.read_text(encoding="utf-8", errors="replace").splitlines()):
-        try:
-            record = json.loads(line)
-        except ValueError:  # a crash cut it off
-            continue
-        if isinstance(record, dict) and record.get("event") == "train":
-            return record
-    return {}
 
 
 class History:
@@ -37,33 +18,33 @@ class History:
         self.attempts = Attempts(run_dir.attempts)
         self.before = last_record(run_dir.metrics)
         self.number = 0
-        recorded = int(self.before.get("step", 0))
-        # A line may stand for many steps (tracking.log_every): checkpoints between two lines are progress too.
-        self.step = max([recorded, *Store(run_dir.checkpoints).steps()])
+        self.step = furthest_step(run_dir)
         """last step that was finished, by this attempt or an earlier one"""
 
     def begin(self) -> None:
-        """Write down how the last attempt ended if it could not, and that this one begins.
+        """Write down that this attempt begins: as the start that the launcher has written down, or as one of its own.
 
         Raises TrntuneError when the last ones got no further, one after the other.
         """
-        past = self.attempts.read()
-        if past and past[-1].outcome is None:
-            self.attempts.end(past[-1].number, "died", self.step)
-        if reason := verdict(self.attempts.read(), Path(shown(self.run_dir.attempts))):
-            raise TrntuneError(f"{shown(self.run_dir.path)}: {reason}")
-        self.number = self.attempts.start()
+        handed_over = self.attempts.handed_over()
+        self.number = launch(self.run_dir) if handed_over is None else handed_over
+        self.attempts.start(self.number)
 
     def resume(self, step: int, seconds: float) -> int:
         """Go on after ``step``, at which training had taken ``seconds``: what came after is lost, and counted. Returns
         how many steps that are."""
         lost = max(self.step - step, 0)
         if lost:
-            self.attempts.lose(self.number - 1, lost, max(self.before.get("seconds", 0.0) - seconds, 0.0))
+            self.attempts.lose(self._before(), lost, max(self.before.get("seconds", 0.0) - seconds, 0.0))
         if step == 0 and self.run_dir.metrics.exists():
             os.truncate(self.run_dir.metrics, 0)
         self.attempts.resume(self.number, step)
         return lost
+
+    def _before(self) -> int:
+        """Number of the last attempt before this one that came to train."""
+        begun = [past.number for past in self.attempts.read() if past.begun and past.number < self.number]
+        return max(begun, default=self.number - 1)
 
     def end(self, outcome: str, reason: str | None = None) -> None:
         """Write down how this attempt ended. The furthest step counts, also when it was an earlier attempt's."""

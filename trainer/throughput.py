@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # Raised whenever a definition changes: reports refuse to put runs with different ones into one ratio.
-DEFINITIONS_VERSION = 2
+DEFINITIONS_VERSION = 3
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Counts:
     trained: float = 0
     """labels that the loss counts"""
     pairs: float = 0
-    """query/key pairs of causal attention inside the documents"""
+    """query/key pairs of causal attention inside the documents, and inside the windows: the mean of the layers"""
     loss_sum: float = 0
     """summed negative log-likelihood of the trained labels, nats"""
 
@@ -136,7 +136,8 @@ class ModelSize:
     """What the FLOPs of a step depend on."""
 
     matmul_params: int
-    """parameters without the embedding lookup (a tied embedding is the head's matrix, so it counts)"""
+    """parameters without the embedding lookup (a tied embedding is the head's matrix, so it counts), and without the
+    experts that a token doesn't go through"""
     adapter_params: int
     """trainable parameters of the adapter; 0 for full fine-tuning"""
     attention_width: int

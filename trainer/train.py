@@ -51,8 +51,6 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     history = History(run_dir) if is_rank_zero() else None
     if history is not None:
         history.begin()
-        # What an earlier attempt ended with is no longer so.
-        run_dir.stage_file("train").unlink(missing_ok=True)
     try:
         result = _train(config, run_dir, fetched, stop, history)
     except BaseException as error:

@@ -62,6 +62,16 @@ check_versions() {
     fi
 }
 
+# The exit code, for the day when Slurm has forgotten the job: launcher/slurm/task.py has the same of a stage.
+note_end() {
+    local code=$?
+    if [[ -n ${END_FILES:-} && -n ${SLURM_JOB_ID:-} ]]; then
+        echo "{\"exit_code\": $code}" >"$END_FILES/$SLURM_JOB_ID.end.json" || true
+    fi
+}
+trap note_end EXIT
+trap 'exit 143' TERM
+
 if [[ $check_driver == true ]]; then check_versions; fi
 
 wanted=$(printf '%s\n' "$python" "$@")

@@ -144,6 +144,18 @@ def steps(plan: Plan) -> str:
     return f"{known.steps_per_epoch:,} an epoch, {known.steps:,} in all"
 
 
+def learning_rate(plan: Plan) -> str:
+    """Peak and schedule, and what the warm-up begins with."""
+    training = plan.config.training
+    text = f"{training.learning_rate:g}, {training.scheduler}"
+    if training.warmup_steps == 0 or training.scheduler == "constant":
+        return text
+    first = (
+        "0: it trains nothing" if training.warmup_from_zero else f"{training.learning_rate / training.warmup_steps:g}"
+    )
+    return f"{text}; {training.warmup_steps} steps of warm-up, the first with {first}"
+
+
 def padding(plan: Plan) -> str:
     """Share of the positions that are padding."""
     if plan.epoch is None:
@@ -216,6 +228,7 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
         ("processes", factors),
         ("effective batch", batch),
         ("steps", steps),
+        ("learning rate", learning_rate),
         ("padding", padding),
     ),
     (

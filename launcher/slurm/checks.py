@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import TrntuneError, UsageError
 from launcher.problem import Problem
 from launcher.schema import ClusterConfig, Config, world_size
+from launcher.slurm.asking import SUBMISSION_SECONDS, ask, words
 from launcher.slurm.environment import submission_environment
 
 if TYPE_CHECKING:
     from launcher.compose import Composition
 
 _OPTION = r"--[a-z][a-z0-9-]*(=.+)?"
+# With a second value for one of these a job has other nodes than its processes count on, other code, or logs and an end
+# that nobody finds.
+_OWN = ("error", "nodes", "ntasks", "ntasks-per-node", "output")
+_OWN_OPTIONS = {
+    "sbatch_args": (*_OWN, "array", "dependency", "open-mode", "signal", "wrap"),
+    "srun_args": (*_OWN, "chdir", "export", "kill-on-bad-exit", "multi-prog"),
+}
 
 
 def check_cluster(config: Config) -> Iterator[Problem]:
@@ -33,8 +40,16 @@ def check_cluster(config: Config) -> Iterator[Problem]:
         for option in getattr(cluster, key):
             if not re.fullmatch(_OPTION, option):
                 yield Problem(f"cluster.{key}", option, "is not --name or --name=value", "write it so")
+            elif option.removeprefix("--").partition("=")[0] in _OWN_OPTIONS[key]:
+                remedy = "leave it out; nodes follow from parallelism and cluster.processes_per_node"
+                yield Problem(f"cluster.{key}", option, "is the launcher's own to set", remedy)
     each, world = cluster.processes_per_node, world_size(config)
     devices = config.accelerator.devices_per_instance
+    if each is None and devices is None and world > 1 and config.accelerator.device != "cpu":
+        kind = "GPUs" if config.accelerator.device == "cuda" else "devices"
+        why = f"{world} processes of training would all be on one node"
+        remedy = f"give the {kind} that a node has, or cluster.processes_per_node"
+        yield Problem("accelerator.devices_per_instance", None, why, remedy)
     if each is not None and devices is not None and each > devices:
         why = f"a node of {config.accelerator.name} has {devices} devices"
         yield Problem("cluster.processes_per_node", each, why, f"nearest is {devices}")
@@ -68,37 +83,63 @@ def _is_sqlite(uri: str) -> bool:
     return uri.startswith("sqlite:")
 
 
-def not_shared(cluster: ClusterConfig, directory: Path) -> list[str]:
-    """What the nodes would not find, since it doesn't lie below cluster.shared_root; a line for each."""
-    if cluster.shared_root is None:
-        return []
-    root = Path(cluster.shared_root)
+# What it is, where it lies, and what to do where the nodes don't see it.
+Place = tuple[str, Path, str]
+
+
+def not_below(root: Path, places: Iterable[Place], setting: str) -> list[str]:
+    """A line for each place that doesn't lie below ``root``, which ``setting`` says is what all nodes share."""
     roots = (root, root.resolve())  # it may be a link to where the file system is mounted
-    python = Path(cluster.python or sys.executable)
-    places = (
-        ("the run directory", directory, f"give output_dir={root}/..."),
-        ("the working directory", Path.cwd(), f"submit from a directory below {root}"),
-        ("Python", python, f"install trntune into a virtual environment below {root}, or give cluster.python"),
-    )
     return [
-        f"{what} {path} is not below cluster.shared_root={root}, which is all that the nodes share: {remedy}"
+        f"{what} {path} is not below {setting}={root}, which is all that the nodes share: {remedy}"
         for what, path, remedy in places
         # Python's link into the system is no fault: the virtual environment is what counts.
         if not any((path if what == "Python" else path.resolve()).is_relative_to(place) for place in roots)
     ]
 
 
+def inputs(config: Config) -> list[Place]:
+    """What a run's settings name that its jobs need."""
+    found = [
+        (f"{key}:", value, "copy it there")
+        for key, value in (("model.path", config.model.path), ("dataset.path", config.dataset.path))
+    ]
+    found.append(("cluster.cache_dir:", config.cluster.cache_dir, "give one that is"))
+    if config.tracking.enabled and _is_sqlite(config.tracking.uri):
+        file = config.tracking.uri.removeprefix("sqlite:///")
+        found.append(("the file of tracking.uri,", file, "give an MLflow server (tracking.uri=http://HOST:PORT)"))
+    return [(what, Path(value).expanduser().absolute(), remedy) for what, value, remedy in found if value]
+
+
+def not_shared(cluster: ClusterConfig, directory: Path, needed: Iterable[Place] = ()) -> list[str]:
+    """What the nodes would not find, since it doesn't lie below cluster.shared_root; a line for each."""
+    if cluster.shared_root is None:
+        return []
+    root = Path(cluster.shared_root)
+    python = Path(cluster.python or sys.executable)
+    places = (
+        ("the run directory", directory, f"give output_dir={root}/..."),
+        ("the working directory", Path.cwd(), f"submit from a directory below {root}"),
+        ("Python", python, f"install trntune into a virtual environment below {root}, or give cluster.python"),
+        *dict.fromkeys(needed),
+    )
+    return not_below(root, places, "cluster.shared_root")
+
+
 def refuse_missing_commands(what: str, otherwise: str = "") -> None:
     """Raise UsageError where Slurm's commands aren't installed."""
-    missing = [command for command in ("sbatch", "srun", "squeue", "scontrol") if shutil.which(command) is None]
+    wanted = ("sbatch", "srun", "squeue", "scancel", "scontrol")
+    missing = [command for command in wanted if shutil.which(command) is None]
     if missing:
         raise UsageError(f"{what}: no {missing[0]} here: submit from a node of the cluster{otherwise}")
 
 
-def refuse_this_machine(cluster: ClusterConfig, directory: Path) -> None:
-    """Raise UsageError where this machine can't submit, or not so that the nodes can run it."""
+def refuse_this_machine(configs: Sequence[Config], directory: Path) -> None:
+    """Raise UsageError where this machine can't submit, or not so that the nodes can run it. ``configs``: of all runs,
+    which have one cluster."""
+    cluster = configs[0].cluster
     refuse_missing_commands(f"cluster={cluster.name}", ", or use cluster=local")
-    if found := not_shared(cluster, directory):
+    if found := not_shared(cluster, directory, [place for config in configs for place in inputs(config)]):
         raise UsageError(found[0])
 
 
@@ -110,11 +151,9 @@ def ask_slurm(scripts: Sequence[str]) -> None:
             file.write(text)
             file.flush()
             command = ["sbatch", "--test-only", file.name]
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=120, check=False, env=submission_environment()
-            )
+            done = ask(command, SUBMISSION_SECONDS, submission_environment(), "nothing was submitted")
         if done.returncode:
-            why = " ".join(done.stderr.replace("allocation failure:", "").replace("sbatch: error:", "").split())
+            why = words(done.stderr.replace("allocation failure:", ""))
             options = ", ".join(re.findall(r"#SBATCH --((?:partition|account|qos|nodes|time|mem|gres)\S*)", text))
             raise TrntuneError(f"Slurm would not take the jobs: {why} (asked for {options}); nothing was submitted")
 

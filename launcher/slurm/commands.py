@@ -18,15 +18,19 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, UsageError
 from launcher.exit_codes import FAILED
+from launcher.lock import RunLock
 from launcher.paths import shown
+from launcher.resume import holds_run
 from launcher.rundir import RunDir
 from launcher.slurm import ledger as ledgers
+from launcher.slurm.asking import NoAnswer
 from launcher.slurm.ledger import Ledger
 from launcher.slurm.progress import CANCELLED, DONE, INCOMPLETE, RUNNING, WAITING, Progress, progress, with_end
 from launcher.slurm.progress import FAILED as RUN_FAILED
-from launcher.slurm.states import NoAnswer, State, cancel, states
+from launcher.slurm.states import State, cancel, states
+from launcher.stage import patience
 
 # Slurm may be restarted while somebody waits for days.
 _PATIENCE = 10
@@ -98,6 +102,11 @@ def retry(directory: Path, overrides: Sequence[str]) -> int:
     from launcher.app import dispatch
 
     ledger = ledgers.read(directory)
+    if ledger.single and not holds_run(ledger.directory):
+        raise UsageError(
+            f"{shown(ledger.directory)}: no run of launch.py, so that retry has nothing to start again; give the "
+            "command that submitted it (python -m cluster env ...) once more"
+        )
     return dispatch([f"resume={ledger.directory}", *overrides])
 
 
@@ -110,30 +119,36 @@ def report(directory: Path) -> int:
         raise TrntuneError(f"{shown(directory)} is a single run: python -m postprocess.compare compares runs")
     known = states([job.id for run in ledger.runs for job in run.current().values()])
     found = [progress(run, known) for run in ledger.runs]
-    codes = [
-        0 if state.state == DONE else _exit_code(run, known) for run, state in zip(ledger.runs, found, strict=True)
-    ]
-    _note(ledgers.read(directory), ledger, codes)
+    codes = [_exit_code(run, state, known) for run, state in zip(ledger.runs, found, strict=True)]
+    # A retry at the same time would lose jobs that are not yet in the file, or write over the codes.
+    with RunLock(ledger.directory, "launcher report", patience=patience()):
+        _note(ledgers.read(directory), ledger, codes)
     if any(state.state == DONE or (state.directory / "stages" / "train.json").exists() for state in found):
         importlib.import_module("postprocess.compare").report_sweep_directory(ledger.directory)
     print(summary(found))
-    if (parent := parents.stored(ledger.directory)) is not None:
+    parent = parents.stored(ledger.directory)
+    if parent is not None and all(state.ended for state in found):
         status = "FINISHED" if all(state.state == DONE for state in found) else "FAILED"
         parents.finish(parent, status, ledger.directory)
     return 0
 
 
-def _note(now: Ledger, before: Ledger, codes: Sequence[int]) -> None:
+def _note(now: Ledger, before: Ledger, codes: Sequence[int | None]) -> None:
     """Write the runs' exit codes down, for those that nobody has submitted again in the meantime."""
     for run, asked, code in zip(now.runs, before.runs, codes, strict=False):
-        if run.jobs == asked.jobs:
+        if (run.jobs, run.stages, run.done) == (asked.jobs, asked.stages, asked.done):
             run.exit_code = code
     now.write()
 
 
-def _exit_code(run: ledgers.RunJobs, known: dict[str, State]) -> int:
-    """Of the first stage that failed; 1 where Slurm names none, as for one that was cancelled."""
-    codes = [known[job.id].exit_code for job in run.current().values() if not known[job.id].succeeded]
+def _exit_code(run: ledgers.RunJobs, state: Progress, known: dict[str, State]) -> int | None:
+    """Of the first stage that failed; 1 where Slurm names none, as for one that was cancelled. None while it goes
+    on."""
+    if state.state == DONE:
+        return 0
+    if not state.ended:
+        return None
+    codes = [known[job.id].exit_code for job in run.decisive() if not known[job.id].succeeded]
     return next((code for code in codes if code), FAILED)
 
 

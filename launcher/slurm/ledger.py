@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,21 @@ class RunJobs:
     """noted when all runs had ended"""
     stages: list[str] = field(default_factory=list)
     """that the newest submission was to submit: all of them, unless it broke off"""
+    done: list[str] = field(default_factory=list)
+    """that had finished before it, by their results: what is done is done, however the job ended that did it"""
 
     def current(self) -> dict[str, Job]:
         """The newest job of each stage."""
         return {job.stage: job for job in self.jobs}
+
+    def plan(self, wanted: Sequence[str], left: Sequence[str]) -> None:
+        """Of the ``wanted`` stages those that are ``left`` are about to be submitted, the others are done."""
+        self.stages, self.done = list(left), [stage for stage in wanted if stage not in left]
+
+    def decisive(self) -> list[Job]:
+        """The jobs that say how the run stands: not those of stages that were done without them, or aren't wanted."""
+        planned = self.stages or self.done
+        return [job for stage, job in self.current().items() if not planned or stage in self.stages]
 
     def missing(self) -> str | None:
         """The first stage that has no job, although it was to have one."""
@@ -73,6 +85,7 @@ class Ledger:
                 "overrides": run.overrides,
                 "exit_code": run.exit_code,
                 "stages": run.stages,
+                "done": run.done,
                 "jobs": [asdict(job) for job in run.jobs],
             }
             for run in self.runs
@@ -111,6 +124,7 @@ def _parse(content: dict[str, Any], directory: Path, single: bool) -> Ledger:
             [Job(**job) for job in run.get("jobs", [])],
             run.get("exit_code"),
             list(run.get("stages", [])),
+            list(run.get("done", [])),
         )
         for run in content["runs"]
     ]

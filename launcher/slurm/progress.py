@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.resume import finished
 from launcher.rundir import RunDir
 from launcher.slurm.ledger import Job, RunJobs
 from launcher.slurm.states import FORGOTTEN, State
@@ -42,16 +43,19 @@ class Progress:
 
 def progress(run: RunJobs, states: dict[str, State]) -> Progress:
     """Put Slurm's states and the run directory together. ``states`` has those of its current jobs."""
-    jobs = list(run.current().values())
+    jobs = run.decisive()
     run_dir = RunDir(run.directory)
     job, state = _decisive(jobs, {job.id: with_end(states[job.id], run_dir, job) for job in jobs})
-    word, detail = _word(state, job, run.missing())
+    word, detail = _word(state, job, run)
+    if word in (FAILED, CANCELLED) and job is not None and _left_a_result(run_dir, job.stage):
+        detail += "; its result is there: retry goes on from it"
     last = _last_step(run_dir.metrics)
-    log = _log(run_dir, job) if job else None
+    told = job or (run.jobs[-1] if run.jobs else None)
+    log = _log(run_dir, told) if told else None
     return Progress(
         run.directory,
         word,
-        job.stage if job else "",
+        told.stage if told else "",
         detail,
         _steps(last, run_dir),
         last.get("loss"),
@@ -80,9 +84,21 @@ def _decisive(jobs: list[Job], states: dict[str, State]) -> tuple[Job | None, St
     return job, states[job.id]
 
 
-def _word(state: State | None, job: Job | None, missing: str | None) -> tuple[str, str]:
+def _left_a_result(run_dir: RunDir, stage: str) -> bool:
+    """True where the stage's work is done, whatever Slurm says of the end of its job: a node that was lost or a process
+    that crashed on its way out takes nothing back."""
+    try:
+        return finished(stage, run_dir.load_config(), run_dir)
+    except Exception:  # of a table, which must be shown whatever the files hold; retry says what is wrong with them
+        return False
+
+
+def _word(state: State | None, job: Job | None, run: RunJobs) -> tuple[str, str]:
+    missing = run.missing()
     if state is None or job is None:
-        return INCOMPLETE, "not submitted"
+        if run.done and not run.stages:
+            return DONE, ""
+        return INCOMPLETE, f"{missing} was not submitted" if run.done else "not submitted"
     if state.succeeded:
         return (INCOMPLETE, f"{missing} was not submitted") if missing else (DONE, "")
     if state.name == "CANCELLED":

@@ -5,10 +5,9 @@ from __future__ import annotations
 import itertools
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from launcher.local import is_elastic
 from launcher.paths import shown
 from launcher.rundir import RunDir
 from launcher.schema import Config
+from launcher.slurm.asking import SUBMISSION_SECONDS, ask, words
 from launcher.slurm.environment import outside_of_jobs, submission_environment
 from launcher.slurm.graph import Key, PlannedJob
 from launcher.slurm.ledger import Job, Ledger
@@ -102,9 +102,12 @@ def _submit_chain(
             task = _task(job, configs.get(job.run), target, environment)
             options = _options(job, composition, target, {**ids, **own})
             own[job.key] = _sbatch(task, target.logs(job.run), python, options)
-    except TrntuneError:
-        with suppress(TrntuneError):
+    except TrntuneError as error:
+        try:
             cancel(list(own.values()))
+        except TrntuneError as refused:
+            left = " ".join(own.values())
+            raise TrntuneError(f"{error}; and its first jobs stay in the queue ({refused}): scancel {left}") from None
         raise
     ids.update(own)
     return [Job(stage, number, target.code.name) for (_, stage), number in own.items()]
@@ -168,17 +171,19 @@ def _sbatch(task: StageTask | ReportTask, folder: Path, python: str | None, opti
         with outside_of_jobs():
             return str(executor.submit(task).job_id)
     except (FailedSubmissionError, FailedJobError, OSError) as error:
-        why = " ".join(str(error).replace("sbatch: error:", "").split())
-        raise TrntuneError(f"Slurm did not take the job {options['job_name']}: {why[-400:]}") from None
+        raise TrntuneError(f"Slurm did not take the job {options['job_name']}: {_why(str(error))}") from None
+
+
+def _why(text: str) -> str:
+    """The end of what sbatch has said. An answer that came too late is none of a job that isn't there."""
+    late = "; squeue --me shows whether the job is there: if so, scancel it first" if "timed out" in text else ""
+    return words(text)[-400:] + late
 
 
 def hand_in(file: Path) -> str:
     """Submit a batch file that isn't submitit's. Returns the job's id. Raises TrntuneError."""
     command = ["sbatch", "--parsable", str(file)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, env=submission_environment()
-    )
+    done = ask(command, SUBMISSION_SECONDS, submission_environment(), "squeue --me shows whether the job is there")
     if done.returncode:
-        why = " ".join(done.stderr.replace("sbatch: error:", "").split())
-        raise TrntuneError(f"Slurm did not take {shown(file)}: {why[-400:]}")
+        raise TrntuneError(f"Slurm did not take {shown(file)}: {_why(done.stderr)}")
     return done.stdout.strip().partition(";")[0]

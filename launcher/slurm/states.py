@@ -6,11 +6,10 @@ and a job that was killed leaves nothing.
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from launcher.errors import TrntuneError
+from launcher.slurm.asking import NoAnswer, ask, words
 
 DONE = "COMPLETED"
 # Every other state that Slurm 22 to 25 has is one of a job that may still run.
@@ -47,10 +46,6 @@ class State:
         return self.name == DONE
 
 
-class NoAnswer(TrntuneError):
-    """Slurm doesn't answer."""
-
-
 def states(ids: Iterable[str]) -> dict[str, State]:
     """The state of every job. Raises NoAnswer when squeue fails: then nothing is known."""
     wanted = list(dict.fromkeys(ids))
@@ -77,8 +72,10 @@ def _sacct(ids: Sequence[str]) -> dict[str, State]:
     fields = "JobIDRaw,State,ExitCode,NodeList"
     command = ["sacct", "--allocations", "--noheader", "--parsable2", f"--format={fields}", f"--jobs={','.join(ids)}"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
+        done = ask(command, _SECONDS)
+    except NoAnswer:
+        return {}
+    if done.returncode:
         return {}
     rows = (line.split("|") for line in done.stdout.splitlines())
     # With requeues accounting has several rows of a job: the last is the newest.
@@ -88,12 +85,9 @@ def _sacct(ids: Sequence[str]) -> dict[str, State]:
 def _squeue(ids: Sequence[str]) -> dict[str, State]:
     """What the controller remembers: what waits and runs, and what has ended within MinJobAge."""
     command = ["squeue", "--noheader", "--states=all", "--format=%A|%T|%N|%r", f"--jobs={','.join(ids)}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NoAnswer(f"squeue failed: {error}") from None
+    done = ask(command, _SECONDS)
     if done.returncode and "Invalid job id" not in done.stderr:
-        raise NoAnswer(f"squeue failed: {' '.join(done.stderr.split())}")
+        raise NoAnswer(f"squeue failed: {words(done.stderr)}")
     rows = (line.split("|", 3) for line in done.stdout.splitlines())
     return {row[0]: State(row[1], nodes=row[2], reason=_reason(row[3])) for row in rows if len(row) == 4}
 
@@ -112,6 +106,6 @@ def _reason(text: str) -> str:
 def cancel(ids: Sequence[str]) -> None:
     """scancel. Raises NoAnswer when Slurm doesn't take it; jobs that have ended are no fault."""
     for chunk in _chunks(ids):
-        done = subprocess.run(["scancel", *chunk], capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = ask(["scancel", *chunk], _SECONDS, advice="some of the jobs may go on: try it again")
         if done.returncode and "Invalid job id" not in done.stderr:
-            raise NoAnswer(f"scancel failed: {' '.join(done.stderr.split())}")
+            raise NoAnswer(f"scancel failed: {words(done.stderr)}")

@@ -18,7 +18,7 @@ from launcher.resume import holds_run, remaining
 from launcher.rundir import RunDir
 from launcher.schema import Config
 from launcher.slurm import ledger as ledgers
-from launcher.slurm.checks import ask_slurm, not_shared, refuse_composition, refuse_this_machine
+from launcher.slurm.checks import ask_slurm, inputs, not_shared, refuse_composition, refuse_this_machine
 from launcher.slurm.graph import Key, PlannedJob, describe, plan_jobs, report_job
 from launcher.slurm.ledger import Job, Ledger, RunJobs
 from launcher.slurm.progress import with_end
@@ -38,7 +38,7 @@ def submit(composition: Composition, overrides: list[str]) -> int:
     base = composition.sweep_dir or composition.runs[0].directory
     if config.dry_run:
         return _dry_run(composition, base)
-    refuse_this_machine(config.cluster, base)
+    refuse_this_machine([run.config for run in composition.runs], base)
     jobs = _plan(composition, _work(composition, base))
     preview = Target(base, base / CODE / "CODE", composition.sweep_dir is not None)
     ask_slurm([script(job, composition, preview, {}) for job in jobs])
@@ -77,7 +77,8 @@ def _dry_run(composition: Composition, base: Path) -> int:
     print("# Order")
     for line in describe(jobs):
         print(f"# {line}")
-    for line in not_shared(config.cluster, base):
+    needed = [place for run in composition.runs for place in inputs(run.config)]
+    for line in not_shared(config.cluster, base, needed):
         print(f"note: refused when it is submitted: {line}", file=sys.stderr)
     print("note: nothing was submitted (dry_run=true)", file=sys.stderr)
     return 0
@@ -92,16 +93,17 @@ def _submit_single(run: Composed) -> int:
 
     def stages(config: Config, run_dir: RunDir) -> int:
         left = remaining(config, run_dir)
-        if not left:
-            print(f"{shown(run_dir.path)}: all stages have finished already", file=sys.stderr)
-            return 0
         ledger = _ledger_of(run_dir.path, run)
         _refuse_active(ledger)
+        ledger.runs[0].plan(config.stages, left)
+        if not left:
+            ledger.write()  # from now on status and wait say so too, also of a stage whose job failed after its result
+            print(f"{shown(run_dir.path)}: all stages have finished already", file=sys.stderr)
+            return 0
         target = Target(run_dir.path, _take_code(run_dir.path), sweep=False)
         composition = Composition((run,), None, True)
-        ledger.runs[0].stages = left
         submit_all(plan_jobs([(run.directory.name, config, left)], None, None), composition, target, ledger)
-        chain = " -> ".join(f"{job.stage} {job.id}" for job in ledger.runs[0].current().values())
+        chain = " -> ".join(f"{job.stage} {job.id}" for job in ledger.runs[0].decisive())
         say_submitted(run_dir.path, chain)
         return 0
 
@@ -125,7 +127,7 @@ def _submit_sweep(composition: Composition, overrides: list[str]) -> int:
         )
         ledger.mlflow = parent.to_json() if parent else None
         target = Target(base, _take_code(base), sweep=True)
-        work = []
+        work, settled = [], False
         for run in composition.runs:
             directory = base / run.directory.name
             if directory in active:
@@ -134,11 +136,12 @@ def _submit_sweep(composition: Composition, overrides: list[str]) -> int:
             nested = parent.run_id if parent and parent.holds(run.config.tracking) else None
             with prepared(run, directory, True, {"directory": str(base), "mlflow_parent_run_id": nested}) as run_dir:
                 work.append((directory.name, run.config, remaining(run.config, run_dir)))
-        if not any(stages for _, _, stages in work) and _is_reported(ledger, known):
+        for name, config, left in work:
+            settled |= _settle(ledger.of(name), config.stages, left)
+        if not any(left for *_, left in work) and not settled and _is_reported(ledger, known):
+            ledger.write()
             print(f"{shown(base)}: nothing is left to submit", file=sys.stderr)
             return 0
-        for name, _, stages in work:
-            ledger.of(name).stages = stages or ledger.of(name).stages
         _take_back([ledger.report] if ledger.report else [], known)
         queued = {(directory.name, job.stage): job.id for directory, job in active.items()}
         jobs = _plan(composition, work, list(queued)) or [report_job(composition.runs[0].config, [])]
@@ -178,6 +181,16 @@ def _active_runs(ledger: Ledger, known: Mapping[str, State]) -> dict[Path, Job]:
     return {directory: jobs[-1] for directory, jobs in waiting.items() if jobs}
 
 
+def _settle(run: RunJobs, wanted: Sequence[str], left: Sequence[str]) -> bool:
+    """Write down what is to be submitted of a run. True where that is nothing, although the last report counts it as
+    failed: its job did, but after the result was there."""
+    run.plan(wanted, left)
+    counted_as_failed = not left and run.exit_code not in (None, 0)
+    if counted_as_failed:
+        run.exit_code = None
+    return counted_as_failed
+
+
 def _is_reported(ledger: Ledger, known: Mapping[str, State]) -> bool:
     """True when the comparison is made, or will be."""
     if ledger.report is None:
@@ -200,7 +213,7 @@ def _refuse_active(ledger: Ledger) -> None:
         )
 
 
-def say_submitted(directory: Path, what: str) -> None:
-    """What was submitted, and how to follow it."""
+def say_submitted(directory: Path, what: str, others: str = "wait, cancel, retry") -> None:
+    """What was submitted, and how to follow it; ``others`` are the commands beside status."""
     print(f"submitted {shown(directory)}: {what}")
-    print(f"follow it: python -m launcher status {shlex.quote(shown(directory))}    (or wait, cancel, retry)")
+    print(f"follow it: python -m launcher status {shlex.quote(shown(directory))}    (or {others})")

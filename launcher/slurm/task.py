@@ -12,11 +12,15 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from launcher.attempts import MOST_WITHOUT_PROGRESS
-from launcher.errors import TrntuneError
+from launcher.attempts import MOST_WITHOUT_PROGRESS, counted
+from launcher.errors import TrntuneError, disk_fault
 from launcher.exit_codes import FAILED, SUSPENDED
 from launcher.local import Interrupts, counting_interrupts, run_command, run_stage, stage_command, torchrun
 from launcher.paths import ROOT
@@ -24,9 +28,15 @@ from launcher.process import python_module
 from launcher.record import installed_packages
 from launcher.rundir import RunDir, write_json
 from launcher.secrets import redact
+from launcher.slurm.asking import NoAnswer, ask, words
 from launcher.slurm.rendezvous import Step, agree, this_step
 from launcher.slurm.resources import TRAIN
 from launcher.variables import COMPILE, TORCHRUN_OPTIONS
+
+# A controller that is restarted in the moment in which a job leaves is back some seconds later; Slurm's time limit ends
+# the waiting.
+_PAUSES = (5.0, 15.0, 30.0)
+_REQUEUE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -102,26 +112,31 @@ class StageTask:
         self.frozen.check()
         self._refuse_endless(step)
         directory = RunDir(Path(self.run_dir))
-        if self.stage == COMPILE:
-            # One process on each node, which starts the others itself.
-            command = python_module("launcher.stage", COMPILE, self.run_dir)
-            meeting = {TORCHRUN_OPTIONS: shlex.join(self._torchrun_options(step)), "RANK": str(step.node)}
-            return run_stage(COMPILE, directory, command, 1, interrupts, meeting)
-        code = run_stage(self.stage, directory, self._command(step), self.processes_per_node, interrupts)
+        # The first node asks for the next start, and has written the checkpoint when its processes have left. The
+        # others wait for it: their end with another code than 0 would be the end of it too.
+        interrupts.hurried = self.nodes > 1 and step.node == 0
+        start = partial(self._start, step, directory, interrupts)
+        # One of the nodes counts for all.
+        code = counted(directory, start) if self.stage == TRAIN and step.node == 0 else start({})
         if code != SUSPENDED or interrupts.first != signal.SIGUSR2:
             return code
         if self.stage == TRAIN:
             return leave(step)
-        print(
-            f"error: stage {self.stage} was still at work when its time limit was near, and keeps nothing of it: "
-            "python -m launcher retry SWEEP cluster.small.time_limit_min=MINUTES gives it more",
-            file=sys.stderr,
-        )
+        print(f"error: {out_of_time(self.stage)}", file=sys.stderr)
         return FAILED
 
+    def _start(self, step: Step, directory: RunDir, interrupts: Interrupts, more: Mapping[str, str]) -> int:
+        """Run the stage's processes of this node; ``more`` are variables for them."""
+        if self.stage == COMPILE:
+            # One process on each node, which starts the others itself.
+            command = python_module("launcher.stage", COMPILE, self.run_dir)
+            meeting = {TORCHRUN_OPTIONS: shlex.join(self._torchrun_options(step)), "RANK": str(step.node)}
+            return run_stage(COMPILE, directory, command, 1, interrupts, {**meeting, **more})
+        return run_stage(self.stage, directory, self._command(step), self.processes_per_node, interrupts, more)
+
     def _refuse_endless(self, step: Step) -> None:
-        """Training counts its own starts without progress; every other stage begins anew at each start, so that none
-        of them is progress."""
+        """Training's starts without progress are counted, whichever job they belong to; every other stage begins anew
+        at each start, so that none of them is progress."""
         if self.stage != TRAIN and step.restarts >= MOST_WITHOUT_PROGRESS:
             raise TrntuneError(
                 f"stage {self.stage} was started {step.restarts} times without an end (its nodes were lost, or wanted "
@@ -162,6 +177,17 @@ class ReportTask:
         _exit(self, this_step(), lambda interrupts: run_command(command, 1, interrupts))
 
 
+def out_of_time(stage: str) -> str:
+    """What to say of a stage that can't be taken up again and was told that its time limit is near."""
+    key, kept = "cluster.small.time_limit_min", "nothing of it"
+    if stage == COMPILE:
+        key, kept = "cluster.compile_time_limit_min", "the graphs that are compiled"
+    return (
+        f"stage {stage} was still at work when its time limit was near, and keeps {kept}: "
+        f"python -m launcher retry SWEEP {key}=MINUTES gives it more"
+    )
+
+
 def leave(step: Step) -> int:
     """The time limit is near and a checkpoint is there: the first node has the job started again. Returns the exit
     code of this node's task.
@@ -170,12 +196,19 @@ def leave(step: Step) -> int:
     """
     if step.node != 0:
         return 0
-    try:
-        subprocess.run(["scontrol", "requeue", step.job_id], check=True, capture_output=True, text=True, timeout=60)
-        print(f"requeued job {step.job_id}: it goes on from the checkpoint", file=sys.stderr)
-    except (OSError, subprocess.SubprocessError) as error:
-        why = (getattr(error, "stderr", None) or str(error)).strip()
-        print(f"error: job {step.job_id} is not requeued ({why}): python -m launcher retry goes on", file=sys.stderr)
+    why = ""
+    for pause in (*_PAUSES, None):
+        try:
+            done = ask(["scontrol", "requeue", step.job_id], _REQUEUE_SECONDS)
+            why = words(done.stderr) if done.returncode else ""
+        except NoAnswer as error:
+            why = str(error)
+        if not why:
+            print(f"requeued job {step.job_id}: it goes on from the checkpoint", file=sys.stderr)
+            return SUSPENDED
+        if pause is not None:
+            time.sleep(pause)
+    print(f"error: job {step.job_id} is not requeued ({why}): python -m launcher retry goes on", file=sys.stderr)
     return SUSPENDED
 
 
@@ -184,10 +217,13 @@ def end_file(folder: Path, job_id: str) -> Path:
     return folder / f"{job_id}.end.json"
 
 
-def _exit(task: StageTask | ReportTask, step: Step, work: object) -> None:
+def _exit(task: StageTask | ReportTask, step: Step, work: Callable[[Interrupts], int]) -> None:
     """Do ``work`` and end the process with its code."""
-    assert callable(work)
     os.chdir(_existing(task.working_directory))
+    ending = end_file(RunDir(Path(task.run_dir)).logs, step.job_id)
+    if step.node == 0:
+        with suppress(OSError):
+            ending.unlink()  # of an earlier start of this job
     # The step's own directory is the snapshot, in which nothing is to be written; Python's path stays there.
     sys.path[0] = str(ROOT)
     with counting_interrupts(patient=True) as interrupts:
@@ -196,9 +232,15 @@ def _exit(task: StageTask | ReportTask, step: Step, work: object) -> None:
         except TrntuneError as error:
             print(f"error: {redact(str(error))}", file=sys.stderr)
             code = error.exit_code
+        except OSError as error:
+            if (fault := disk_fault(error)) is None:
+                raise
+            print(f"error: {fault}", file=sys.stderr)
+            code = FAILED
     code = FAILED if code < 0 else code
     if step.node == 0:
-        write_json(end_file(RunDir(Path(task.run_dir)).logs, step.job_id), {"exit_code": code})
+        with suppress(OSError):  # Slurm knows, too: no reason to fail
+            write_json(ending, {"exit_code": code})
     if code != 0:
         sys.exit(code)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from launcher.cli import Parser
-from launcher.errors import TrntuneError, UsageError
+from launcher.cli import Parser, process_entry
 from launcher.secrets import redact
+from launcher.sizes import parse_size
 
 _DESCRIPTION = """\
 Make a checkpoint a directory of its own: a full one a model directory that transformers loads, a
@@ -29,36 +27,11 @@ examples:
 
 exit codes: 0 OUT is there, 1 the checkpoint cannot be used, 2 usage
 """
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", re.IGNORECASE)
-# Small enough for any test, large enough for one row of any model.
-_MIN_SHARD_BYTES = 1024
 
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code: 0, 1 the checkpoint cannot be used, 2 usage."""
-    try:
-        return _run(_parse(sys.argv[1:] if argv is None else argv))
-    except TrntuneError as error:
-        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `... | head`: the reader has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def parse_size(text: str) -> int:
-    """Bytes of `5GB`, `500MB`, `2GiB` or a plain number. Raises UsageError."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise UsageError(f"--shard-size {text}: expected a size such as 5GB, 500MB or 2GiB")
-    unit = 1024 if match[3] else 1000
-    size = int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
-    if size < _MIN_SHARD_BYTES:
-        raise UsageError(f"--shard-size {text}: at least {_MIN_SHARD_BYTES} bytes")
-    return size
+    return process_entry(lambda given: _run(_parse(given)), argv)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -82,7 +55,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--allow-diverged", action="store_true", help="where replicas differ over the ranks, take rank 0's and warn"
     )
     arguments = parser.parse_args(argv)
-    arguments.shard_bytes = parse_size(arguments.shard_size)
+    arguments.shard_bytes = parse_size(arguments.shard_size, "--shard-size")
     return arguments
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
-from postprocess.staged import staged
+from postprocess.staged import noted_whole, staged
 
 RESULT = "consolidate.json"
 _HEADROOM_BYTES = 64 << 20
@@ -38,10 +38,11 @@ def finished(out: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def whole_directory(out: Path, needed_bytes: int) -> Generator[Path, None, None]:
-    """``staged``, which see. Raises TrntuneError also when less than ``needed_bytes`` are free."""
-    with staged(out) as work:
-        _check_space(work, needed_bytes)
+def whole_directory(out: Path, fingerprint: str, needed_bytes: int) -> Generator[Path, None, None]:
+    """``staged``, which see. Raises TrntuneError also when fewer bytes are free than the files that are not there yet
+    need."""
+    with staged(out, fingerprint) as work:
+        _check_space(work, needed_bytes - sum((work / name).stat().st_size for name in noted_whole(work)))
         yield work
 
 

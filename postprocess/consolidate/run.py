@@ -56,9 +56,10 @@ def consolidate(
     """Write the checkpoint below ``source`` as one model or adapter directory ``out``; returns its consolidate.json.
 
     Tensors are read memory-mapped and written one after the other, in small pieces: memory does not grow with them.
-    ``out`` appears whole or not at all. Nothing is done when it is this input's result already (then ``reused`` is
-    true). ``warn`` is told what the result's reader should know. Raises UsageError for an ``out`` that is something
-    else, TrntuneError for an input that is not complete or not sound.
+    ``out`` appears whole or not at all; after a kill the same call goes on behind the last whole file. Nothing is done
+    when it is this input's result already (then ``reused`` is true). ``warn`` is told what the result's reader should
+    know. Raises UsageError for an ``out`` that is something else, TrntuneError for an input that is not complete or
+    not sound.
     """
     options = options or Options()
     opened = open_source(source, options.base)
@@ -73,7 +74,7 @@ def consolidate(
         (warn or (lambda _: None))(warning)
     # peft reads an adapter from one file.
     shard_bytes = options.shard_bytes if opened.kind == "model" else 1 + sum(spec.nbytes for spec in opened.specs)
-    with whole_directory(out, total_bytes(plan_shards(opened.specs, shard_bytes))) as work:
+    with whole_directory(out, _work_content(fingerprint), total_bytes(plan_shards(opened.specs, shard_bytes))) as work:
         _write_tensors(opened, work, shard_bytes)
         _write_texts(opened, work)
         result = _result(opened, work, fingerprint, warnings)
@@ -142,10 +143,15 @@ def _fingerprint(source: Source, options: Options) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def _work_content(fingerprint: str) -> str:
+    """What unfinished work must have been begun for to be gone on with: by this version, too."""
+    return f"{fingerprint} trntune {importlib.metadata.version('trntune')}"
+
+
 def _write_tensors(source: Source, work: Path, shard_bytes: int) -> None:
     try:
         with one_thread(), BlockWriter(work, source.specs, shard_bytes) as writer:
-            for spec in source.specs:
+            for spec in filter(lambda spec: writer.lacks(spec.name), source.specs):
                 writer.write_blocks(spec.name, source.blocks(spec.name))
                 writer.settle(spec.name)
         if source.kind == "adapter":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from postprocess.safetensors_stream import ShardedWriter, TensorSpec, dtype_code
+from postprocess.staged import note_whole, noted_whole
 
 # Bytes a system call. For larger ones the kernel looks for larger pieces of free memory to cache the file in, and where
 # memory is fragmented that takes longer than copying: system time for 2.5 GB was 4.9 s at 4 MiB, 1.4 s at 256 KiB.
@@ -18,10 +19,11 @@ _BUFFER_BYTES = 256 << 10
 
 
 class BlockWriter(ShardedWriter):
-    """Adds ``write_blocks``. See ShardedWriter for the rest."""
+    """Adds ``write_blocks``, and going on after a kill: what a staged ``directory`` has whole is not written again. See
+    ShardedWriter for the rest."""
 
     def __init__(self, directory: Path, specs: Sequence[TensorSpec], shard_bytes: int) -> None:
-        super().__init__(directory, specs, shard_bytes)
+        super().__init__(directory, specs, shard_bytes, noted_whole(directory))
         self._buffer = np.empty(_BUFFER_BYTES, dtype=np.uint8)
 
     def __enter__(self) -> BlockWriter:
@@ -41,6 +43,9 @@ class BlockWriter(ShardedWriter):
                 at = self._write_buffered(target, block, at)
         if at != begin + spec.nbytes:
             raise ValueError(f"{name} was planned as {spec}, and {at - begin} bytes were given")
+        shard = self._shard_of[name]
+        if not any(self.lacks(other.name) for other in shard.specs):
+            note_whole(self.directory, shard.filename)
 
     def _write_buffered(self, target: int, block: torch.Tensor, at: int) -> int:
         """Write a block at an offset; returns the offset after it.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.cli import Parser
-from launcher.errors import TrntuneError, UsageError
+from launcher.cli import Parser, process_entry
+from launcher.errors import UsageError
 from launcher.paths import shown
-from launcher.secrets import redact
 
 if TYPE_CHECKING:
     from postprocess.generate.models import Place
@@ -34,17 +32,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code: 0, 1 it can't be done, 2 usage."""
-    try:
-        return _generate(_parse(sys.argv[1:] if argv is None else argv))
-    except TrntuneError as error:
-        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return process_entry(lambda given: _generate(_parse(given)), argv)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

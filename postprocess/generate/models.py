@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
+from trainer.families.choose import plain_attention
 from trainer.models.load import load_tokenizer
 
 
@@ -90,7 +91,11 @@ class Answerers:
     def _load(self, path: Path) -> Any:
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=self._dtype, use_safetensors=True, trust_remote_code=False
+                path,
+                dtype=self._dtype,
+                attn_implementation=plain_attention(path),
+                use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError) as error:
             raise TrntuneError(f"{path}: the model can't be loaded: {str(error).strip().splitlines()[0]}") from None

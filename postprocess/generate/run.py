@@ -13,7 +13,7 @@ from launcher.rundir import write_json, write_jsonl
 from postprocess.generate.answer import Answer, Sampling, answer, reference_losses
 from postprocess.generate.models import Answerers, Place
 from postprocess.generate.questions import Question
-from postprocess.generate.score import rouge_l, summary
+from postprocess.generate.score import ROUGE_L, rouge_l, summary
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -37,7 +37,8 @@ class Outcome:
     questions: list[Question]
     answers: dict[str, list[Answer]]
     losses: dict[str, list[tuple[float, int]]]
-    rouge: dict[str, list[float]]
+    rouge: dict[str, list[float | None]]
+    """of each question; None where nobody has said what the right answer is"""
     summary: dict[str, dict[str, Any]]
 
 
@@ -46,25 +47,27 @@ def generate(place: Place, questions: list[Question], options: Options) -> Outco
     if not questions:
         raise TrntuneError("there is no question to answer")
     answerers = Answerers(place, DTYPES[options.dtype], options.device)
-    scored = all(question.reference is not None for question in questions)
     outcome = Outcome(questions, {}, {}, {}, {})
     for name in answerers.names:
         with answerers.model(name) as model:
-            _ask(name, model, answerers.tokenizer, place.prompt, scored, options, outcome)
+            _ask(name, model, answerers.tokenizer, place.prompt, options, outcome)
     return outcome
 
 
-def _ask(name: str, model: Any, tokenizer: Any, prompt: str, scored: bool, options: Options, outcome: Outcome) -> None:
-    """Let one model answer; fills its part of ``outcome``."""
+def _ask(name: str, model: Any, tokenizer: Any, prompt: str, options: Options, outcome: Outcome) -> None:
+    """Let one model answer, and score it where the right answer is known; fills its part of ``outcome``."""
     questions = outcome.questions
     answers = answer(model, tokenizer, questions, prompt, options.sampling, options.batch_size)
     outcome.answers[name] = answers
+    known = {number: question for number, question in enumerate(questions) if question.reference is not None}
     losses, rouge = None, None
-    if scored:
-        references = [question.reference or "" for question in questions]
-        losses = reference_losses(model, tokenizer, questions, prompt, options.max_length, options.batch_size)
-        rouge = rouge_l(references, [each.text for each in answers])
-        outcome.losses[name], outcome.rouge[name] = losses, rouge
+    if known:
+        asked = list(known.values())
+        losses = reference_losses(model, tokenizer, asked, prompt, options.max_length, options.batch_size)
+        rouge = rouge_l([each.reference or "" for each in asked], [answers[number].text for number in known])
+        outcome.losses[name] = losses
+        by_number = dict(zip(known, rouge, strict=True))
+        outcome.rouge[name] = [by_number.get(number) for number in range(len(questions))]
     outcome.summary[name] = summary(questions, answers, losses, rouge)
 
 
@@ -90,4 +93,5 @@ def write(outcome: Outcome, options: Options, directory: Path) -> None:
     """samples.jsonl and scores.json, each atomically."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_jsonl(directory / "samples.jsonl", records(outcome))
-    write_json(directory / "scores.json", {"summary": outcome.summary, "options": asdict(options)})
+    content = {"summary": outcome.summary, "rouge_l": ROUGE_L, "options": asdict(options)}
+    write_json(directory / "scores.json", content)

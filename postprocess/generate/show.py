@@ -9,12 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from postprocess.generate.run import Outcome
+from postprocess.generate.score import ROUGE_L
 
+# Label, what is shown, its format, and over how many questions it is: not all have a right answer, and of those not all
+# have room in a row of the training.
 _ROWS = (
-    ("loss of the right answers", "reference_loss", "{:.4f}"),
-    ("ROUGE-L", "rouge_l", "{:.3f}"),
-    ("mean answer, tokens", "answer_tokens", "{:.1f}"),
-    ("ended by themselves", "ended_by_eos", "{:.0%}"),
+    ("loss of the right answers", "reference_loss", "{:.4f}", "references_scored"),
+    ("ROUGE-L", "rouge_l", "{:.3f}", "rouge_l_scored"),
+    ("mean answer, tokens", "answer_tokens", "{:.1f}", "questions"),
+    ("ended by themselves", "ended_by_eos", "{:.0%}", "questions"),
 )
 
 
@@ -37,19 +40,19 @@ def show(outcome: Outcome, most: int = 10) -> None:
 
 
 def scores(outcome: Outcome) -> Table:
-    """A column a model."""
-    asked = len(outcome.questions)
-    # Rows that leave no room for an answer in training's rows have no loss there, and none here.
-    scored = min((found["references_scored"] for found in outcome.summary.values()), default=asked) or asked
-    less = "" if scored == asked else f", the loss of {scored} right answers"
-    table = Table(title=f"{asked} questions{less}", title_justify="left")
+    """A column a model; a row says of how many questions it is the mean where that is not all."""
+    asked, found = len(outcome.questions), list(outcome.summary.values())
+    table = Table(title=f"{asked} questions", title_justify="left", caption_justify="left")
     table.add_column("")
     for name in outcome.summary:
         table.add_column(name, justify="right")
-    for label, key, shape in _ROWS:
-        values = [found[key] for found in outcome.summary.values()]
-        if any(value is not None for value in values):
-            table.add_row(label, *(_cell(value, shape) for value in values))
+    for label, key, shape, counted in _ROWS:
+        scored = min(each[counted] for each in found)
+        if any(each[key] is not None for each in found):
+            of = "" if scored == asked else f", {scored} of {asked}"
+            table.add_row(label + of, *(_cell(each[key], shape) for each in found))
+    if outcome.rouge:
+        table.caption = f"words of ROUGE-L: {ROUGE_L['words']} ({ROUGE_L['tokenizer']})"
     return table
 
 

@@ -12,6 +12,7 @@ from postprocess.generate.answer import Sampling
 from postprocess.generate.models import locate
 from postprocess.generate.questions import held_out
 from postprocess.generate.run import Options, generate, write
+from postprocess.generate.score import ROUGE_L
 from postprocess.generate.show import show
 
 
@@ -27,4 +28,5 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     write(outcome, options, run_dir.path / "generate")
     show(outcome, most=3)
     seconds = time.perf_counter() - start
-    return {"status": "finished", "settings": asdict(settings), "scores": outcome.summary, "seconds": seconds}
+    scores = {"scores": outcome.summary, "rouge_l": ROUGE_L}
+    return {"status": "finished", "settings": asdict(settings), **scores, "seconds": seconds}

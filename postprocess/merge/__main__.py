@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher.cli import Parser
-from launcher.errors import TrntuneError
+from launcher.cli import Parser, process_entry
 from launcher.paths import shown
-from launcher.secrets import redact
+from launcher.sizes import parse_size
 from launcher.units import count, gigabytes
 from postprocess.merge import MergeOptions, merge
-from postprocess.merge.options import DTYPES, UNSTATED, parse_size
+from postprocess.merge.options import DTYPES, UNSTATED
 
 _DESCRIPTION = """\
 Add a peft LoRA adapter (also DoRA, rank-stabilised) to its base: a plain model directory.
@@ -33,14 +32,7 @@ exit codes: 0 OUT is there, 1 it can't be merged or the proof failed, 2 usage
 
 def main(argv: list[str] | None = None) -> int:
     """Process entry. Returns the exit code."""
-    try:
-        return _merge(_parse(sys.argv[1:] if argv is None else argv))
-    except TrntuneError as error:
-        print(f"error: {redact(' '.join(str(error).split()))}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return process_entry(lambda given: _merge(_parse(given)), argv)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
@@ -64,7 +56,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _merge(arguments: argparse.Namespace) -> int:
     options = MergeOptions(
         dtype=arguments.dtype,
-        shard_bytes=parse_size(arguments.shard_size),
+        shard_bytes=parse_size(arguments.shard_size, "--shard-size"),
         logits=not arguments.no_logits,
         any_base=arguments.any_base,
     )

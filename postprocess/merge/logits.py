@@ -27,6 +27,7 @@ from launcher.errors import TrntuneError
 from postprocess.merge.adapter import Adapter
 from postprocess.merge.outputs import Outputs
 from postprocess.safetensors_stream import torch_dtype
+from trainer.families.choose import plain_attention
 
 PROMPTS = (
     "The capital of France is Paris, and the capital of Italy is",
@@ -109,7 +110,12 @@ def _prompts(merged: Path, base: Path) -> _Prompts:
 
 def _load(directory: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        directory,
+        dtype=torch.float32,
+        attn_implementation=plain_attention(directory),
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
     ).eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from launcher.errors import UsageError
@@ -11,7 +10,6 @@ from launcher.errors import UsageError
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # What to say of an adapter with which any base of its shapes is taken.
 UNSTATED = "the adapter has no base.json, so nothing says which base it was trained on"
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @dataclass(frozen=True)
@@ -30,12 +28,3 @@ class MergeOptions:
             raise UsageError(f"dtype {self.dtype!r} is not known: choose one of {', '.join(DTYPES)}")
         if self.shard_bytes < 1:
             raise UsageError("the shard size has to be at least one byte")
-
-
-def parse_size(text: str) -> int:
-    """Bytes of 5GB, 500MB, 2GiB or 1000. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?I?)B?", text.strip().upper())
-    size = int(float(match[1]) * _UNITS[match[2]]) if match and match[2] in _UNITS else 0
-    if size < 1:
-        raise UsageError(f"size {text!r} is not understood: write 5GB, 500MB or 2GiB")
-    return size

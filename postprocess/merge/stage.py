@@ -10,9 +10,10 @@ from typing import Any
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from launcher.schema import Config
+from launcher.sizes import parse_size
 from postprocess.merge import MergeOptions, merge
 from postprocess.merge.files import RECORD
-from postprocess.merge.options import UNSTATED, parse_size
+from postprocess.merge.options import UNSTATED
 from postprocess.staged import discard
 
 
@@ -30,7 +31,9 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     settings = {"status": "finished", "settings": asdict(config.merge)}
     if config.method.name == "full":
         return {**settings, "model": str(run_dir.model), "seconds": 0.0}
-    options = MergeOptions(config.merge.dtype, parse_size(config.merge.shard_size), config.merge.logits)
+    options = MergeOptions(
+        config.merge.dtype, parse_size(config.merge.shard_size, "merge.shard_size"), config.merge.logits
+    )
     discard(run_dir.merged, RECORD)  # of an adapter that has been trained on since, or of other settings
     record = merge(Path(fetched["model_dir"]), run_dir.adapter, run_dir.merged, options)
     if record["same_base"] is None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
+from cluster.__main__ import main
 from cluster.compose import compose
 from cluster.documents import parameters, placeholders
 from cluster.files import scripts_directory
@@ -23,6 +27,7 @@ from tests.limits import PATIENCE
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 # Of a made-up account: moto takes any.
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+REGION = "us-west-2"
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -75,6 +80,71 @@ def aws(offline: Command, address: str) -> Command:
         return offline(*arguments, *quick, AWS_ENDPOINT_URL=address, **CREDENTIALS)
 
     return run
+
+
+@functools.cache
+def _client(address: str, service: str) -> Any:
+    """Of boto3. Making one takes longer than asking it, so it is made once."""
+    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+    return boto3.Session(region_name=REGION, **keys).client(service, endpoint_url=address)
+
+
+class Account:
+    """What is in the account, asked by boto3 and not by the project's own code."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __getattr__(self, service: str) -> Any:
+        return _client(self._address, service)
+
+    def count(self) -> dict[str, int]:
+        """Of everything that a cluster may leave behind, and pay for."""
+        ec2 = self.ec2
+        default = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0]["VpcId"]
+        found = {
+            "clusters": self.sagemaker.list_clusters()["ClusterSummaries"],
+            "stacks": self.cloudformation.describe_stacks()["Stacks"],
+            "buckets": self.s3.list_buckets()["Buckets"],
+            "file systems": self.fsx.describe_file_systems()["FileSystems"],
+            "log groups": self.logs.describe_log_groups()["logGroups"],
+            "roles": self.iam.list_roles()["Roles"],
+            "VPCs": ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"],
+            "subnets": [s for s in ec2.describe_subnets()["Subnets"] if s["VpcId"] != default],
+            "security groups": [
+                g for g in ec2.describe_security_groups()["SecurityGroups"] if g["GroupName"] != "default"
+            ],
+            "NAT gateways": ec2.describe_nat_gateways()["NatGateways"],
+            "addresses": ec2.describe_addresses()["Addresses"],
+            "internet gateways": ec2.describe_internet_gateways()["InternetGateways"],
+            "VPC endpoints": ec2.describe_vpc_endpoints()["VpcEndpoints"],
+        }
+        return {kind: len(things) for kind, things in found.items()}
+
+    def bucket(self) -> str:
+        """The only one."""
+        (bucket,) = self.s3.list_buckets()["Buckets"]
+        return str(bucket["Name"])
+
+
+@pytest.fixture
+def account(address: str) -> Iterator[Account]:
+    """Empty before the test, and after it."""
+    found = Account(address)
+    assert not any(found.count().values())
+    yield found
+    left = {kind: number for kind, number in found.count().items() if number}
+    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
+    assert left == {}
+
+
+@pytest.fixture
+def here(address: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """`python -m cluster` for the AWS of ``address`` in this process: where a test changes what that AWS does."""
+    for name, value in environment(AWS_ENDPOINT_URL=address, **CREDENTIALS).items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    return lambda *arguments: main([*arguments, "poll_seconds=0.1"])
 
 
 RESOURCES: dict[str, Any] = {

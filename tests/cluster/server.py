@@ -124,6 +124,10 @@ def _delete_route_table(ec2: Any, table: str) -> None:
     ec2.delete_route_table(table)
 
 
+def _delete_nat_gateway(ec2: Any, gateway: str) -> None:
+    ec2.enis.pop(ec2.nat_gateways.pop(gateway)._eni.id)  # AWS takes its interface away with it
+
+
 def _nothing(ec2: Any, resource: str) -> None:
     """Goes with what it belongs to."""
 
@@ -131,7 +135,7 @@ def _nothing(ec2: Any, resource: str) -> None:
 _DELETIONS: dict[type, Callable[[Any, str], None]] = {
     ElasticAddress: _release,
     InternetGateway: _delete_internet_gateway,
-    NatGateway: lambda ec2, gateway: ec2.nat_gateways.pop(gateway),
+    NatGateway: _delete_nat_gateway,
     Route: _nothing,
     RouteTable: _delete_route_table,
     SecurityGroupIngress: _nothing,

@@ -28,6 +28,8 @@ REFUSALS = [
     (["plan", "controller.count=2"], ["controller.count=2", "there is one controller"]),
     (["plan", "workers.name=controller-machine"], ["workers.name=controller-machine", "is controller.name, too"]),
     (["plan", "workers.instance_type=trn1.32xlarge"], ["write ml.trn1.32xlarge"]),
+    (["plan", "workers.instance_type=ml.p5.48xlarge"], ["workers.instance_type=ml.p5.48xlarge", "no Neuron device"]),
+    (["validate", "workers.instance_type=ml.c5.4xlarge"], ["no Neuron device", "such as ml.trn1.32xlarge"]),
     (["plan", "network.availability_zone_id=us-west-2a"], ["us-west-2a", "such as usw2-az4"]),
     (["plan", "network.private_cidr=10.1.0.0/17"], ["network.private_cidr=10.1.0.0/17", "is not inside"]),
     (["plan", "network.public_cidr=10.0.128.0/24"], ["overlaps network.private_cidr"]),

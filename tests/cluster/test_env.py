@@ -109,7 +109,7 @@ def test_slurm_makes_the_environment_once(user: User, wheel: Path):  # noqa: F81
     settings = (
         f"environment.directory='{str(directory).replace(' ', '-')}'", f"environment.packages=['{wheel}']",
         f"environment.python='{sys.executable}'", "environment.partition=dev", "environment.driver=false",
-        "environment.project=false", "environment.index_url=null",
+        "environment.project=false", "environment.index_url=null", f"storage.mount_path={user.directory.parent}",
     )  # fmt: skip
     for name in ("first", "second"):
         command = [sys.executable, "-m", "cluster", "env", *settings, f"output={name}"]
@@ -117,6 +117,7 @@ def test_slurm_makes_the_environment_once(user: User, wheel: Path):  # noqa: F81
         done = subprocess.run(command, cwd=user.directory, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert f"submitted {name}: env " in done.stdout
+        assert "retry" not in done.stdout
         assert user.wait(name) == 0
         log = next((user.directory / name / "logs").glob("*_0_log.out")).read_text()
         made = Path(str(directory).replace(" ", "-"))
@@ -128,11 +129,47 @@ def test_slurm_makes_the_environment_once(user: User, wheel: Path):  # noqa: F81
     assert "tiny" in (made / "packages.txt").read_text()
     status = json.loads(user.launcher("status", "first", "--json").stdout)
     assert [run["state"] for run in status["runs"]] == ["done"]
-    assert read(user.directory / "first").runs[0].jobs[0].stage == "env"
+    [job] = read(user.directory / "first").runs[0].jobs
+    assert job.stage == "env"
+    assert json.loads((user.directory / "first" / "logs" / f"{job.id}.end.json").read_text()) == {"exit_code": 0}
+    again = user.launcher("retry", "first")
+    assert (again.returncode, "give the command that submitted it" in again.stderr) == (2, True)
+
+
+def test_it_fails_in_words_that_last(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("END_FILES", str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert make(tmp_path / "venv", "tiny", driver="2.24.7.0").returncode == 1
+    assert json.loads((tmp_path / "7.end.json").read_text()) == {"exit_code": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (("environment.directory=/home/me/venv",), "environment.directory: /home/me/venv"),
+        (("output=/home/me/out", "environment.project=false"), "the job's directory /home/me/out"),
+        (("output=/fsx/out",), "the checkout "),
+    ],
+)
+def test_places_that_the_nodes_do_not_share_are_refused(offline, tmp_path, settings, what):
+    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
+        (tmp_path / name).touch(mode=0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = offline("env", *settings, PATH=path)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: {what}")
+    assert "is not below storage.mount_path=/fsx" in line
+    done = offline("env", *settings, "dry_run=true", PATH=path)
+    assert done.returncode == 0
+    assert what in done.stderr
 
 
 def test_slurm_is_asked_first(user: User):  # noqa: F811
-    command = [sys.executable, "-m", "cluster", "env", "environment.partition=nowhere", "output=out"]
+    shared = user.directory.parent
+    command = [sys.executable, "-m", "cluster", "env", "environment.partition=nowhere", "output=out",
+               "environment.project=false", f"storage.mount_path={shared}", f"environment.directory={shared}/venv",
+              ]  # fmt: skip
     environment = {**user.slurm.environment, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=user.directory, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -4,71 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-import urllib.request
-from collections.abc import Iterator
-from typing import Any
-
-import boto3
-import pytest
 
 from cluster.files import template
-from tests.cluster.conftest import CREDENTIALS
 from tests.cluster.server import ACCOUNT, SCENES
 
-REGION = "us-west-2"
 ZONE = "network.availability_zone_id=usw2-az4"
-
-
-class Account:
-    """What is in the account, asked by boto3 and not by the project's own code."""
-
-    def __init__(self, address: str) -> None:
-        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-        session = boto3.Session(region_name=REGION, **keys)
-        assert keys["aws_access_key_id"] == CREDENTIALS["AWS_ACCESS_KEY_ID"]
-        self._client = lambda service: session.client(service, endpoint_url=address)
-
-    def __getattr__(self, service: str) -> Any:
-        return self._client(service)
-
-    def count(self) -> dict[str, int]:
-        """Of everything that a cluster may leave behind, and pay for."""
-        ec2 = self.ec2
-        default = ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"][0]["VpcId"]
-        found = {
-            "clusters": self.sagemaker.list_clusters()["ClusterSummaries"],
-            "stacks": self.cloudformation.describe_stacks()["Stacks"],
-            "buckets": self.s3.list_buckets()["Buckets"],
-            "file systems": self.fsx.describe_file_systems()["FileSystems"],
-            "log groups": self.logs.describe_log_groups()["logGroups"],
-            "roles": self.iam.list_roles()["Roles"],
-            "VPCs": ec2.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["false"]}])["Vpcs"],
-            "subnets": [s for s in ec2.describe_subnets()["Subnets"] if s["VpcId"] != default],
-            "security groups": [
-                g for g in ec2.describe_security_groups()["SecurityGroups"] if g["GroupName"] != "default"
-            ],
-            "NAT gateways": ec2.describe_nat_gateways()["NatGateways"],
-            "addresses": ec2.describe_addresses()["Addresses"],
-            "internet gateways": ec2.describe_internet_gateways()["InternetGateways"],
-            "VPC endpoints": ec2.describe_vpc_endpoints()["VpcEndpoints"],
-        }
-        return {kind: len(things) for kind, things in found.items()}
-
-    def bucket(self) -> str:
-        """The only one."""
-        (bucket,) = self.s3.list_buckets()["Buckets"]
-        return str(bucket["Name"])
-
-
-@pytest.fixture
-def account(address: str) -> Iterator[Account]:
-    """Empty before the test, and after it."""
-    found = Account(address)
-    assert not any(found.count().values())
-    yield found
-    left = {kind: number for kind, number in found.count().items() if number}
-    urllib.request.urlopen(urllib.request.Request(f"{address}/moto-api/reset", method="POST")).close()
-    assert left == {}
 
 
 def test_deploy_twice_look_at_it_and_delete_it_twice(aws, account):
@@ -181,10 +121,13 @@ def test_a_cluster_that_fails_is_explained_and_taken_down(aws, account):
         assert f"group {group}, stream LifecycleConfig/<group>/<instance-id>" in done.stderr
         assert f"{stream}:" in done.stderr
         assert "mount_fsx: fsx_mountname is wrong" in done.stderr
+        take_down = "python -m cluster delete name=bad region=us-west-2 confirm=true"
+        assert done.stderr.endswith(f"paid until it is taken down: {take_down}\n")
         assert "Traceback" not in done.stderr
         status = aws("status", "name=bad")
         assert status.returncode == 1
         assert "Lifecycle scripts did not run" in status.stdout
+        assert take_down in " ".join(status.stdout.split())
     finally:
         done = aws("delete", "name=bad", "confirm=true")
         SCENES.clear()
@@ -215,7 +158,7 @@ def test_what_others_have_made_is_not_touched(aws, account):
         assert done.returncode == 1
         assert "there is a stack demo that is not of python -m cluster" in done.stderr
     account.cloudformation.delete_stack(StackName="demo")
-    assert template().count("trntune:cluster") == 2
+    assert template().count("trntune:cluster") == 3
     role = f"arn:aws:iam::{ACCOUNT}:role/other"
     account.sagemaker.create_cluster(
         ClusterName="demo",

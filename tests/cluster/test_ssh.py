@@ -57,3 +57,17 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch, there, missing)
     with pytest.raises(TrntuneError, match=f"{missing} is not installed.*show=true prints the command"):
         ssh.refuse_missing_programs()
     assert os.environ["PATH"] == str(tmp_path)
+
+
+def test_a_program_that_cannot_be_started_is_one_line(tmp_path: Path, monkeypatch):
+    (tmp_path / "aws").write_bytes(b"of another machine")
+    (tmp_path / "aws").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TrntuneError, match=r"/aws can't be started: Exec format error"):
+        ssh.become(["aws", "ssm"])
+
+
+def test_a_node_that_runs_comes_before_one_that_has_failed():
+    failed = Node("worker-group-1", "i-00", "ml.trn1.32xlarge", "Failure", "", "")
+    assert ssh.choose([failed, *NODES], compose(["node=worker-group-1"])).id == "i-02"
+    assert ssh.choose([failed, *NODES], compose(["node=i-00"])).id == "i-00"

@@ -6,6 +6,7 @@ import datetime
 
 import pytest
 from botocore.exceptions import EndpointConnectionError, NoCredentialsError, ProfileNotFound
+from botocore.parsers import ResponseParserError
 from botocore.stub import ANY, Stubber
 
 from cluster import deploy, hyperpod, questions, stack
@@ -147,7 +148,6 @@ def test_a_stack_that_rolls_back_stops_with_the_first_reason(aws, stubs):
     with pytest.raises(TrntuneError) as caught:
         stack.ensure(aws, config)
     assert "ROLLBACK_COMPLETE: FileSystem: 1200 GiB exceeds the limit of the account" in str(caught.value)
-    assert "delete name=demo confirm=true" in str(caught.value)
 
 
 def test_a_stack_that_cannot_be_deleted_comes_back(aws, stubs):
@@ -193,10 +193,11 @@ def test_a_quota_that_may_not_be_read_is_unknown_and_no_all_clear(aws, stubs):
         (NoCredentialsError(), "no AWS credentials: set AWS_PROFILE"),
         (ProfileNotFound(profile="mine"), "AWS_PROFILE: The config profile (mine) could not be found"),
         (EndpointConnectionError(endpoint_url="https://x"), "AWS cannot be reached"),
+        (ResponseParserError("Unable to parse response: <html>"), "AWS: Unable to parse response"),
     ],
 )
 def test_errors_of_botocore_are_one_line(error, says):
-    with pytest.raises(NoAccess) as caught:
+    with pytest.raises(TrntuneError) as caught:
         with one_line():
             raise error
     assert str(caught.value).startswith(says)

@@ -85,7 +85,7 @@ def test_a_runs_exit_code_is_the_commands_and_only_a_trained_run_is_summed_up(co
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named(cwd, reports, capsys):
-    found = composition("-m", "method=lora,full", "hydra.sweep.dir=sweep")
+    found = composition("-m", "method=lora,full", "tracking=none", "hydra.sweep.dir=sweep")
     assert app.run_sweep(found, [], trains(1, 0)) == 1
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
@@ -96,13 +96,13 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(cwd, reports, capsys
     assert reports == [cwd / "sweep"]
     runs = json.loads((cwd / "sweep" / "sweep.json").read_text())["runs"]
     assert runs == [
-        {"directory": "0_method=lora", "overrides": ["method=lora"], "exit_code": 1},
-        {"directory": "1_method=full", "overrides": ["method=full"], "exit_code": 0},
+        {"directory": "0_method=lora", "overrides": ["method=lora", "tracking=none"], "exit_code": 1},
+        {"directory": "1_method=full", "overrides": ["method=full", "tracking=none"], "exit_code": 0},
     ]
 
 
 def test_an_interrupted_run_ends_the_sweep(cwd, reports, capsys):
-    found = composition("-m", "seed=0,1,2", "hydra.sweep.dir=sweep")
+    found = composition("-m", "seed=0,1,2", "tracking=none", "hydra.sweep.dir=sweep")
     assert app.run_sweep(found, [], trains(0, 130)) == 130
     assert sorted(path.name for path in (cwd / "sweep").glob("*_*")) == ["0_seed=0", "1_seed=1"]
     assert "2 of 3 runs" in capsys.readouterr().err

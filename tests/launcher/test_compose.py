@@ -42,7 +42,7 @@ def test_hydras_ways_to_look_work_and_write_nothing(arguments, piece, launch, cw
 
 
 def test_a_single_run_is_named_by_time_and_method(cwd):
-    run = single("method=full")
+    run = composition("method=full").runs[0]
     assert run.directory.parent == cwd / "outputs"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_full", run.directory.name)
     assert not run.fixed_name

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,11 +17,12 @@ from launcher.paths import ROOT
 from launcher.rundir import RunDir
 from launcher.variables import WAITING, variables
 from tests.launcher.conftest import single
-from tests.limits import PATIENCE
+from tests.limits import PATIENCE, until
 
-# A launcher process: argv is the run directory, the number of replicas, then one Python program for each stage.
+# A launcher process: argv is the run directory, the number of replicas, then one Python program for each stage. The
+# file `looks` grows each time that it looks whether the stage has ended, and whether something is to be handed on.
 LAUNCHER = """
-import sys
+import subprocess, sys
 from pathlib import Path
 from launcher import local
 from launcher.rundir import RunDir
@@ -32,27 +32,39 @@ class Run:
     parallelism = ParallelismConfig(name="p", data_parallel=int(sys.argv[2]))
     accelerator, cluster = AcceleratorConfig(name="cpu"), ClusterConfig()
 programs = dict(zip(Run.stages, sys.argv[3:]))
+wait = subprocess.Popen.wait
+def looked(child, timeout=None):
+    with Path(sys.argv[1], "looks").open("a") as stream:
+        stream.write(".")
+    return wait(child, timeout)
+subprocess.Popen.wait = looked
 command = lambda stage, run_dir, processes, elastic: [sys.executable, "-c", programs[stage], str(run_dir)]
 sys.exit(local.run_stages(Run, RunDir(Path(sys.argv[1])), command))
 """
 
-# Writes its pid, counts signals in a file, and ends in order 0.5 s after the first one: as the training stage does.
-PATIENT = """
+LOOKS = 4
+"""times that the launcher looks after a signal, in which what must not happen would have happened"""
+
+# Writes its pid, counts signals in a file, and ends in order when the launcher could have sent another one: as the
+# training stage does.
+PATIENT = f"""
 import os, pathlib, signal, sys, time
 here = pathlib.Path(sys.argv[1]); seen = []
-for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda n, _: seen.append((time.time(), n)))
-(here / "stages").mkdir(exist_ok=True); (here / f"worker-{os.getpid()}").touch()
-while not seen or time.time() < seen[0][0] + 0.5: time.sleep(0.05)
-(here / f"signals-{os.getpid()}").write_text(" ".join(signal.Signals(n).name for _, n in seen))
+looks = lambda: (here / "looks").stat().st_size
+for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, lambda n, _: seen.append((looks(), n)))
+(here / "stages").mkdir(exist_ok=True); (here / f"worker-{{os.getpid()}}").touch()
+while not seen or looks() < seen[0][0] + {LOOKS}: time.sleep(0.02)
+(here / f"signals-{{os.getpid()}}").write_text(" ".join(signal.Signals(n).name for _, n in seen))
 if seen[0][1] == signal.SIGTERM: sys.exit(75)
-(here / "stages/train.json").write_text('{"status": "interrupted"}')
+(here / "stages/train.json").write_text('{{"status": "interrupted"}}')
 """
 
-STUBBORN = """
+# Ended by a SIGKILL alone.
+STUBBORN = f"""
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)
-(pathlib.Path(sys.argv[1]) / f"worker-{os.getpid()}").touch()
-time.sleep(60)
+(pathlib.Path(sys.argv[1]) / f"worker-{{os.getpid()}}").touch()
+time.sleep({PATIENCE})
 """
 
 # As torchrun: two workers in sessions of their own; a SIGINT to the agent itself is a fault.
@@ -88,13 +100,6 @@ def start(tmp_path):
         process.communicate(timeout=PATIENCE)
 
 
-def wait_for(condition, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.05)
-
-
 def workers_of(folder: Path) -> list[int]:
     return [int(path.name.split("-")[1]) for path in folder.glob("worker-*")]
 
@@ -109,7 +114,7 @@ def is_running(pid: int) -> bool:
 )
 def test_a_signal_is_handed_on_once_and_the_run_ends_in_order(number, forwarded, code, start, tmp_path):
     launcher = start("pass", PATIENT)
-    wait_for(lambda: workers_of(tmp_path))
+    until(lambda: workers_of(tmp_path))
     launcher.send_signal(number)
     _, stderr = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == code
@@ -119,7 +124,7 @@ def test_a_signal_is_handed_on_once_and_the_run_ends_in_order(number, forwarded,
 
 def test_torchruns_workers_are_interrupted_and_never_torchrun_itself(start, tmp_path):
     launcher = start("pass", AGENT, replicas=2)
-    wait_for(lambda: len(workers_of(tmp_path)) == 2)
+    until(lambda: len(workers_of(tmp_path)) == 2)
     launcher.send_signal(signal.SIGINT)
     launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 130
@@ -127,12 +132,33 @@ def test_torchruns_workers_are_interrupted_and_never_torchrun_itself(start, tmp_
     assert not (tmp_path / "agent-was-signalled").exists()
 
 
+def test_the_first_node_does_not_wait_for_a_torchrun_that_waits_for_other_nodes(tmp_path, monkeypatch):
+    """Their processes may have been told to leave before they could, and are gone: the job would reach its time limit,
+    and not be started again."""
+    monkeypatch.setattr(local, "LINGER_SECONDS", 0.2)
+    lingering = AGENT.replace("sys.exit(", "codes = (") + (
+        "import time; (pathlib.Path(here) / 'waits').touch(); time.sleep(3600)\n"
+    )
+    interrupts = local.Interrupts(patient=True)
+    interrupts.hurried = True
+    interrupts(signal.SIGUSR2, None)
+    command = [sys.executable, "-c", lingering, str(tmp_path)]
+    assert local.run_stage("train", RunDir(tmp_path), command, 2, interrupts) == 75
+    assert (tmp_path / "waits").exists()
+
+
 def test_a_second_interrupt_kills_at_once(start, tmp_path):
     launcher = start(STUBBORN)
-    wait_for(lambda: workers_of(tmp_path))
+    until(lambda: workers_of(tmp_path))
     launcher.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    # Two signals of a kind are one for a process that has not handled the first.
+    while "stopping after this step" not in launcher.stderr.readline():
+        assert launcher.poll() is None
+    looks = tmp_path / "looks"
+    before = looks.stat().st_size
+    until(lambda: looks.stat().st_size >= before + LOOKS)
     assert launcher.poll() is None
+    assert all(is_running(pid) for pid in workers_of(tmp_path))
     launcher.send_signal(signal.SIGINT)
     launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 130
@@ -141,11 +167,12 @@ def test_a_second_interrupt_kills_at_once(start, tmp_path):
 
 def test_the_child_dies_with_the_launcher(start, tmp_path):
     launcher = start("import os, sys, time, pathlib\n"
-                     "(pathlib.Path(sys.argv[1]) / f'worker-{os.getpid()}').touch()\ntime.sleep(60)")  # fmt: skip
-    wait_for(lambda: workers_of(tmp_path))
+                     "(pathlib.Path(sys.argv[1]) / f'worker-{os.getpid()}').touch()\n"
+                     f"time.sleep({PATIENCE})")  # fmt: skip
+    until(lambda: workers_of(tmp_path))
     (pid,) = workers_of(tmp_path)
     launcher.kill()
-    wait_for(lambda: not is_running(pid), seconds=5)
+    until(lambda: not is_running(pid))
 
 
 @pytest.mark.parametrize(
@@ -232,13 +259,13 @@ def test_the_stage_process_ends_when_the_launcher_is_gone_already(tmp_path):
 
 
 @pytest.mark.parametrize("name", [None, *WAITING])
-def test_on_a_cpu_threads_that_wait_leave_it_to_others_unless_the_user_has_chosen(name, cwd, monkeypatch):
+def test_on_a_cpu_threads_wait_briefly_unless_the_user_has_chosen(name, cwd, monkeypatch):
     for each in WAITING:
         monkeypatch.delenv(each, raising=False)
     if name is not None:
         monkeypatch.setenv(name, "1")
-    expected = {"OMP_WAIT_POLICY": "PASSIVE"} if name is None else {}
+    expected = {"GOMP_SPINCOUNT": "10000"} if name is None else {}
     for stage in ("train", "generate"):
         assert variables(stage, single().config) == expected
-    own = "cluster.environment=['OMP_WAIT_POLICY=ACTIVE']"
-    assert variables("train", single("cluster=slurm", own).config)["OMP_WAIT_POLICY"] == "ACTIVE"
+    own = "cluster.environment=['GOMP_SPINCOUNT=7']"
+    assert variables("train", single("cluster=slurm", own).config)["GOMP_SPINCOUNT"] == "7"

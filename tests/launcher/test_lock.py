@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from launcher import lock, stage
 from launcher.lock import Held, RunLock, me
-from tests.limits import PATIENCE
+from tests.limits import PATIENCE, until
 
 
 def hold(directory: Path, **changes) -> None:
@@ -35,12 +35,22 @@ def test_a_free_directory_is_taken_and_given_back(tmp_path):
         pass
 
 
-def test_with_patience_it_waits_for_the_end_of_another(tmp_path):
+def test_with_patience_it_waits_for_the_end_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.01)
     first = RunLock(tmp_path, "launch.py")
     first.acquire()
     with pytest.raises(Held):
         RunLock(tmp_path, "stage fetch", patience=0.1).acquire()
-    threading.Timer(0.3, first.release).start()
+    look = RunLock._take
+
+    def look_then_end_the_first(self: RunLock) -> None:
+        try:
+            look(self)
+        except Held:
+            first.release()
+            raise
+
+    monkeypatch.setattr(RunLock, "_take", look_then_end_the_first)
     with RunLock(tmp_path, "stage fetch", patience=PATIENCE):
         [holder] = json.loads((tmp_path / "run.lock").read_text())
         assert holder["role"] == "stage fetch"
@@ -59,6 +69,17 @@ def test_a_stage_may_join_its_launcher_and_nobody_else(tmp_path):
         RunLock(tmp_path, "stage train", frozenset({1})).acquire()
     with RunLock(tmp_path, "stage train", frozenset({os.getpid()})):
         assert len(json.loads((tmp_path / "run.lock").read_text())) == 2
+
+
+def test_a_refusal_says_how_long_a_killed_holder_on_another_host_counts_as_alive(tmp_path):
+    hold(tmp_path, host="trn7")
+    before = (tmp_path / "run.lock").stat().st_mtime - 30
+    os.utime(tmp_path / "run.lock", (before, before))
+    with pytest.raises(Held) as raised:
+        RunLock(tmp_path, "launch.py").acquire()
+    found = re.search(r"or end it; if it was killed, or its machine is gone, try again in (\d+) s", str(raised.value))
+    assert found is not None
+    assert 0 < int(found[1]) <= 60
 
 
 def ended_process() -> int:
@@ -106,10 +127,7 @@ def test_the_holder_touches_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
     with RunLock(tmp_path, "launch.py") as held:
         os.utime(held.file, (1, 1))
-        deadline = time.monotonic() + PATIENCE
-        while held.file.stat().st_mtime < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: held.file.stat().st_mtime >= 2)
 
 
 @pytest.mark.parametrize("text", ["", "[", '[{"pid": 1}]', "{}"])

@@ -242,8 +242,8 @@ def test_lora_settings_do_not_count_in_full_fine_tuning(cwd):
     assert shapes(on_neuron("method=full")) == shapes(on_neuron("method=full", "lora.r=8"))
 
 
-def test_the_plan_shows_environment_and_jobs(launch, cwd):
-    done = launch(*BLOG, "plan=true", "dataset=dolly15k", "accelerator.neuron.cache_dir=/g")
+def test_the_plan_shows_environment_and_jobs(answer, cwd):
+    done = answer(*BLOG, "plan=true", "dataset=dolly15k", "accelerator.neuron.cache_dir=/g")
     assert done.returncode == 0, done.stderr
     for piece in (
         "compile: neuron_parallel_compile",

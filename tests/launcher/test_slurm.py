@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from launcher.slurm.sending import script as script_of
 from launcher.slurm.task import StageTask, frozen, frozen_of
 from launcher.variables import variables
 from tests.launcher.conftest import composition, single, slurm_commands
+from tests.limits import PATIENCE
 
 NEURON = ("accelerator=trn1_32xlarge", "model=llama3_8b", "parallelism=trn1_tp8_dp16_4nodes")
 
@@ -188,7 +190,7 @@ def test_whole_nodes_have_all_of_their_memory_and_shared_ones_the_default(cwd):
 
 
 def test_gpus_are_asked_for_on_a_gpu(cwd):
-    config = single("cluster=slurm", "accelerator=cuda", "parallelism=ddp2").config
+    config = single("cluster=slurm", "accelerator=cuda", "parallelism=ddp2", "cluster.processes_per_node=2").config
     assert resources("train", config).gpus_per_node == 2
     assert resources("fetch", config).gpus_per_node is None
 
@@ -243,16 +245,33 @@ def test_dependencies():
           "cluster.processes_per_node=4"), "nearest is 3"),
         (("cluster=slurm", "tracking=none", "hydra.run.dir='a:b'"), "PYTHONPATH gives ':' a meaning"),
         (("dry_run=true",), "cluster=local submits nothing"),
+        (("cluster=slurm", 'cluster.sbatch_args=["--nodes=8"]'), "--nodes=8: is the launcher's own to set"),
+        (("cluster=slurm", 'cluster.srun_args=["--chdir=/tmp"]'), "--chdir=/tmp: is the launcher's own to set"),
         (("cluster=slurm", "cluster.max_parallel=0"), "cluster.max_parallel=0: must be >= 1"),
         (("cluster=slurm", "cluster.partiton=x"), "did you mean cluster.partition?"),
     ],
 )  # fmt: skip
-def test_refusals_of_the_configuration(arguments, piece, launch, cwd):
-    done = launch("experiment=tiny", *arguments)
+def test_refusals_of_the_configuration(arguments, piece, answer, cwd):
+    done = answer("experiment=tiny", *arguments)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
     assert piece in line
     assert list(cwd.iterdir()) == []
+
+
+def test_how_many_gpus_a_node_has_is_not_guessed(cwd):
+    many = ("cluster=slurm", "accelerator=cuda", "parallelism.data_parallel=16", "training.global_batch_size=16")
+    [problem] = check_cluster(single(*many).config)
+    assert str(problem) == (
+        "accelerator.devices_per_instance=null: 16 processes of training would all be on one node; give the GPUs that "
+        "a node has, or cluster.processes_per_node"
+    )
+    for enough in ("accelerator.devices_per_instance=8", "cluster.processes_per_node=8"):
+        config = single(*many, enough).config
+        assert list(check_cluster(config)) == []
+        assert (nodes_of_training(config), resources("train", config).gpus_per_node) == (2, 8)
+    assert list(check_cluster(single(*many[:2]).config)) == []  # one process, one GPU
+    assert list(check_cluster(single("cluster=slurm", *many[2:]).config)) == []  # a CPU takes as many as one likes
 
 
 def test_a_node_has_no_more_processes_than_devices(cwd):
@@ -261,9 +280,9 @@ def test_a_node_has_no_more_processes_than_devices(cwd):
     assert "cluster.processes_per_node=64: a node of trn1_32xlarge has 32 devices; nearest is 32" in str(problem)
 
 
-def test_without_slurm_it_says_where_to_go(launch, cwd, monkeypatch):
+def test_without_slurm_it_says_where_to_go(answer, cwd, monkeypatch):
     monkeypatch.setenv("PATH", str(cwd))
-    done = launch("experiment=tiny", "cluster=slurm", "tracking=none")
+    done = answer("experiment=tiny", "cluster=slurm", "tracking=none")
     assert done.returncode == 2
     assert (
         done.stderr == "error: cluster=slurm: no sbatch here: submit from a node of the cluster, or use cluster=local\n"
@@ -271,9 +290,9 @@ def test_without_slurm_it_says_where_to_go(launch, cwd, monkeypatch):
     assert list(cwd.iterdir()) == []
 
 
-def test_dry_run_prints_every_script_and_the_order_and_makes_nothing(launch, cwd, monkeypatch):
+def test_dry_run_prints_every_script_and_the_order_and_makes_nothing(answer, cwd, monkeypatch):
     monkeypatch.setenv("PATH", str(cwd))  # no Slurm either
-    done = launch("experiment=tiny", "cluster=hyperpod", "tracking=none", "dry_run=true", "-m", "method=lora,full")
+    done = answer("experiment=tiny", "cluster=hyperpod", "tracking=none", "dry_run=true", "-m", "method=lora,full")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("#!/bin/bash") == 5
     assert "--dependency=afterok:JOBID_fetch.0_method=lora\n" in done.stdout
@@ -299,6 +318,26 @@ def test_what_does_not_lie_on_the_shared_file_system(cwd, tmp_path):
     root.symlink_to(mount)
     linked = replace(cluster, shared_root=str(root), python=f"{root}/python")
     assert [line.split()[:3] for line in not_shared(linked, root / "run")] == [["the", "working", "directory"]]
+
+
+def test_what_the_nodes_would_not_find_is_refused_before_anything_is_made(launch, cwd, tmp_path, monkeypatch):
+    """Each of the places in turn, by the command itself; Slurm isn't asked."""
+    here = dict.fromkeys(("sbatch", "srun", "squeue", "scancel", "scontrol"), "exit 1")
+    slurm_commands(tmp_path, monkeypatch, **here)
+    shared = ("experiment=tiny", "cluster=hyperpod", f"cluster.shared_root={tmp_path}", f"cluster.python={tmp_path}/py")
+    cached = f"cluster.cache_dir={tmp_path}/cache"
+    for arguments, what in (
+        (("hydra.run.dir=/var/tmp/run", cached), "the run directory /var/tmp/run"),
+        ((cached, "cluster.python=/usr/bin/python3"), "Python /usr/bin/python3"),
+        ((), "cluster.cache_dir: /fsx/trntune"),
+        ((cached, "tracking.uri=sqlite:////var/tmp/mlflow.db"), "the file of tracking.uri, /var/tmp/mlflow.db"),
+        ((cached, "dataset=jsonl", f"dataset.path={__file__}"), f"dataset.path: {__file__}"),
+    ):
+        done = launch(*shared[: 3 if "cluster.python" in str(arguments) else 4], *arguments)
+        assert done.returncode == 2
+        [line] = done.stderr.splitlines()
+        assert line.startswith(f"error: {what} is not below cluster.shared_root={tmp_path}"), line
+        assert list(cwd.iterdir()) == []
 
 
 def test_runs_of_one_sweep_go_to_one_cluster(cwd):
@@ -353,6 +392,30 @@ def test_a_stage_whose_starts_all_end_with_the_node_is_given_up(tmp_path):
     task = StageTask("fetch", str(tmp_path), str(tmp_path), 1, 1, frozen())
     with pytest.raises(TrntuneError, match="stage fetch was started 3 times without an end"):
         task._run(rendezvous.Step("1", 3, "0", 0, "trn1"), Interrupts())
+
+
+def test_starts_of_training_that_never_begin_are_given_up_too(tmp_path, monkeypatch):
+    """Slurm starts the job again each time, as when the driver takes the node along."""
+    task = StageTask("train", str(tmp_path), str(tmp_path), 2, 1, frozen())
+    monkeypatch.setattr("launcher.slurm.task.run_stage", lambda *_: 1)
+    monkeypatch.setattr(StageTask, "_command", lambda *_: [])
+    for restarts in range(3):
+        for node in (0, 1):
+            assert task._run(rendezvous.Step("1", restarts, "0", node, "trn[1-2]"), Interrupts()) == 1
+    with pytest.raises(TrntuneError, match="3 attempts in a row got no further than step 0"):
+        task._run(rendezvous.Step("1", 3, "0", 0, "trn[1-2]"), Interrupts())
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"), [("compile", "cluster.compile_time_limit_min"), ("merge", "cluster.small.time_limit_min")]
+)
+def test_a_stage_that_reaches_its_time_limit_says_what_gives_it_more(stage, key, tmp_path, monkeypatch, capsys):
+    task = StageTask(stage, str(tmp_path), str(tmp_path), 1, 1, frozen())
+    monkeypatch.setattr("launcher.slurm.task.run_stage", lambda *_: 75)
+    interrupts = Interrupts(patient=True)
+    interrupts(signal.SIGUSR2, None)
+    assert task._run(rendezvous.Step("1", 0, "0", 0, "trn1"), interrupts) == 1
+    assert f"retry SWEEP {key}=MINUTES" in capsys.readouterr().err
 
 
 def test_nodes_meet_where_the_first_one_says(tmp_path, monkeypatch):
@@ -423,7 +486,7 @@ def test_a_rank_that_was_cut_off_ends_when_the_run_is_taken_over(tmp_path, monke
     program = (
         "import socket, time; from pathlib import Path; from launcher import lock; lock.BEAT_SECONDS = 0.2\n"
         "socket.gethostname = lambda: 'a-node-that-is-gone'\n"
-        f"with lock.RunLock(Path({str(tmp_path)!r}), 'stage train'): print('held', flush=True); time.sleep(60)"
+        f"with lock.RunLock(Path({str(tmp_path)!r}), 'stage train'): print('held', flush=True); time.sleep({PATIENCE})"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           env={**submission_environment(), "SLURM_JOB_ID": "7"}) as cut_off:  # fmt: skip
@@ -431,6 +494,6 @@ def test_a_rank_that_was_cut_off_ends_when_the_run_is_taken_over(tmp_path, monke
         assert cut_off.stdout.readline() == "held\n"
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         with RunLock(tmp_path, "stage train"):
-            assert cut_off.wait(10) == 1
+            assert cut_off.wait(PATIENCE) == 1
         assert cut_off.stderr is not None
         assert "taken over by another start of the job" in cut_off.stderr.read()

@@ -12,12 +12,16 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from launcher.errors import UsageError
+from launcher.errors import TrntuneError, UsageError
 from launcher.rundir import write_json
-from launcher.slurm import commands, progress, snapshot, states
+from launcher.slurm import checks, commands, progress, sending, snapshot, states, task
+from launcher.slurm.asking import NoAnswer
+from launcher.slurm.graph import plan_jobs
 from launcher.slurm.ledger import Job, Ledger, RunJobs, read
+from launcher.slurm.rendezvous import Step
 from launcher.slurm.states import State
-from tests.launcher.conftest import slurm_commands
+from launcher.slurm.task import frozen
+from tests.launcher.conftest import composition, slurm_commands
 
 
 def test_states_of_accounting_and_of_the_controller_together(tmp_path, monkeypatch):
@@ -98,8 +102,60 @@ def test_a_scheduler_that_does_not_answer_is_no_end_of_a_run(tmp_path, monkeypat
     slurm_commands(
         tmp_path, monkeypatch, sacct="exit 1", squeue="echo 'Unable to contact slurm controller' >&2; exit 1"
     )
-    with pytest.raises(states.NoAnswer, match="Unable to contact"):
+    with pytest.raises(NoAnswer, match="Unable to contact"):
         states.states(["1"])
+
+
+def test_a_command_of_slurm_that_hangs_is_one_line(tmp_path, monkeypatch):
+    """By a controller that takes requests and does not answer them."""
+    hangs = "exec sleep 600"
+    slurm_commands(tmp_path, monkeypatch, squeue=hangs, scancel=hangs, sbatch=hangs, sacct=hangs)
+    for module in (states, checks, sending):
+        name = "_SECONDS" if module is states else "SUBMISSION_SECONDS"
+        monkeypatch.setattr(module, name, 0.2)
+    for command, call in (
+        ("squeue", lambda: states.states(["1"])),
+        ("scancel", lambda: states.cancel(["1"])),
+        ("sbatch", lambda: checks.ask_slurm(["#!/bin/sh\n"])),
+        ("sbatch", lambda: sending.hand_in(tmp_path / "env.sbatch")),
+    ):
+        with pytest.raises(NoAnswer, match=f"^{command} failed: no answer within 0.2 s") as raised:
+            call()
+        assert raised.value.exit_code == 1
+        assert "\n" not in str(raised.value)
+
+
+def test_jobs_that_cannot_be_taken_back_are_named(tmp_path, monkeypatch, cwd):
+    """Else nobody would know of them: they are in no record."""
+    submitted = composition("cluster=slurm", "tracking=none", "stages=[fetch,train]")
+    run = submitted.runs[0]
+    jobs = plan_jobs([(run.directory.name, run.config, ["fetch", "train"])], None, None)
+    numbers = iter(["17"])
+
+    def sbatch(*_):
+        if (number := next(numbers, None)) is None:
+            raise TrntuneError("refused")
+        return number
+
+    def scancel(_):
+        raise NoAnswer("no answer")
+
+    monkeypatch.setattr(sending, "_sbatch", sbatch)
+    monkeypatch.setattr(sending, "cancel", scancel)
+    target = sending.Target(tmp_path, tmp_path / "code", sweep=False)
+    with pytest.raises(TrntuneError, match=r"refused; and its first jobs stay in the queue \(no answer\): scancel 17"):
+        sending._submit_chain(jobs, submitted, target, {}, frozen())
+
+
+def test_a_controller_that_is_restarted_while_a_job_leaves_is_asked_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(task, "_PAUSES", (0.0, 0.0))
+    count = shlex.quote(str(tmp_path / "count"))
+    for times, says in ((2, "requeued job 7"), (9, "job 7 is not requeued (Unable to contact slurm controller)")):
+        slurm_commands(tmp_path, monkeypatch, scontrol=f"printf x >> {count}; [ $(wc -c < {count}) -gt {times} ] || "
+                       "{ echo Unable to contact slurm controller >&2; exit 1; }")  # fmt: skip
+        assert task.leave(Step("7", 0, "0", 0, "trn1")) == 75
+        assert says in capsys.readouterr().err
+        (tmp_path / "count").unlink()
 
 
 def test_what_a_job_noted_stands_in_for_what_slurm_has_forgotten(tmp_path):
@@ -131,6 +187,34 @@ def test_a_run_stands_as_its_first_unfinished_stage_does(tmp_path):
     assert (found.step, found.loss, found.tokens_per_second, found.nodes) == ("4/16", 2.5, 100.0, "trn[1-2]")
 
 
+def test_what_is_done_is_done_however_its_job_ended(tmp_path):
+    """Also elsewhere, by a run on one machine, and where a stage isn't wanted any more."""
+    run = RunJobs(tmp_path, [], [Job("fetch", "1", "c"), Job("train", "2", "c")], stages=["fetch", "train"])
+    known = {"1": State("FAILED", 7), "2": State("CANCELLED")}
+    assert progress.progress(run, known).state == progress.FAILED
+    run.plan(["fetch", "train"], ["train"])
+    assert (run.stages, run.done) == (["train"], ["fetch"])
+    assert progress.progress(run, {**known, "2": State("RUNNING")}).state == progress.RUNNING
+    assert progress.progress(run, {**known, "2": State("COMPLETED")}).state == progress.DONE
+    run.plan(["fetch"], [])
+    assert progress.progress(run, known).state == progress.DONE
+    Ledger(tmp_path, [], [run], single=True).write()
+    assert read(tmp_path).runs == [run]
+    nowhere_submitted = RunJobs(tmp_path, [])
+    assert progress.progress(nowhere_submitted, {}).state == progress.INCOMPLETE
+    nowhere_submitted.plan(["fetch"], [])
+    assert progress.progress(nowhere_submitted, {}).state == progress.DONE
+
+
+def test_a_run_that_goes_on_has_no_exit_code_yet(tmp_path):
+    """`launcher report` may be called at any time."""
+    run = RunJobs(tmp_path, [], [Job("train", "1", "c")])
+    for state, code in ((State("RUNNING"), None), (State("FAILED", 7), 7), (State("CANCELLED"), 1),
+                        (State("COMPLETED"), 0)):  # fmt: skip
+        known = {"1": state}
+        assert commands._exit_code(run, progress.progress(run, known), known) == code
+
+
 def test_the_record_of_a_submission_is_read_as_it_was_written(tmp_path):
     (tmp_path / "0_a").mkdir()
     runs = [RunJobs(tmp_path / "0_a", ["seed=1"], [Job("train", "5", "ab")])]
@@ -143,7 +227,16 @@ def test_the_record_of_a_submission_is_read_as_it_was_written(tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [["status", "nowhere"], ["wait", ".", "--every", "0"], ["stauts", "."], []])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "nowhere"],
+        ["wait", ".", "--every", "0"],
+        ["wait", ".", "--every", "nan"],
+        ["stauts", "."],
+        [],
+    ],
+)
 def test_commands_refuse_in_one_line(arguments, cwd):
     command = [sys.executable, "-m", "launcher", *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False,

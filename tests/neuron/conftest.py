@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import pytest
 from launcher.local import torchrun
 from launcher.paths import ROOT
 from launcher.process import python_module
+from tests.limits import until
 
 NEEDED = ("torch_xla", "neuronx_distributed", "neuron_shim", "lab_init")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -112,11 +112,9 @@ def kill_after_checkpoint(directory: Path, processes: int, step: int) -> None:
     with subprocess.Popen(
         train_command(directory, processes), env=environment(), stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
-        deadline = time.monotonic() + 1200
-        while not (directory / "checkpoints" / f"step-{step}" / "manifest.json").exists():
-            assert process.poll() is None, "training ended before it was killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        manifest = directory / "checkpoints" / f"step-{step}" / "manifest.json"
+        until(lambda: process.poll() is not None or manifest.exists())
+        assert process.poll() is None, "training ended before it was killed"
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
         os.kill(process.pid, signal.SIGKILL)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.errors import UsageError
 from postprocess.consolidate import layout, writing
-from postprocess.consolidate.__main__ import main, parse_size
+from postprocess.consolidate.__main__ import main
 from postprocess.consolidate.expected import read_config
 from postprocess.consolidate.run import Options, consolidate
 from postprocess.safetensors_stream import source_tensors
@@ -190,18 +189,6 @@ def test_the_command_tells_what_it_made(tmp_path: Path, capsys: pytest.CaptureFi
     assert (made["kind"], made["tensors"], made["bytes"]) == ("model", 21, 365_824)
     assert made["input"]["format"] == "optimum-neuron"
     assert sum(tensor.spec.nbytes for tensor in source_tensors(tmp_path / "out").values()) == made["bytes"]
-
-
-@pytest.mark.parametrize("text", ["5GB", "100KB", "2GiB", "4096", "1.5MB"])
-def test_sizes(text: str) -> None:
-    sizes = {"5GB": 5 * 10**9, "100KB": 10**5, "2GiB": 2 << 30, "4096": 4096, "1.5MB": 1_500_000}
-    assert parse_size(text) == sizes[text]
-
-
-@pytest.mark.parametrize("text", ["", "GB", "5 parsecs", "-5GB", "10"])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(UsageError, match="--shard-size"):
-        parse_size(text)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from launcher.paths import ROOT
 from postprocess.consolidate import output
 from postprocess.consolidate.neuron import NeuronSource
 from postprocess.consolidate.run import Options, consolidate
+from postprocess.safetensors_stream import INDEX
+from postprocess.staged import MARKER, noted_whole, work_of
 from tests.limits import PATIENCE
 from tests.postprocess.neuron_shards import DATA, copied, digests, result
 
@@ -28,7 +31,7 @@ PROCESS = """
 import os, signal, sys
 from pathlib import Path
 from postprocess.consolidate.neuron import NeuronSource
-from postprocess.consolidate.run import consolidate
+from postprocess.consolidate.run import Options, consolidate
 
 blocks, count = NeuronSource.blocks, 0
 
@@ -40,15 +43,16 @@ def counting(self, name):
     return blocks(self, name)
 
 NeuronSource.blocks = counting
-consolidate(Path(sys.argv[1]), Path(sys.argv[2]))
+consolidate(Path(sys.argv[1]), Path(sys.argv[2]), Options(shard_bytes=int(sys.argv[3])))
 """
+SMALL_SHARDS = Options(shard_bytes=20_000)
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 WAIT = "print('waiting', flush=True); sys.stdin.read()"
 
 
-def start(action: str, out: Path) -> subprocess.Popen[str]:
+def start(action: str, out: Path, shard_bytes: int = 10**9) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROCESS.format(action=action), str(RUN), str(out)],
+        [sys.executable, "-c", PROCESS.format(action=action), str(RUN), str(out), str(shard_bytes)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -69,6 +73,67 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
     consolidate(RUN, out)
     assert is_right(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture
+def killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
+    """The output of a consolidation that was killed with some files whole; what is read from now on."""
+    process = start(KILL, tmp_path / "out", SMALL_SHARDS.shard_bytes)
+    assert process.wait(timeout=PATIENCE) == -signal.SIGKILL
+    read: list[str] = []
+    blocks = NeuronSource.blocks
+
+    def counting(self: NeuronSource, name: str) -> Iterator[torch.Tensor]:
+        read.append(name)
+        return blocks(self, name)
+
+    monkeypatch.setattr(NeuronSource, "blocks", counting)
+    return tmp_path / "out", read
+
+
+def whole_files(out: Path) -> dict[str, int]:
+    """When the files that the killed process had finished were written, in ns."""
+    work = work_of(out)
+    return {name: (work / name).stat().st_mtime_ns for name in noted_whole(work)}
+
+
+def test_after_a_kill_what_was_whole_is_not_written_again(killed: tuple[Path, list[str]]) -> None:
+    out, read = killed
+    whole = whole_files(out)
+    assert 1 < len(whole) < len(list(work_of(out).glob("*.safetensors")))
+    consolidate(RUN, out, SMALL_SHARDS)
+    assert is_right(out)
+    assert {name: (out / name).stat().st_mtime_ns for name in whole} == whole
+    kept = {name for name, file in json.loads((out / INDEX).read_text())["weight_map"].items() if file in whole}
+    assert kept
+    assert sorted(read) == sorted(set(result(out)) - kept)
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_after_a_kill_another_input_or_option_begins_anew(killed: tuple[Path, list[str]]) -> None:
+    out, read = killed
+    consolidate(RUN, out, Options(shard_bytes=25_000))
+    assert is_right(out)
+    assert sorted(read) == sorted(result(out))
+
+
+@pytest.mark.parametrize("damage", ["shorter", "another header", "gone", "marker"])
+def test_a_file_that_changed_after_the_kill_is_written_again(damage: str, killed: tuple[Path, list[str]]) -> None:
+    out, _ = killed
+    work = work_of(out)
+    first = work / min(whole_files(out))
+    if damage == "shorter":
+        os.truncate(first, first.stat().st_size - 1)
+    elif damage == "another header":
+        content = bytearray(first.read_bytes())
+        content[20] ^= 1
+        first.write_bytes(content)
+    elif damage == "gone":
+        first.unlink()
+    else:
+        (work / MARKER).write_bytes(b"\xff\n" + first.name.encode())
+    consolidate(RUN, out, SMALL_SHARDS)
+    assert is_right(out)
 
 
 def test_two_at_once(tmp_path: Path) -> None:

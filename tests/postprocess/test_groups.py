@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.postprocess.conftest import report, variants
+from trainer.throughput import DEFINITIONS_VERSION
 
 
 @pytest.mark.parametrize(
     ("where", "key", "value", "told"),
     [
         ("train", "data.sha256", "f" * 64, "data.sha256: ffffffffffff here, "),
-        ("train", "definitions", 1, "definitions: 1 here, 2 there"),
+        ("train", "definitions", 1, f"definitions: 1 here, {DEFINITIONS_VERSION} there"),
         ("train", "hardware.logical_cpus", 96, "hardware.logical_cpus: 96 here, "),
         ("train", "hardware.accelerator", "trn1", "hardware.accelerator: trn1 here, cpu there"),
         ("config", "model.name", "other", "model.name: other here, tiny_llama there"),

@@ -13,7 +13,6 @@ import signal
 import socket
 import stat
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from launcher.lifetime import die_with_parent
-from tests.limits import PATIENCE
+from tests.limits import PATIENCE, until
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
@@ -66,14 +65,6 @@ def missing(accounting: bool = False) -> list[str]:
     """Programs that aren't installed."""
     wanted = (*DAEMONS, *ACCOUNTING_DAEMONS) if accounting else DAEMONS
     return [name for name in wanted if shutil.which(name, path=sbin()) is None]
-
-
-def until(condition: Callable[[], object], seconds: float = PATIENCE, every: float = 0.1) -> None:
-    """Wait until ``condition`` holds; an AssertionError after ``seconds``, or whatever ``condition`` raises."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
-        time.sleep(every)
 
 
 def free_ports(count: int) -> list[int]:

@@ -10,7 +10,8 @@ import pytest
 
 from launcher.slurm import states as slurm_states
 from launcher.slurm.ledger import read
-from tests.slurm.cluster import Slurm, until
+from tests.limits import until
+from tests.slurm.cluster import Slurm
 from tests.slurm.conftest import User, require
 
 FORGETFUL = 2

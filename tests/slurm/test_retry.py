@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from pathlib import Path
 
 from launcher.slurm.ledger import read
-from tests.slurm.cluster import Slurm, until
+from tests.limits import until
+from tests.slurm.cluster import Slurm
 from tests.slurm.conftest import QUICK
 
 HELD = ("cluster.exclusive=false", "cluster.sbatch_args=[--hold]", "hydra.sweep.dir=sweep", "-m")
@@ -98,3 +100,28 @@ def test_ctrl_c_forgets_no_job(user, slurm, tmp_path):
     found = read(user.directory / "sweep")
     assert [len(run.jobs) for run in found.runs] == [2, 2, 0]
     assert set(slurm.run("squeue", "-h", "-o", "%A").split()) == set(found.ids())
+
+
+def test_a_stage_that_is_done_is_done_however_its_job_ended(user, slurm):
+    """A library that crashes on its way out, after the stage has written its result: Slurm says FAILED, and every
+    start would end so."""
+    crash = user.directory / "crash"
+    crash.mkdir()
+    (crash / "sitecustomize.py").write_text(
+        "import atexit, os, sys\nif 'launcher.stage' in sys.orig_argv and 'fetch' in sys.orig_argv:\n"
+        "    atexit.register(os._exit, 7)\n"
+    )
+    ledger = user.submit("r", "stages=[fetch]", f"cluster.environment=['PYTHONPATH={crash}']")
+    run = user.directory / "r"
+    assert user.wait("r") == 1
+    assert slurm.state(ledger.ids()[0]) == "FAILED"
+    assert "its result is there: retry goes on from it" in user.launcher("status", str(run)).stdout
+    done = user.launcher("retry", str(run))
+    assert (done.returncode, "all stages have finished already" in done.stderr) == (0, True)
+    assert user.wait("r") == 0
+    # Where there are more stages, it goes on with the next one.
+    done = user.launcher("retry", str(run), "stages=[fetch,train]", "cluster.sbatch_args=[--hold]")
+    assert done.returncode == 0, done.stderr
+    [now] = json.loads(user.launcher("status", str(run), "--json").stdout)["runs"]
+    assert (now["stage"], now["state"]) == ("train", "waiting")
+    assert [job.stage for job in read(run).runs[0].jobs] == ["fetch", "train"]

@@ -8,7 +8,7 @@ import shutil
 from launcher.paths import ROOT
 from launcher.slurm.ledger import read
 from launcher.slurm.snapshot import PARTS
-from tests.slurm.cluster import until
+from tests.limits import until
 from tests.slurm.conftest import QUICK, User
 from tests.test_secrets import PLANTED, leaks
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from launcher.slurm.ledger import read
-from tests.slurm.cluster import until
+from tests.limits import until
 from tests.slurm.conftest import QUICK
 from tests.slurm.test_faults import slowly, with_fault
 
@@ -70,7 +70,7 @@ def test_forty_runs_of_which_three_are_killed(user, slurm):
     most = 0
     while slurm.state(ledger.report.id) in ("PENDING", "RUNNING", "COMPLETING"):
         most = max(most, slurm.run("squeue", "-h", "-t", "running", "-o", "%A").count("\n"))
-        time.sleep(0.2)
+        time.sleep(0.2)  # only how often it is looked: a job takes three seconds or more
     assert 1 < most <= 8
     assert user.wait("sweep") == 1
     shown = json.loads(user.launcher("status", str(user.directory / "sweep"), "--json").stdout)

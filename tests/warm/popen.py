@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _AT_IMPORT = re.compile(
 )
 # Of these, what is read when it is used, or is set for each fork.
 _LATE = re.compile(
-    r"HF_TOKEN(_PATH)?$|PYTHONPATH$|PYTHONSAFEPATH$|TORCHELASTIC_|TORCH_NCCL_|XDG_CACHE_HOME$|OMP_WAIT_POLICY$"
+    r"HF_TOKEN(_PATH)?$|PYTHONPATH$|PYTHONSAFEPATH$|TORCHELASTIC_|TORCH_NCCL_|XDG_CACHE_HOME$|OMP_WAIT_POLICY$|GOMP_SPINCOUNT$"
 )
 _START = python_module("")[1:3]
 # Modules that are commands: `python -m NAME`.
@@ -160,16 +160,20 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]
     return json.loads(text), handles
 
 
-def install(forks: Forks) -> None:
-    """From now on this process's Popen takes forks where they are the same."""
+def install(forks: Forks, told: Callable[[subprocess.Popen[Any]], None] = lambda process: None) -> None:
+    """From now on this process's Popen takes forks where they are the same; ``told`` hears of each process."""
     original = subprocess.Popen._execute_child  # type: ignore[attr-defined]
     signature = inspect.signature(original)
 
     def execute(self: Any, *args: Any, **kwargs: Any) -> None:
         arguments = signature.bind(self, *args, **kwargs).arguments
-        if not forks.takes(arguments):
+        if forks.takes(arguments):
+            fork(self, arguments)
+        else:
             original(self, *args, **kwargs)
-            return
+        told(self)
+
+    def fork(self: Any, arguments: Mapping[str, Any]) -> None:
         try:
             self.pid = forks.start(arguments)
             self._child_created = True

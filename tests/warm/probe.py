@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from launcher.paths import ROOT
+from tests.limits import PATIENCE
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -46,7 +47,7 @@ def main(work: str) -> None:
             print(json.dumps(found()))
         case "wait":
             print("waiting", flush=True)
-            time.sleep(60)
+            time.sleep(PATIENCE)  # a signal ends it
         case "raise":
             raise RuntimeError("this is what happened")
         case "code":

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.reached import checkpoint_steps
 from trainer.checkpoints.durable import sync_directory
 from trainer.checkpoints.manifest import MANIFEST, Invalid, Manifest, to_text, verify
-
-_COMMITTED = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,7 @@ class Store:
 
     def steps(self) -> list[int]:
         """Steps that have a committed directory, whether or not its files are still whole; ascending."""
-        if not self.root.is_dir():
-            return []
-        matches = (_COMMITTED.fullmatch(path.name) for path in self.root.iterdir())
-        return sorted(int(match[1]) for match in matches if match)
+        return checkpoint_steps(self.root)
 
     def directory(self, step: int) -> Path:
         return self.root / f"step-{step}"

@@ -9,6 +9,7 @@ import torch
 
 from trainer.data.packed import Row
 from trainer.data.tokenize import IGNORE
+from trainer.families.pairs import Reaches, mean_pairs
 from trainer.throughput import Counts
 
 
@@ -53,13 +54,13 @@ class Collator:
         }
 
 
-def counts_of(batch: dict[str, torch.Tensor]) -> Counts:
-    """What one micro batch holds, before its loss is known."""
-    lengths = (batch["documents"][:, 2] - batch["documents"][:, 1]).double()
+def counts_of(batch: dict[str, torch.Tensor], reaches: Reaches = ()) -> Counts:
+    """What one micro batch holds, before its loss is known; ``reaches``: how far each layer's attention reaches."""
+    lengths = batch["documents"][:, 2] - batch["documents"][:, 1]
     return Counts(
         examples=int(batch["num_examples"]),
         tokens=int(batch["num_tokens"]),
         positions=batch["input_ids"].numel(),
         trained=int(batch["num_trained"]),
-        pairs=float((lengths * (lengths + 1) / 2).sum()),
+        pairs=mean_pairs(lengths, reaches),
     )

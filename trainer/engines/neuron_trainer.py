@@ -24,6 +24,7 @@ from trainer.data.order import rows_of_step
 from trainer.engines import neuron_patches, neuron_state, torch_state
 from trainer.engines.base import Checkpoints, NotFinite, Observer, RestoredState, Rows, StepReport
 from trainer.engines.neuron_batch import attention_bias, host_batch, trained_labels
+from trainer.engines.warmup import begin_above_zero
 from trainer.stopping import BestEvaluation, Stop
 from trainer.throughput import Counts, Stopwatch
 
@@ -135,6 +136,13 @@ class DocumentTrainer(NeuronTrainer):
         """One pass over what remains; the schedule is that of the whole run."""
         steps = len(dataloader) // args.gradient_accumulation_steps
         return 1, steps, len(self.rows), steps * total_train_batch_size, False, len(dataloader), args.max_steps
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """The NeuronTrainer's, with our warm-up."""
+        created = self.lr_scheduler is None
+        super().create_scheduler(num_training_steps, optimizer)
+        if created:
+            begin_above_zero(self.lr_scheduler, self.engine.config)
 
     def setup_training(self, *args: Any, **kwargs: Any) -> None:
         """Then put everything where the checkpoint found it. The weights are in place already."""

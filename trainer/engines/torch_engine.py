@@ -35,6 +35,9 @@ from trainer.engines.base import (
 )
 from trainer.engines.gloo import GlooPeers
 from trainer.engines.torch_trainer import BestWeights, PackedTrainer
+from trainer.families.choose import enable_checkpointing, way_of_training
+from trainer.families.pairs import Reaches, layer_reaches
+from trainer.families.proof import Way
 from trainer.fused import fuse
 from trainer.models.load import apply_method, count_parameters, load_model
 from trainer.stopping import Stop
@@ -85,6 +88,8 @@ class TorchEngine:
     can_answer = True
     model: PreTrainedModel | PeftModel
     module: CausalLMLoss
+    way: Way
+    reaches: Reaches
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -101,13 +106,16 @@ class TorchEngine:
         self.tokenizer = tokenizer
         self.collator = Collator(self.config.training.max_length, tokenizer.pad_token_id)
         set_seed(self.config.seed)
-        base = load_model(model_dir, self.config, attn_implementation=DOCUMENT_ATTENTION)
+        self.way = way_of_training(model_dir, self.config)
+        self.attention = DOCUMENT_ATTENTION if self.way.packed is None else self.way.attention
+        base = load_model(model_dir, self.config, attn_implementation=self.attention)
         if self.config.training.gradient_checkpointing:
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            enable_checkpointing(base)
         self.model = apply_method(base, self.config)
         nn.Module.to(self.model, self.device)
         fuse(self.model)
-        self.module = CausalLMLoss(self.model)
+        self.reaches = layer_reaches(base.config)
+        self.module = CausalLMLoss(self.model, self.way)
 
     def parameters(self) -> ParameterCounts:
         total, trainable = count_parameters(self.model)
@@ -165,7 +173,7 @@ class TorchEngine:
         batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.device)
         base: Any = self.module.model
         self.module.eval()
-        # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own SDPA.
+        # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own.
         with self._plain_attention(), torch.inference_mode(), self._autocast():
             output = base.generate(
                 input_ids=batch["input_ids"],
@@ -215,12 +223,12 @@ class TorchEngine:
 
     @contextmanager
     def _plain_attention(self) -> Iterator[None]:
-        """Inside, the model uses transformers' SDPA instead of attention by documents."""
-        self.module.model.set_attn_implementation("sdpa")
+        """Inside, the model uses transformers' attention instead of attention by documents."""
+        self.module.model.set_attn_implementation(self.way.attention)
         try:
             yield
         finally:
-            self.module.model.set_attn_implementation(DOCUMENT_ATTENTION)
+            self.module.model.set_attn_implementation(self.attention)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

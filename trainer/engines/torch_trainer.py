@@ -6,10 +6,11 @@ import math
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -20,6 +21,7 @@ from trainer.data.collate import counts_of
 from trainer.data.order import MicroBatches, rows_of_step
 from trainer.engines import torch_state as state_files
 from trainer.engines.base import Checkpoints, EngineState, NotFinite, Observer, RestoredState, Rows, StepReport
+from trainer.engines.warmup import begin_above_zero
 from trainer.stopping import BestEvaluation, Stop
 from trainer.throughput import Counts, Stopwatch
 
@@ -168,7 +170,7 @@ class PackedTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         loss: torch.Tensor = model(**{name: inputs[name] for name in MODEL_INPUTS})
-        counts = counts_of(inputs)
+        counts = counts_of(inputs, self.engine.reaches)
         counts.loss_sum = float(loss.detach())
         self.counts += counts
         # DDP averages gradients over the replicas; the sum is wanted.
@@ -258,6 +260,14 @@ class PackedTrainer(Trainer):
         """Without accelerate's wrapper."""
         inner: Any = getattr(self.optimizer, "optimizer", self.optimizer)
         return inner
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
+        """The Trainer's, with our warm-up."""
+        created = self.lr_scheduler is None
+        scheduler = cast(LambdaLR, super().create_scheduler(num_training_steps, cast(Any, optimizer)))
+        if created:
+            begin_above_zero(scheduler, self.engine.config)
+        return scheduler
 
     # What the Trainer calls while it goes on from a checkpoint.
 

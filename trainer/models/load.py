@@ -11,6 +11,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError, nearest
@@ -53,11 +54,6 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
         )
     except (OSError, ValueError, KeyError) as error:
         raise TrntuneError(f"{model_dir}: the model can't be loaded: {_first_line(error)}") from None
-    if not getattr(model, "_supports_attention_backend", False):
-        raise TrntuneError(
-            f"{model_dir}: {type(model).__name__} has an attention of its own, so packed samples would see each other; "
-            "use a model of transformers' own"
-        )
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:
         raise TrntuneError(
@@ -87,7 +83,10 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     torch.manual_seed(config.seed)
     adapter = peft_config(lora)
     adapter.base_model_name_or_path = config.model.hub_id or str(model.name_or_path)
-    adapted = get_peft_model(model, adapter)
+    try:
+        adapted = get_peft_model(model, adapter)
+    except (ValueError, TypeError) as error:  # layers that peft can't adapt in this family
+        raise TrntuneError(f"lora.target_modules: {_first_line(error)}") from None
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -115,15 +114,28 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
     """Raise TrntuneError for a target without a layer: peft takes it in silence as long as another one matches."""
     head = model.get_output_embeddings()
-    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    linear = {name for name, module in model.named_modules() if is_linear(module) and module is not head}
     leaves = sorted({name.rpartition(".")[2] for name in linear})
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in linear):
             close = nearest(target, leaves)
             hint = f", nearest is {close}" if close else ""
+            if any(name.rpartition(".")[2] == target and p.dim() == 3 for name, p in model.named_parameters()):
+                hint = f"; {target} is one parameter of all experts, which gets no adapter here"
             raise TrntuneError(
                 f"lora.target_modules: the model has no linear layer {target!r} (there are: {', '.join(leaves)}{hint})"
             )
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for a layer that gives the product with its weight: some routers are Linear by class, and give more."""
+    if not isinstance(module, nn.Linear | Conv1D):
+        return False
+    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
+        return True
+    width = module.in_features if isinstance(module, nn.Linear) else module.nx
+    with torch.no_grad():
+        return torch.is_tensor(module(module.weight.new_zeros(1, width)))
 
 
 def _first_line(error: Exception) -> str:

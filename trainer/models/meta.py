@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
+from trainer.families.experts import idle_parameters
 from trainer.models.load import check_targets, count_parameters, peft_config
 
 
@@ -54,6 +55,7 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
     model: Any = on_meta(Path(path).expanduser())
     found = facts(model)
     lookup = 0 if found["tied_embeddings"] else model.get_input_embeddings().weight.numel()
+    idle = idle_parameters(model, model.config.get_text_config())
     if lora is not None:
         adapter = LoraConfig(**lora)
         check_targets(model, adapter.target_modules)
@@ -61,7 +63,7 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
             total, trainable = count_parameters(get_peft_model(model, peft_config(adapter), low_cpu_mem_usage=True))
     else:
         total, trainable = count_parameters(model)
-    return {"total": total, "trainable": trainable, "matmul": total - lookup, "facts": found}
+    return {"total": total, "trainable": trainable, "matmul": total - lookup - idle, "facts": found}
 
 
 def main(arguments: list[str]) -> int:

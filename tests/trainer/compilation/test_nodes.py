@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -22,7 +21,7 @@ from launcher.schema import Config, NeuronConfig
 from launcher.slurm.rendezvous import free_port
 from launcher.variables import variables
 from tests.launcher.conftest import single
-from tests.limits import PATIENCE
+from tests.limits import PATIENCE, until
 from tests.trainer.compilation.test_stage import IMITATION, TINY
 from trainer.fetch import fetch_dataset, fetch_model
 
@@ -54,9 +53,8 @@ def test_told_to_leave_it_ends_the_tool_and_all_below_it(tmp_path: Path, monkeyp
     command = python_module("launcher.stage", "compile", str(run_dir.path))
     env["IMITATED_HANG"] = str(sign)
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as stage:
-        while not (sign.is_file() and sign.read_text()):
-            assert stage.poll() is None
-            time.sleep(0.05)
+        until(lambda: stage.poll() is not None or (sign.is_file() and sign.read_text()))
+        assert stage.poll() is None
         sleeper = psutil.Process(int(sign.read_text()))
         stage.send_signal(signal.SIGTERM)
         error = stage.communicate(timeout=PATIENCE)[1]

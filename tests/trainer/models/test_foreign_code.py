@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, UsageError
 from launcher.schema import Config
 from tests.launcher.conftest import single
 from trainer.attention import DOCUMENT_ATTENTION
+from trainer.families.choose import way_of_training
 from trainer.models.load import load_model, load_tokenizer
 
 CODE = """
@@ -75,5 +76,8 @@ def test_a_model_whose_attention_cannot_keep_samples_apart_is_refused(directory)
     (directory / "code.py").write_text(
         code.replace("config_class =", "_supports_attention_backend = False; config_class =")
     )
-    with pytest.raises(TrntuneError, match="packed samples would see each other"):
-        load_model(directory, config_with(True), DOCUMENT_ATTENTION)
+    config = config_with(True)
+    with pytest.raises(UsageError, match=r"OwnModel has layers of its own .*; dataset.packing=false works"):
+        way_of_training(directory, config)
+    config.dataset.packing = False
+    assert way_of_training(directory, config).alone is None

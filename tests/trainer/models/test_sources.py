@@ -73,13 +73,14 @@ def builder(seconds: float) -> subprocess.Popen[str]:
 
 
 def test_two_processes_at_once_build_once(empty_cache):
+    # The second that building takes is for the other one to come upon it; if it comes later it finds the entry.
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in [builder(1), builder(1)]]
     assert sorted(output.count("building") for output in outputs) == [0, 1]
     assert (empty_cache / "thing" / "whole").exists()
 
 
 def test_a_builder_that_was_killed_leaves_no_entry_and_the_next_one_succeeds(empty_cache):
-    process = builder(60)
+    process = builder(PATIENCE)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "building"
     process.send_signal(signal.SIGKILL)

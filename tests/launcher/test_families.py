@@ -1,0 +1,53 @@
+"""A model whose samples can't share a row, or that can't be trained at all, is refused before anything is made."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from launcher.errors import UsageError
+from launcher.families import refuse_family
+from tests.conftest import launch
+from tests.launcher.conftest import single
+
+SIZES = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def model(tmp_path, **facts) -> str:
+    """A model directory as far as it is looked at: config.json."""
+    directory = tmp_path / "model"
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({**SIZES, "intermediate_size": 96, **facts}))
+    return f"model.path={directory}"
+
+
+def test_a_state_space_model_is_refused_with_packing(tmp_path):
+    arguments = ("model=local", model(tmp_path, model_type="mamba", architectures=["MambaForCausalLM"]))
+    done = launch(tmp_path, *arguments, "lora.target_modules=[in_proj]")
+    assert done.returncode == 2
+    assert "MambaForCausalLM has layers of its own" in done.stderr
+    assert "dataset.packing=false works" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    refuse_family(single(*arguments, "dataset.packing=false").config)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"model_type": "bert"}, "can't be trained here, since BertLMHeadModel isn't causal"),
+        (
+            {"model_type": "llama", "max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            r"on rows of training.max_length=\d+, since .* shorter rows work: lower it",
+        ),
+    ],
+)
+def test_what_would_train_another_model_is_refused(tmp_path, facts, message):
+    with pytest.raises(UsageError, match=message):
+        refuse_family(single("model=local", model(tmp_path, **facts), "dataset.packing=false").config)
+
+
+def test_a_window_is_no_reason_to_refuse(tmp_path):
+    facts = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 32}
+    refuse_family(single("model=local", model(tmp_path, **facts)).config)

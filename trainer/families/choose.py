@@ -1,0 +1,118 @@
+"""Which way of training a run takes, settled before weights are read; what would train another model is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
+from launcher.errors import TrntuneError, UsageError
+from launcher.schema import Config
+from trainer.families.proof import Way, examine, prove
+from trainer.families.small import WINDOWS
+from trainer.models.load import refuse_code_of_others
+
+
+def way_of_training(model_dir: Path, config: Config) -> Way:
+    """How the model of ``model_dir`` is trained on rows of training.max_length.
+
+    Raises UsageError, in one line, where it would be another model than the one that transformers computes.
+    """
+    way = found_way(model_dir, config.training.max_length, config.model.trust_remote_code)
+    refuse(way, model_dir, config.dataset.packing, config.training.max_length)
+    return way
+
+
+def found_way(model_dir: Path, length: int, trust: bool = False) -> Way:
+    """What can be done with the model of ``model_dir`` on rows of ``length`` positions.
+
+    Raises TrntuneError for what transformers can't read.
+    """
+    refuse_code_of_others(model_dir)
+    try:
+        facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError) as error:
+        raise TrntuneError(f"{model_dir}: the model can't be loaded: {_first_line(error)}") from None
+    try:
+        return prove(facts, length, trust)
+    except Exception as error:
+        return _with_its_weights(model_dir, facts, trust, error)
+
+
+def plain_attention(model_dir: Path) -> str | None:
+    """transformers' attention that computes the model of ``model_dir`` whole: sdpa leaves soft caps out, in silence.
+
+    None, transformers' own choice, for a model that nothing here can train.
+    """
+    try:
+        way = prove(AutoConfig.from_pretrained(model_dir, trust_remote_code=False, local_files_only=True), _ANY_LENGTH)
+    except Exception:  # loading the model will say what is wrong with it
+        return None
+    return None if way.alone is not None else way.attention
+
+
+_ANY_LENGTH = 2
+
+
+def refuse(way: Way, what: Any, packing: bool, length: int) -> None:
+    """Raise UsageError for a model that can't be trained on rows of ``length`` positions, or not with several documents
+    in a row."""
+    rows = f" on rows of training.max_length={length}" if way.too_long else ""
+    if way.alone is not None:
+        remedy = "shorter rows work: lower it" if way.too_long else "take another model"
+        raise UsageError(f"{what}: it can't be trained here{rows}, since {way.alone}; {remedy}")
+    if packing and way.packed is not None:
+        remedy = ", and so do shorter rows" if way.too_long else " (a sample a row)"
+        raise UsageError(
+            f"{what}: samples can't be packed{rows}, since {way.packed}; dataset.packing=false works{remedy}"
+        )
+
+
+def _with_its_weights(model_dir: Path, facts: PretrainedConfig, trust: bool, error: Exception) -> Way:
+    """The same proof by the model itself, where no small one can be built of its kind."""
+    bounded = [name for name in WINDOWS if getattr(facts, name, None)]
+    if bounded:  # a few tokens wouldn't show it
+        raise UsageError(
+            f"{model_dir}: it can't be trained here, since {bounded[0]} can't be tried: no small model of "
+            f"{type(facts).__name__} can be built ({_first_line(error)}); take another model"
+        ) from None
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=trust
+    )
+    return examine(model.eval(), small=False)
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass. Raises UsageError where the family has no way to."""
+    if not model.supports_gradient_checkpointing:
+        raise UsageError(
+            f"training.gradient_checkpointing=true: {type(model).__name__} can't; leave it out, or lower "
+            "training.micro_batch_size"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def main(arguments: list[str]) -> int:
+    """Process entry, for launcher.families: prints what refuses the model as JSON, null where nothing does."""
+    request = json.loads(arguments[0])
+    model_dir = Path(request["model_dir"]).expanduser()
+    found = None
+    try:
+        refuse(found_way(model_dir, request["length"]), model_dir, request["packing"], request["length"])
+    except TrntuneError as error:
+        found = str(error)
+    print(json.dumps({"error": found}))
+    return 0
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""Mixtures of experts: which parameters a token uses, and what the router adds to the training loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+# transformers' names for them, over all families.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "num_experts_per_token")
+_COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+
+
+def _setting(config: Any, names: tuple[str, ...]) -> Any:
+    """The first that is set, in the configuration or in a part of it."""
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    found = (getattr(part, name, None) for part in parts for name in names)
+    return next((value for value in found if value is not None), None)
+
+
+def idle_parameters(model: nn.Module, config: Any) -> int:
+    """Parameters of experts that a token doesn't go through: all of the experts' but the share of the chosen ones.
+
+    Experts are found by their names (a list of modules) or shape (one parameter with an expert in each entry of its
+    first dimension). 0 for a model without experts.
+    """
+    count, chosen = _setting(config, _EXPERTS), _setting(config, _CHOSEN)
+    if not isinstance(count, int) or not isinstance(chosen, int) or not 0 < chosen < count:
+        return 0
+    experts = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "lora_" not in name and _of_experts(name, parameter, count)
+    )
+    return experts - experts * chosen // count
+
+
+def _of_experts(name: str, parameter: nn.Parameter, count: int) -> bool:
+    """Whether a parameter belongs to one of ``count`` experts, or holds all of them, one after another."""
+    _, inside, rest = name.partition(".experts.")
+    number = rest.partition(".")[0]
+    if number.isdigit():
+        return int(number) < count
+    return (bool(inside) and parameter.shape[0] % count == 0) or (parameter.dim() == 3 and parameter.shape[0] == count)
+
+
+def router_coefficient(model: PreTrainedModel) -> float:
+    """What the router's auxiliary loss is multiplied by in transformers' training loss; 0.0 where the configuration
+    doesn't ask for it (output_router_logits)."""
+    config = model.config.get_text_config()
+    if not getattr(config, "output_router_logits", False):
+        return 0.0
+    return float(_setting(config, _COEFFICIENTS) or 0.0)

@@ -91,6 +91,9 @@ def _submit_single(run: Composed) -> int:
     from launcher import app
     from launcher.compose import Composition
 
+    if run.fixed_name:  # before anything is written there: a queued job runs the configuration of its submission
+        _refuse_active(_ledger_of(run.directory, run))
+
     def stages(config: Config, run_dir: RunDir) -> int:
         left = remaining(config, run_dir)
         ledger = _ledger_of(run_dir.path, run)

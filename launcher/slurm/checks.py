@@ -23,10 +23,15 @@ _OPTION = r"--[a-z][a-z0-9-]*(=.+)?"
 # With a second value for one of these a job has other nodes than its processes count on, other code, or logs and an end
 # that nobody finds.
 _OWN = ("error", "nodes", "ntasks", "ntasks-per-node", "output")
+# With one of these the command does something else than submit or run, or answers in other words than are read here.
+_OTHER_WORK = ("help", "test-only", "usage", "version")
 _OWN_OPTIONS = {
-    "sbatch_args": (*_OWN, "array", "dependency", "open-mode", "signal", "wrap"),
-    "srun_args": (*_OWN, "chdir", "export", "kill-on-bad-exit", "multi-prog"),
-}
+    "sbatch_args": (
+        *_OWN, *_OTHER_WORK, "array", "clusters", "dependency", "open-mode", "parsable", "quiet", "signal", "wait",
+        "wrap",
+    ),
+    "srun_args": (*_OWN, *_OTHER_WORK, "chdir", "export", "jobid", "kill-on-bad-exit", "multi-prog"),
+}  # fmt: skip
 
 
 def check_cluster(config: Config) -> Iterator[Problem]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.changes import FREE, under
 from launcher.errors import TrntuneError
 from launcher.paths import shown
 from launcher.resume import holds_run, remaining
@@ -173,9 +174,17 @@ def _ledger_of_sweep(base: Path, composition: Composition, overrides: list[str])
         known = {run.directory for run in found.runs}
         missing = [run for run in composition.runs if base / run.directory.name not in known]
         found.runs += [RunJobs(base / run.directory.name, list(run.overrides)) for run in missing]
+        if known <= {base / run.directory.name for run in composition.runs}:
+            found.overrides = _lasting(found.overrides, overrides)
         return found
     runs = [RunJobs(base / run.directory.name, list(run.overrides)) for run in composition.runs]
     return Ledger(base, overrides, runs, single=False)
+
+
+def _lasting(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """What the next retry composes the sweep of: what is trained as it was said last, the rest as it was said first."""
+    free = [line for line in before if under(line.partition("=")[0], FREE)]
+    return [*free, *(line for line in now if not under(line.partition("=")[0], FREE))]
 
 
 def _active_runs(ledger: Ledger, known: Mapping[str, State]) -> dict[Path, Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -77,7 +78,7 @@ export MALLOC_ARENA_MAX=64
 export FI_PROVIDER=efa
 export FI_EFA_USE_DEVICE_RDMA=1
 export FI_EFA_FORK_SAFE=1
-export PYTHONPATH='/fsx/my runs/code/ab'
+export PYTHONPATH='/fsx/my runs/code/ab'${PYTHONPATH:+:$PYTHONPATH}
 ulimit -n 65536
 
 # command
@@ -104,7 +105,7 @@ GOLDEN_FETCH = """\
 
 # setup
 export PYTHONSAFEPATH=1
-export PYTHONPATH='/fsx/my runs/code/ab'
+export PYTHONPATH='/fsx/my runs/code/ab'${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -156,10 +157,23 @@ def test_what_a_user_adds_takes_nothing_of_hyperpods_away(cwd):
     assert "NEURON_COMPILE_CACHE_URL=/fsx/trntune/cache/neuron/" in text
 
 
-def test_modules_of_the_user_come_after_what_was_submitted(cwd):
-    text = script("fetch", "cluster=slurm", "cluster.environment=['PYTHONPATH=/fsx/mine:/fsx/theirs']")
+@pytest.mark.parametrize(
+    ("configured", "found"),
+    [
+        ("", "/fsx/my runs/code/ab:/home/modules"),
+        ("cluster.environment=['PYTHONPATH=/fsx/mine:/fsx/their modules']",
+         "/fsx/my runs/code/ab:/fsx/mine:/fsx/their modules"),
+        ("cluster.environment=['PYTHONPATH=']", "/fsx/my runs/code/ab"),
+    ],
+)  # fmt: skip
+def test_modules_of_the_user_come_after_what_was_submitted(configured, found, cwd):
+    """Those of the shell that submits, unless the configuration names others."""
+    text = script("fetch", "cluster=slurm", *filter(None, [configured]))
     [line] = [line for line in text.splitlines() if "PYTHONPATH" in line]
-    assert line == "export PYTHONPATH='/fsx/my runs/code/ab:/fsx/mine:/fsx/theirs'"
+    shell = {"PATH": os.environ["PATH"], "PYTHONPATH": "/home/modules"}
+    command = ["bash", "-c", f'{line}; printf %s "$PYTHONPATH"']
+    done = subprocess.run(command, env=shell, capture_output=True, text=True, check=True)
+    assert done.stdout == found
 
 
 def test_scripts_are_shell_that_bash_takes(cwd):

@@ -163,6 +163,19 @@ def ask_slurm(scripts: Sequence[str]) -> None:
             raise TrntuneError(f"Slurm would not take the jobs: {why} (asked for {options}); nothing was submitted")
 
 
+def ask_srun(options: Sequence[str]) -> None:
+    """Have srun say whether it knows ``options`` (cluster.srun_args): sbatch reads none of them, so that a job would
+    wait in the queue to end of one. Raises TrntuneError."""
+    if not options:
+        return
+    # It reads options in their order, and the last one ends it.
+    command = ["srun", *options, "--version"]
+    done = ask(command, SUBMISSION_SECONDS, submission_environment(), "nothing was submitted")
+    if done.returncode:
+        why = words(done.stderr.partition("Try ")[0])
+        raise TrntuneError(f"srun would not take cluster.srun_args={' '.join(options)}: {why}; nothing was submitted")
+
+
 def _wishes(script: str) -> tuple[str, ...]:
     """What a batch script asks Slurm for: all but names and places, in which the runs of a sweep differ."""
     lines = (line for line in script.splitlines() if line.startswith("#SBATCH "))

@@ -19,7 +19,7 @@ from launcher.resume import holds_run, remaining
 from launcher.rundir import RunDir
 from launcher.schema import Config
 from launcher.slurm import ledger as ledgers
-from launcher.slurm.checks import ask_slurm, inputs, not_shared, refuse_composition, refuse_this_machine
+from launcher.slurm.checks import ask_slurm, ask_srun, inputs, not_shared, refuse_composition, refuse_this_machine
 from launcher.slurm.graph import Key, PlannedJob, describe, plan_jobs, report_job
 from launcher.slurm.ledger import Job, Ledger, RunJobs
 from launcher.slurm.progress import with_end
@@ -40,6 +40,7 @@ def submit(composition: Composition, overrides: list[str]) -> int:
     if config.dry_run:
         return _dry_run(composition, base)
     refuse_this_machine([run.config for run in composition.runs], base)
+    ask_srun(config.cluster.srun_args)
     jobs = _plan(composition, _work(composition, base))
     preview = Target(base, base / CODE / "CODE", composition.sweep_dir is not None)
     ask_slurm([script(job, composition, preview, {}) for job in jobs])

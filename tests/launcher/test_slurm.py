@@ -560,6 +560,22 @@ def test_slurm_is_asked_once_for_runs_that_want_the_same(tmp_path, monkeypatch, 
     assert all(line.startswith("--test-only") for line in asked)
 
 
+def test_srun_is_asked_about_its_options_before_anything_is_made(answer, cwd, tmp_path, monkeypatch):
+    """As srun answers in Slurm 22.05; sbatch, which reads none of them, takes everything."""
+    unknown = (
+        """[ "$1" != --foo ] || { echo "srun: unrecognized option '$1'" >&2; echo Try srun --help >&2; exit 255; }"""
+    )
+    others = dict.fromkeys(("squeue", "scancel", "scontrol"), "exit 1")
+    slurm_commands(tmp_path, monkeypatch, srun=unknown, sbatch="exit 0", **others)
+    done = answer("experiment=tiny", "tracking=none", "cluster=slurm", "cluster.srun_args=[--foo]")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: srun would not take cluster.srun_args=--foo: srun: unrecognized option '--foo'; nothing was submitted\n"
+    )
+    assert list(cwd.iterdir()) == []
+    checks.ask_srun(["--cpu-bind=none"])
+
+
 def test_the_plan_of_a_cluster_does_not_judge_by_this_machine(cwd):
     def planned(*arguments: str):
         config = single("cluster=slurm", "parallelism=ddp2", "model=llama3_8b", *arguments).config

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,12 +90,17 @@ class RunLock:
     """Held from ``acquire`` to ``release``; kept alive by a thread in between."""
 
     def __init__(
-        self, directory: Path, role: str, ancestors: frozenset[int] = frozenset(), patience: float = 0.0
+        self,
+        directory: Path,
+        role: str,
+        ancestors: frozenset[int] = frozenset(),
+        patience: float = 0.0,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         """``ancestors`` are processes on this host that may hold it too: the launcher of a stage. ``patience``: seconds
-        to wait for another holder's end."""
+        to wait for another holder's end, unless ``give_up`` is true before."""
         self.directory, self.file = directory, directory / LOCK
-        self.me, self.ancestors, self.patience = me(role), ancestors, patience
+        self.me, self.ancestors, self.patience, self.give_up = me(role), ancestors, patience, give_up
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
@@ -107,7 +112,7 @@ class RunLock:
                 self._take()
                 break
             except Held:
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= deadline or self.give_up():
                     raise
             time.sleep(_LOOK_SECONDS)
         self._thread.start()
@@ -171,7 +176,7 @@ class RunLock:
             with suppress(OSError):
                 if self._is_lost():
                     print(f"error: {shown(self.directory)}: taken over by another start of the job", file=sys.stderr)
-                    os._exit(1)
+                    _end_at_once()
                 os.utime(self.file)
 
     def _is_lost(self) -> bool:
@@ -180,6 +185,17 @@ class RunLock:
         with self._guarded() as stream:
             holders = _read(stream)
         return bool(holders) and self.me not in holders and not self._stop.is_set()
+
+
+def _end_at_once() -> None:
+    """End this process and all below it. The end of a launcher asks its stage to save, and its place is another's."""
+    import psutil
+
+    with suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+    os._exit(1)
 
 
 def _read(stream: Any) -> list[Holder]:

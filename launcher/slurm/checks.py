@@ -23,10 +23,15 @@ _OPTION = r"--[a-z][a-z0-9-]*(=.+)?"
 # With a second value for one of these a job has other nodes than its processes count on, other code, or logs and an end
 # that nobody finds.
 _OWN = ("error", "nodes", "ntasks", "ntasks-per-node", "output")
+# With one of these the command does something else than submit or run, or answers in other words than are read here.
+_OTHER_WORK = ("help", "test-only", "usage", "version")
 _OWN_OPTIONS = {
-    "sbatch_args": (*_OWN, "array", "dependency", "open-mode", "signal", "wrap"),
-    "srun_args": (*_OWN, "chdir", "export", "kill-on-bad-exit", "multi-prog"),
-}
+    "sbatch_args": (
+        *_OWN, *_OTHER_WORK, "array", "clusters", "dependency", "open-mode", "parsable", "quiet", "signal", "wait",
+        "wrap",
+    ),
+    "srun_args": (*_OWN, *_OTHER_WORK, "chdir", "export", "jobid", "kill-on-bad-exit", "multi-prog"),
+}  # fmt: skip
 
 
 def check_cluster(config: Config) -> Iterator[Problem]:
@@ -156,6 +161,19 @@ def ask_slurm(scripts: Sequence[str]) -> None:
             why = words(done.stderr.replace("allocation failure:", ""))
             options = ", ".join(re.findall(r"#SBATCH --((?:partition|account|qos|nodes|time|mem|gres)\S*)", text))
             raise TrntuneError(f"Slurm would not take the jobs: {why} (asked for {options}); nothing was submitted")
+
+
+def ask_srun(options: Sequence[str]) -> None:
+    """Have srun say whether it knows ``options`` (cluster.srun_args): sbatch reads none of them, so that a job would
+    wait in the queue to end of one. Raises TrntuneError."""
+    if not options:
+        return
+    # It reads options in their order, and the last one ends it.
+    command = ["srun", *options, "--version"]
+    done = ask(command, SUBMISSION_SECONDS, submission_environment(), "nothing was submitted")
+    if done.returncode:
+        why = words(done.stderr.partition("Try ")[0])
+        raise TrntuneError(f"srun would not take cluster.srun_args={' '.join(options)}: {why}; nothing was submitted")
 
 
 def _wishes(script: str) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def status(directory: Path, as_json: bool) -> int:
 def wait(directory: Path, every: float) -> int:
     """Show how the runs stand until all have ended. Returns 0 when all have succeeded, else 1.
 
-    ``every`` seconds Slurm is asked, in at most two questions whatever the number of runs.
+    ``every`` seconds Slurm is asked, in at most two questions for each 500 jobs.
     """
     ledger, failures = ledgers.read(directory), 0
     console = _console()

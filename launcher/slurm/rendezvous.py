@@ -79,19 +79,24 @@ def free_port() -> int:
     raise TrntuneError(f"none of 200 ports between {PORTS[0]} and {PORTS[1]} is free: give cluster.rendezvous_port")
 
 
-def agree(step: Step, folder: Path, address: str | None, port: int | None, seconds: float = WAIT_SECONDS) -> list[str]:
+def agree(
+    step: Step, folder: Path, address: str | None, port: int | None, seconds: float = WAIT_SECONDS
+) -> list[str] | None:
     """torchrun's options for the meeting: the first node writes its choice of a port to ``folder``, the others read it.
+    None where the first node has found that there is nothing to do.
 
     ``address`` and ``port`` are the user's. Every node looks the first one's address up by itself: a name that a node
     knows for its own may mean nothing to the others. Ranks follow Slurm's order of the nodes, so that a start on the
     same nodes sums gradients in the same order. Raises TrntuneError when the first node says nothing.
     """
-    file = folder / f"rendezvous-{step.name}.json"
+    file = _word(step, folder)
     if step.node == 0:
-        chosen = {"port": port or free_port()}
+        chosen: dict[str, int | None] = {"port": port or free_port()}
         write_json(file, chosen)
     else:
         chosen = _read(file, seconds)
+    if chosen["port"] is None:
+        return None
     return [
         "--rdzv-backend=static",
         f"--node-rank={step.node}",
@@ -100,7 +105,16 @@ def agree(step: Step, folder: Path, address: str | None, port: int | None, secon
     ]
 
 
-def _read(file: Path, seconds: float) -> dict[str, int]:
+def call_off(step: Step, folder: Path) -> None:
+    """The first node's word to the others that there is nothing to do."""
+    write_json(_word(step, folder), {"port": None})
+
+
+def _word(step: Step, folder: Path) -> Path:
+    return folder / f"rendezvous-{step.name}.json"
+
+
+def _read(file: Path, seconds: float) -> dict[str, int | None]:
     end = time.monotonic() + seconds
     while not file.exists():
         if time.monotonic() > end:
@@ -110,7 +124,7 @@ def _read(file: Path, seconds: float) -> dict[str, int]:
             )
         os.scandir(file.parent).close()  # a network file system then asks its server again
         time.sleep(0.2)
-    read: dict[str, int] = json.loads(file.read_text(encoding="utf-8"))
+    read: dict[str, int | None] = json.loads(file.read_text(encoding="utf-8"))
     return read
 
 

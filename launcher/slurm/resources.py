@@ -131,9 +131,12 @@ def leave_seconds(asked: Resources, cluster: ClusterConfig) -> int:
 def setup_lines(configured: Mapping[str, str], cluster: ClusterConfig, code: Path) -> list[str]:
     """Shell lines of the batch script. srun hands what they export to every node, and to a step that it tries again."""
     # What is submitted comes before modules of the user: an installed copy of the project may be another one.
-    path = ":".join(filter(None, (str(code), configured.get("PYTHONPATH"))))
-    settings = {"PYTHONSAFEPATH": "1", **configured, "PYTHONPATH": path}
-    return [*(f"export {name}={shlex.quote(value)}" for name, value in settings.items()), *cluster.setup]
+    theirs = "${PYTHONPATH:+:$PYTHONPATH}"  # of the shell that submits, as the rest of its environment
+    if "PYTHONPATH" in configured:
+        theirs = shlex.quote(f":{configured['PYTHONPATH']}") if configured["PYTHONPATH"] else ""
+    settings = {"PYTHONSAFEPATH": "1", **configured}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in settings.items() if name != "PYTHONPATH"]
+    return [*exports, f"export PYTHONPATH={shlex.quote(str(code))}{theirs}", *cluster.setup]
 
 
 def srun_options(cluster: ClusterConfig, code: Path, asked: Resources) -> list[str]:

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.changes import FREE, under
 from launcher.errors import TrntuneError
 from launcher.paths import shown
 from launcher.resume import holds_run, remaining
 from launcher.rundir import RunDir
 from launcher.schema import Config
 from launcher.slurm import ledger as ledgers
-from launcher.slurm.checks import ask_slurm, inputs, not_shared, refuse_composition, refuse_this_machine
+from launcher.slurm.checks import ask_slurm, ask_srun, inputs, not_shared, refuse_composition, refuse_this_machine
 from launcher.slurm.graph import Key, PlannedJob, describe, plan_jobs, report_job
 from launcher.slurm.ledger import Job, Ledger, RunJobs
 from launcher.slurm.progress import with_end
@@ -39,6 +40,7 @@ def submit(composition: Composition, overrides: list[str]) -> int:
     if config.dry_run:
         return _dry_run(composition, base)
     refuse_this_machine([run.config for run in composition.runs], base)
+    ask_srun(config.cluster.srun_args)
     jobs = _plan(composition, _work(composition, base))
     preview = Target(base, base / CODE / "CODE", composition.sweep_dir is not None)
     ask_slurm([script(job, composition, preview, {}) for job in jobs])
@@ -90,6 +92,9 @@ def _dry_run(composition: Composition, base: Path) -> int:
 def _submit_single(run: Composed) -> int:
     from launcher import app
     from launcher.compose import Composition
+
+    if run.fixed_name:  # before anything is written there: a queued job runs the configuration of its submission
+        _refuse_active(_ledger_of(run.directory, run))
 
     def stages(config: Config, run_dir: RunDir) -> int:
         left = remaining(config, run_dir)
@@ -170,9 +175,17 @@ def _ledger_of_sweep(base: Path, composition: Composition, overrides: list[str])
         known = {run.directory for run in found.runs}
         missing = [run for run in composition.runs if base / run.directory.name not in known]
         found.runs += [RunJobs(base / run.directory.name, list(run.overrides)) for run in missing]
+        if known <= {base / run.directory.name for run in composition.runs}:
+            found.overrides = _lasting(found.overrides, overrides)
         return found
     runs = [RunJobs(base / run.directory.name, list(run.overrides)) for run in composition.runs]
     return Ledger(base, overrides, runs, single=False)
+
+
+def _lasting(before: Sequence[str], now: Sequence[str]) -> list[str]:
+    """What the next retry composes the sweep of: what is trained as it was said last, the rest as it was said first."""
+    free = [line for line in before if under(line.partition("=")[0], FREE)]
+    return [*free, *(line for line in now if not under(line.partition("=")[0], FREE))]
 
 
 def _active_runs(ledger: Ledger, known: Mapping[str, State]) -> dict[Path, Job]:

@@ -23,20 +23,32 @@ from launcher.attempts import MOST_WITHOUT_PROGRESS, counted
 from launcher.errors import TrntuneError, disk_fault
 from launcher.exit_codes import FAILED, SUSPENDED
 from launcher.local import Interrupts, counting_interrupts, run_command, run_stage, stage_command, torchrun
+from launcher.lock import RunLock
 from launcher.paths import ROOT
 from launcher.process import python_module
-from launcher.record import installed_packages
+from launcher.record import installed, installed_packages
+from launcher.resume import finished
 from launcher.rundir import RunDir, write_json
 from launcher.secrets import redact
 from launcher.slurm.asking import NoAnswer, ask, words
-from launcher.slurm.rendezvous import Step, agree, this_step
+from launcher.slurm.rendezvous import Step, agree, call_off, this_step
 from launcher.slurm.resources import TRAIN
+from launcher.stage import patience
 from launcher.variables import COMPILE, TORCHRUN_OPTIONS
 
 # A controller that is restarted in the moment in which a job leaves is back some seconds later; Slurm's time limit ends
 # the waiting.
 _PAUSES = (5.0, 15.0, 30.0)
 _REQUEUE_SECONDS = 60.0
+
+# Starts the processes of a stage, which get these variables; returns what the run exits with.
+Start = Callable[[Mapping[str, str]], int]
+
+
+# Beside those that every run writes down: what starts jobs, cuts texts into tokens, and compiles for Neuron.
+_MORE_PACKAGES = (
+    "submitit", "tokenizers", "optimum-neuron", "neuronx-distributed", "torch-neuronx", "neuronx-cc", "libneuronxla"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,8 @@ class Frozen:
 
 def frozen() -> Frozen:
     """This process's environment."""
-    return Frozen(sys.version.split()[0], tuple(installed_packages().items()))
+    packages = {**installed_packages(), **{name: installed(name) for name in _MORE_PACKAGES}}
+    return Frozen(sys.version.split()[0], tuple(packages.items()))
 
 
 _ASK = (
@@ -110,14 +123,12 @@ class StageTask:
 
     def _run(self, step: Step, interrupts: Interrupts) -> int:
         self.frozen.check()
-        self._refuse_endless(step)
         directory = RunDir(Path(self.run_dir))
         # The first node asks for the next start, and has written the checkpoint when its processes have left. The
         # others wait for it: their end with another code than 0 would be the end of it too.
         interrupts.hurried = self.nodes > 1 and step.node == 0
         start = partial(self._start, step, directory, interrupts)
-        # One of the nodes counts for all.
-        code = counted(directory, start) if self.stage == TRAIN and step.node == 0 else start({})
+        code = self._lead(step, directory, interrupts, start) if step.node == 0 else start({})
         if code != SUSPENDED or interrupts.first != signal.SIGUSR2:
             return code
         if self.stage == TRAIN:
@@ -125,14 +136,30 @@ class StageTask:
         print(f"error: {out_of_time(self.stage)}", file=sys.stderr)
         return FAILED
 
+    def _lead(self, step: Step, directory: RunDir, interrupts: Interrupts, start: Start) -> int:
+        """The first node's part, which decides and counts for all: whoever may not work in the directory is no attempt,
+        and what an earlier start of the job has finished is not done again."""
+        told = partial(_is_told_to_leave, interrupts)
+        with RunLock(directory.path, f"job of stage {self.stage}", patience=patience(), give_up=told):
+            if has_finished(self.stage, directory):
+                print(f"{directory.path}: stage {self.stage} has finished already", file=sys.stderr)
+                if self.nodes > 1:
+                    call_off(step, directory.logs)
+                return 0
+            self._refuse_endless(step)
+            return counted(directory, start) if self.stage == TRAIN else start({})
+
     def _start(self, step: Step, directory: RunDir, interrupts: Interrupts, more: Mapping[str, str]) -> int:
         """Run the stage's processes of this node; ``more`` are variables for them."""
+        meeting = self._torchrun_options(step)
+        if meeting is None:
+            return 0
         if self.stage == COMPILE:
             # One process on each node, which starts the others itself.
             command = python_module("launcher.stage", COMPILE, self.run_dir)
-            meeting = {TORCHRUN_OPTIONS: shlex.join(self._torchrun_options(step)), "RANK": str(step.node)}
-            return run_stage(COMPILE, directory, command, 1, interrupts, {**meeting, **more})
-        return run_stage(self.stage, directory, self._command(step), self.processes_per_node, interrupts, more)
+            options = {TORCHRUN_OPTIONS: shlex.join(meeting), "RANK": str(step.node)}
+            return run_stage(COMPILE, directory, command, 1, interrupts, {**options, **more})
+        return run_stage(self.stage, directory, self._command(meeting), self.processes_per_node, interrupts, more)
 
     def _refuse_endless(self, step: Step) -> None:
         """Training's starts without progress are counted, whichever job they belong to; every other stage begins anew
@@ -143,19 +170,18 @@ class StageTask:
                 "by others). It is not tried again: find the cause, then python -m launcher retry"
             )
 
-    def _command(self, step: Step) -> list[str]:
+    def _command(self, meeting: list[str]) -> list[str]:
         path = Path(self.run_dir)
         if self.nodes == 1:
             return stage_command(self.stage, path, self.processes_per_node, self.elastic)
-        command = python_module("launcher.stage", self.stage, str(path))
-        return torchrun(command, self.processes_per_node, self._torchrun_options(step))
+        return torchrun(python_module("launcher.stage", self.stage, str(path)), self.processes_per_node, meeting)
 
-    def _torchrun_options(self, step: Step) -> list[str]:
-        """How the processes of all nodes meet."""
+    def _torchrun_options(self, step: Step) -> list[str] | None:
+        """How the processes of all nodes meet; None where there is nothing to do."""
         if self.nodes == 1:
             return ["--standalone"]
         meeting = agree(step, RunDir(Path(self.run_dir)).logs, self.rendezvous_address, self.rendezvous_port)
-        return [f"--nnodes={self.nodes}", *meeting]
+        return None if meeting is None else [f"--nnodes={self.nodes}", *meeting]
 
 
 @dataclass(frozen=True)
@@ -175,6 +201,15 @@ class ReportTask:
         """Make it."""
         command = python_module("launcher", "report", self.sweep_dir)
         _exit(self, this_step(), lambda interrupts: run_command(command, 1, interrupts))
+
+
+def has_finished(stage: str, directory: RunDir) -> bool:
+    """True when the stage has left its result: before its job was requeued, by another job, or on another machine."""
+    return directory.stage_file(stage).exists() and finished(stage, directory.load_config(), directory)
+
+
+def _is_told_to_leave(interrupts: Interrupts) -> bool:
+    return interrupts.first == signal.SIGTERM
 
 
 def out_of_time(stage: str) -> str:

@@ -56,6 +56,14 @@ def test_with_patience_it_waits_for_the_end_of_another(tmp_path, monkeypatch):
         assert holder["role"] == "stage fetch"
 
 
+def test_patience_ends_where_it_is_told_to_leave(tmp_path):
+    hold(tmp_path, host="trn7")
+    looks = iter([False, True])
+    with pytest.raises(Held):
+        RunLock(tmp_path, "job of stage train", patience=PATIENCE, give_up=lambda: next(looks)).acquire()
+    assert list(looks) == []
+
+
 def test_only_a_job_of_slurm_waits_for_its_directory(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert stage.patience() == 0

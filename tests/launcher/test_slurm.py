@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -9,24 +10,30 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
+from omegaconf import OmegaConf
 
+from launcher.attempts import Attempts
 from launcher.errors import TrntuneError, UsageError
 from launcher.local import Interrupts
-from launcher.lock import RunLock
+from launcher.lock import Held, RunLock, runs
 from launcher.neuron.graphs import directory_name
 from launcher.plan import build
-from launcher.slurm import checks, rendezvous, snapshot
+from launcher.rundir import RunDir, write_atomic, write_json
+from launcher.slurm import checks, commands, rendezvous, snapshot
 from launcher.slurm.checks import check_cluster, not_shared, refuse_composition
 from launcher.slurm.environment import submission_environment
 from launcher.slurm.graph import describe, plan_jobs
+from launcher.slurm.ledger import read
 from launcher.slurm.resources import batch_script, dependency, nodes_of_training, parameters, resources
 from launcher.slurm.sending import Target
 from launcher.slurm.sending import script as script_of
 from launcher.slurm.task import StageTask, frozen, frozen_of
 from launcher.variables import variables
 from tests.launcher.conftest import composition, single, slurm_commands
-from tests.limits import PATIENCE
+from tests.launcher.test_lock import hold
+from tests.limits import PATIENCE, until
 
 NEURON = ("accelerator=trn1_32xlarge", "model=llama3_8b", "parallelism=trn1_tp8_dp16_4nodes")
 
@@ -71,7 +78,7 @@ export MALLOC_ARENA_MAX=64
 export FI_PROVIDER=efa
 export FI_EFA_USE_DEVICE_RDMA=1
 export FI_EFA_FORK_SAFE=1
-export PYTHONPATH='/fsx/my runs/code/ab'
+export PYTHONPATH='/fsx/my runs/code/ab'${PYTHONPATH:+:$PYTHONPATH}
 ulimit -n 65536
 
 # command
@@ -98,7 +105,7 @@ GOLDEN_FETCH = """\
 
 # setup
 export PYTHONSAFEPATH=1
-export PYTHONPATH='/fsx/my runs/code/ab'
+export PYTHONPATH='/fsx/my runs/code/ab'${PYTHONPATH:+:$PYTHONPATH}
 
 # command
 export SUBMITIT_EXECUTOR=slurm
@@ -150,10 +157,23 @@ def test_what_a_user_adds_takes_nothing_of_hyperpods_away(cwd):
     assert "NEURON_COMPILE_CACHE_URL=/fsx/trntune/cache/neuron/" in text
 
 
-def test_modules_of_the_user_come_after_what_was_submitted(cwd):
-    text = script("fetch", "cluster=slurm", "cluster.environment=['PYTHONPATH=/fsx/mine:/fsx/theirs']")
+@pytest.mark.parametrize(
+    ("configured", "found"),
+    [
+        ("", "/fsx/my runs/code/ab:/home/modules"),
+        ("cluster.environment=['PYTHONPATH=/fsx/mine:/fsx/their modules']",
+         "/fsx/my runs/code/ab:/fsx/mine:/fsx/their modules"),
+        ("cluster.environment=['PYTHONPATH=']", "/fsx/my runs/code/ab"),
+    ],
+)  # fmt: skip
+def test_modules_of_the_user_come_after_what_was_submitted(configured, found, cwd):
+    """Those of the shell that submits, unless the configuration names others."""
+    text = script("fetch", "cluster=slurm", *filter(None, [configured]))
     [line] = [line for line in text.splitlines() if "PYTHONPATH" in line]
-    assert line == "export PYTHONPATH='/fsx/my runs/code/ab:/fsx/mine:/fsx/theirs'"
+    shell = {"PATH": os.environ["PATH"], "PYTHONPATH": "/home/modules"}
+    command = ["bash", "-c", f'{line}; printf %s "$PYTHONPATH"']
+    done = subprocess.run(command, env=shell, capture_output=True, text=True, check=True)
+    assert done.stdout == found
 
 
 def test_scripts_are_shell_that_bash_takes(cwd):
@@ -247,6 +267,8 @@ def test_dependencies():
         (("dry_run=true",), "cluster=local submits nothing"),
         (("cluster=slurm", 'cluster.sbatch_args=["--nodes=8"]'), "--nodes=8: is the launcher's own to set"),
         (("cluster=slurm", 'cluster.srun_args=["--chdir=/tmp"]'), "--chdir=/tmp: is the launcher's own to set"),
+        (("cluster=slurm", "cluster.srun_args=[--version]"), "--version: is the launcher's own to set"),
+        (("cluster=slurm", "cluster.sbatch_args=[--parsable]"), "--parsable: is the launcher's own to set"),
         (("cluster=slurm", "cluster.max_parallel=0"), "cluster.max_parallel=0: must be >= 1"),
         (("cluster=slurm", "cluster.partiton=x"), "did you mean cluster.partition?"),
     ],
@@ -398,12 +420,80 @@ def test_starts_of_training_that_never_begin_are_given_up_too(tmp_path, monkeypa
     """Slurm starts the job again each time, as when the driver takes the node along."""
     task = StageTask("train", str(tmp_path), str(tmp_path), 2, 1, frozen())
     monkeypatch.setattr("launcher.slurm.task.run_stage", lambda *_: 1)
-    monkeypatch.setattr(StageTask, "_command", lambda *_: [])
+    monkeypatch.setattr(StageTask, "_torchrun_options", lambda *_: [])
     for restarts in range(3):
         for node in (0, 1):
             assert task._run(rendezvous.Step("1", restarts, "0", node, "trn[1-2]"), Interrupts()) == 1
     with pytest.raises(TrntuneError, match="3 attempts in a row got no further than step 0"):
         task._run(rendezvous.Step("1", 3, "0", 0, "trn[1-2]"), Interrupts())
+
+
+def test_a_start_that_another_process_keeps_out_is_no_attempt(tmp_path, monkeypatch):
+    """Nor does it end the attempt of the one that is at work."""
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)  # which would have it wait
+    monkeypatch.setattr("launcher.slurm.task.run_stage", lambda *_: pytest.fail("it was started"))
+    attempts = Attempts(tmp_path / "attempts.jsonl")
+    attempts.start(attempts.launch())
+    hold(tmp_path, host="trn7")
+    task = StageTask("train", str(tmp_path), str(tmp_path), 1, 1, frozen())
+    for restarts in range(4):
+        with pytest.raises(Held, match="on trn7"):
+            task._run(rendezvous.Step("1", restarts, "0", 0, "trn1"), Interrupts())
+    assert [(attempt.number, attempt.outcome) for attempt in attempts.read()] == [(1, None)]
+
+
+@pytest.mark.parametrize(
+    ("status", "started"), [("finished", False), ("early_stopped", False), ("interrupted", True), (None, True)]
+)
+def test_what_a_start_before_has_finished_is_not_done_again(status, started, tmp_path, cwd, monkeypatch, capsys):
+    """Its node was lost, or the job requeued, after the result was written; all nodes leave it at that."""
+    ran = []
+    monkeypatch.setattr("launcher.slurm.task.run_stage", lambda *_: ran.append(1) or 0)
+    monkeypatch.setattr(rendezvous, "address_of", lambda _: "10.0.0.7")
+    monkeypatch.setattr(rendezvous, "first_node", lambda _: "trn1")
+    write_atomic(RunDir(tmp_path).config_file, OmegaConf.to_yaml(OmegaConf.structured(single("cluster=slurm").config)))
+    if status is not None:
+        write_json(RunDir(tmp_path).stage_file("train"), {"status": status})
+    task = StageTask("train", str(tmp_path), str(tmp_path), 2, 1, frozen())
+    # The eighth start: what is finished is not given up either.
+    for node in (0, 1):
+        assert task._run(rendezvous.Step("1", 7, "0", node, "trn[1-2]"), Interrupts()) == 0
+    assert len(ran) == (2 if started else 0)
+    assert len(Attempts(tmp_path / "attempts.jsonl").read()) == (1 if started else 0)
+    assert ("stage train has finished already" in capsys.readouterr().err) is not started
+
+
+def test_a_submission_that_is_refused_changes_nothing_for_what_is_in_the_queue(answer, cwd, tmp_path, monkeypatch):
+    """A queued job reads the configuration from the run's directory when it starts."""
+    submits = {"sbatch": "echo Submitted batch job 17", "squeue": "echo '17|PENDING||None'", "sacct": "exit 1"}
+    slurm_commands(tmp_path, monkeypatch, srun="exit 1", scancel="exit 1", scontrol="exit 1", **submits)
+    run = ("experiment=tiny", "tracking=none", "cluster=slurm", "hydra.run.dir=r", "stages=[fetch]")
+    assert answer(*run).returncode == 0
+    before = RunDir(cwd / "r").config_file.read_bytes()
+    done = answer(*run, "merge.dtype=float16")
+    assert done.returncode == 1
+    assert done.stderr == ("error: r: its jobs are still in the queue: wait for them, or python -m launcher cancel r\n")
+    assert RunDir(cwd / "r").config_file.read_bytes() == before
+
+
+def test_retry_knows_the_runs_that_were_added_to_a_sweep(answer, cwd, tmp_path, monkeypatch):
+    count = shlex.quote(str(tmp_path / "count"))
+    submits = {"sbatch": f"printf x >> {count}; echo Submitted batch job $(wc -c < {count})", "squeue": "exit 0"}
+    slurm_commands(tmp_path, monkeypatch, srun="exit 1", scancel="exit 0", scontrol="exit 1", sacct="exit 1", **submits)
+    sweep = ("experiment=tiny", "tracking=none", "cluster=slurm", "stages=[fetch]", "hydra.sweep.dir=s", "-m")
+    for seeds in ("0,1", "0,1,2"):
+        done = answer(*sweep, f"seed={seeds}")
+        assert done.returncode == 0, done.stderr
+    assert [len(run.jobs) for run in read(cwd / "s").runs] == [2, 2, 1]  # Slurm has forgotten the first: not finished
+    for times in (1, 2):
+        assert commands.retry(cwd / "s", ["cluster.time_limit_min=7"]) == 0
+        assert [len(run.jobs) for run in read(cwd / "s").runs] == [2 + times, 2 + times, 1 + times]
+    # A smaller sweep is a part of it, and what is given with a retry is for that one.
+    assert answer(*sweep, "seed=0").returncode == 0
+    overrides = read(cwd / "s").overrides
+    assert "seed=0,1,2" in overrides
+    assert "cluster=slurm" in overrides
+    assert not any("time_limit" in line for line in overrides)
 
 
 @pytest.mark.parametrize(
@@ -470,6 +560,22 @@ def test_slurm_is_asked_once_for_runs_that_want_the_same(tmp_path, monkeypatch, 
     assert all(line.startswith("--test-only") for line in asked)
 
 
+def test_srun_is_asked_about_its_options_before_anything_is_made(answer, cwd, tmp_path, monkeypatch):
+    """As srun answers in Slurm 22.05; sbatch, which reads none of them, takes everything."""
+    unknown = (
+        """[ "$1" != --foo ] || { echo "srun: unrecognized option '$1'" >&2; echo Try srun --help >&2; exit 255; }"""
+    )
+    others = dict.fromkeys(("squeue", "scancel", "scontrol"), "exit 1")
+    slurm_commands(tmp_path, monkeypatch, srun=unknown, sbatch="exit 0", **others)
+    done = answer("experiment=tiny", "tracking=none", "cluster=slurm", "cluster.srun_args=[--foo]")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: srun would not take cluster.srun_args=--foo: srun: unrecognized option '--foo'; nothing was submitted\n"
+    )
+    assert list(cwd.iterdir()) == []
+    checks.ask_srun(["--cpu-bind=none"])
+
+
 def test_the_plan_of_a_cluster_does_not_judge_by_this_machine(cwd):
     def planned(*arguments: str):
         config = single("cluster=slurm", "parallelism=ddp2", "model=llama3_8b", *arguments).config
@@ -482,18 +588,22 @@ def test_the_plan_of_a_cluster_does_not_judge_by_this_machine(cwd):
 
 
 def test_a_rank_that_was_cut_off_ends_when_the_run_is_taken_over(tmp_path, monkeypatch):
-    """A node that Slurm took for dead may be alive: two writers of the same checkpoints would lose both."""
+    """A node that Slurm took for dead may be alive: two writers of the same checkpoints would lose both. What it has
+    started ends with it, at once: told to leave, it would save."""
     program = (
-        "import socket, time; from pathlib import Path; from launcher import lock; lock.BEAT_SECONDS = 0.2\n"
+        "import socket, subprocess; from pathlib import Path; from launcher import lock; lock.BEAT_SECONDS = 0.2\n"
         "socket.gethostname = lambda: 'a-node-that-is-gone'\n"
-        f"with lock.RunLock(Path({str(tmp_path)!r}), 'stage train'): print('held', flush=True); time.sleep({PATIENCE})"
+        f"child = subprocess.Popen(['sleep', '{PATIENCE}'], start_new_session=True)\n"
+        f"with lock.RunLock(Path({str(tmp_path)!r}), 'job of stage train'): print(child.pid, flush=True); child.wait()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           env={**submission_environment(), "SLURM_JOB_ID": "7"}) as cut_off:  # fmt: skip
         assert cut_off.stdout is not None
-        assert cut_off.stdout.readline() == "held\n"
+        child = psutil.Process(int(cut_off.stdout.readline()))
+        started = child.create_time()
         monkeypatch.setenv("SLURM_JOB_ID", "7")
         with RunLock(tmp_path, "stage train"):
             assert cut_off.wait(PATIENCE) == 1
         assert cut_off.stderr is not None
         assert "taken over by another start of the job" in cut_off.stderr.read()
+        until(lambda: not runs(child.pid, started))

@@ -98,6 +98,17 @@ def test_names_are_whole_on_a_narrow_terminal(width, tmp_path):
     assert last_column.count("logs/11947037_0_log.out") == 2
 
 
+def test_slurm_is_asked_two_questions_about_any_number_of_runs(tmp_path, monkeypatch):
+    asked = shlex.quote(str(tmp_path / "asked"))
+    slurm_commands(tmp_path, monkeypatch, sacct=f"echo sacct >> {asked}", squeue=f"echo squeue >> {asked}")
+    runs = [
+        RunJobs(tmp_path / f"{n}", [], [Job("fetch", f"{n}1", "c"), Job("train", f"{n}2", "c")]) for n in range(200)
+    ]
+    found, _ = commands.look(Ledger(tmp_path, [], runs, False))
+    assert len(found) == 200
+    assert (tmp_path / "asked").read_text().split() == ["sacct", "squeue"]
+
+
 def test_a_scheduler_that_does_not_answer_is_no_end_of_a_run(tmp_path, monkeypatch):
     slurm_commands(
         tmp_path, monkeypatch, sacct="exit 1", squeue="echo 'Unable to contact slurm controller' >&2; exit 1"

@@ -64,12 +64,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
         print(help_text(), end="")
         return 0
+    from cluster.checks import refuse_problems, refuse_secrets
     from cluster.compose import as_yaml, compose
 
     if arguments.cfg:
         print(as_yaml(arguments.overrides, arguments.config_name, arguments.config_dir), end="")
         return 0
-    config = compose(arguments.overrides, arguments.config_name, arguments.config_dir)
+    check = refuse_secrets if arguments.command == "validate" else refuse_problems  # which lists all that is wrong
+    config = compose(arguments.overrides, arguments.config_name, arguments.config_dir, check)
     code: int = importlib.import_module(f"cluster.{arguments.command}").run(config)
     return code
 

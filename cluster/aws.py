@@ -10,7 +10,10 @@ from launcher.errors import TrntuneError, UsageError, nearest
 
 _LOGIN = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or log in (aws sso login)"
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
-_REFUSED = ("UnrecognizedClientException", "InvalidClientTokenId", "AuthFailure", "SignatureDoesNotMatch")
+_REFUSED = (
+    "UnrecognizedClientException", "InvalidClientTokenId", "AuthFailure", "SignatureDoesNotMatch",
+    "InvalidSignatureException", "InvalidAccessKeyId", "InvalidToken",
+)  # fmt: skip
 _DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation")
 
 
@@ -56,7 +59,10 @@ class Aws:
     def client(self, service: str) -> Any:
         """The client of a service."""
         if service not in self._clients:
-            self._clients[service] = self._session.client(service, config=self._config)
+            try:
+                self._clients[service] = self._session.client(service, config=self._config)
+            except ValueError as error:  # botocore's for an AWS_... or a line of ~/.aws/config that can't be read
+                raise UsageError(f"AWS's settings (AWS_..., ~/.aws/config): {error}") from None
         return self._clients[service]
 
     def account(self) -> str:

@@ -14,6 +14,7 @@ from cluster.documents import PARAMETERS, SETTINGS, TAG, Resources, parameters, 
 from cluster.files import PREFIX, scripts
 from cluster.schema import API, SetupConfig
 from launcher.errors import TrntuneError
+from launcher.paths import shown
 
 
 def contents(config: SetupConfig, resources: Resources) -> dict[str, bytes]:
@@ -26,6 +27,12 @@ def contents(config: SetupConfig, resources: Resources) -> dict[str, bytes]:
     if config.lifecycle.directory is None:
         files[SETTINGS] = settings(config).encode()
     return {f"{PREFIX}/{name}": content for name, content in sorted(files.items())}
+
+
+def left_here(config: SetupConfig) -> list[str]:
+    """A line for a document of the user's own in their directory of scripts: the one of the configuration goes up."""
+    own = None if config.mode == API else scripts(config).get(PARAMETERS)
+    return [] if own is None else [f"{shown(own)} is not uploaded: the configuration makes that document"]
 
 
 def upload(aws: Aws, bucket: str, files: Mapping[str, bytes], account: str) -> list[str]:
@@ -77,26 +84,39 @@ def read(aws: Aws, bucket: str, key: str) -> bytes | None:
 def of_cluster(aws: Aws, name: str) -> list[str]:
     """Buckets that the stacks of this cluster have made, this one's or an earlier one's.
 
-    A name alone proves nothing: sagemaker-<region>-<account> is SageMaker's own. The template's tag does.
+    A name alone proves nothing: sagemaker-<region>-<account> is SageMaker's own. The template's tag does. S3 lists those
+    of all regions: another one's belongs to the cluster of the same name there.
     """
     with one_line():
         listed = aws.client("s3").list_buckets().get("Buckets") or []
     pattern = re.compile(rf"sagemaker-{re.escape(name)}-[0-9a-f]{{12}}")
     likely = [bucket["Name"] for bucket in listed if pattern.fullmatch(bucket["Name"])]
-    return [bucket for bucket in likely if _tags(aws, bucket).get(TAG) == name]
+    return [found for found in likely if _region(aws, found) == aws.region and _tags(aws, found).get(TAG) == name]
+
+
+def _region(aws: Aws, bucket: str) -> str | None:
+    """Where it is; None when it has gone meanwhile."""
+    answer = _ask(aws, "get_bucket_location", bucket)
+    return None if answer is None else str(answer.get("LocationConstraint") or "us-east-1")  # its word for that is null
 
 
 def _tags(aws: Aws, bucket: str) -> dict[str, str]:
+    answer = _ask(aws, "get_bucket_tagging", bucket)
+    return {} if answer is None else {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
+
+
+def _ask(aws: Aws, operation: str, bucket: str) -> dict[str, Any] | None:
+    """What S3 says of a bucket; None where there is nothing to say."""
     from botocore.exceptions import ClientError
 
     with one_line():
         try:
-            answer = aws.client("s3").get_bucket_tagging(Bucket=bucket)
+            answer: dict[str, Any] = getattr(aws.client("s3"), operation)(Bucket=bucket)
         except ClientError as error:
             if error_code(error) in ("NoSuchTagSet", "NoSuchBucket"):
-                return {}
+                return None
             raise
-    return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
+    return answer
 
 
 def empty(aws: Aws, bucket: str) -> int:

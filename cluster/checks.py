@@ -139,10 +139,18 @@ CHECKS: tuple[Check, ...] = (check_names, check_groups, check_network, check_sto
 
 
 def problems(config: SetupConfig) -> list[Problem]:
-    """Everything that is wrong. Limits come first: the other checks rely on them."""
-    return [*check_tokens(config), *check_values(config)] or [found for check in CHECKS for found in check(config)]
+    """Everything that is wrong, beside access tokens. A key that is past its limit is told of once."""
+    limits = list(check_values(config))
+    told = {limit.key for limit in limits}
+    return [*limits, *(found for check in CHECKS for found in check(config) if found.key not in told)]
 
 
 def refuse_problems(config: SetupConfig) -> None:
     """Raise UsageError with the first problem, and how many more there are."""
+    refuse_secrets(config)
     refuse(problems(config))
+
+
+def refuse_secrets(config: SetupConfig) -> None:
+    """Raise UsageError for an access token, which must be in no message of another problem."""
+    refuse(list(check_tokens(config)))

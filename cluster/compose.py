@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hydra.core.override_parser.types import Override
@@ -16,8 +16,13 @@ from launcher.fields import schema_of
 from launcher.paths import CLUSTER_SETUP
 
 
-def compose(overrides: Sequence[str], config_name: str = "config", config_dir: str | Path | None = None) -> SetupConfig:
-    """The configuration that the command line asks for. Raises UsageError with one line."""
+def compose(
+    overrides: Sequence[str],
+    config_name: str = "config",
+    config_dir: str | Path | None = None,
+    check: Callable[[SetupConfig], None] = refuse_problems,
+) -> SetupConfig:
+    """The configuration that the command line asks for. Raises UsageError with one line, or what ``check`` raises."""
     lines = list(overrides)
     with schema_of(SetupConfig):
         composer = _composer(config_name, config_dir)
@@ -26,7 +31,7 @@ def compose(overrides: Sequence[str], config_name: str = "config", config_dir: s
             cfg = composer.load(lines)
             publish(OmegaConf.masked_copy(cfg, "hydra"))
             config = to_typed(cfg, SetupConfig)
-        refuse_problems(config)
+        check(config)
     return config
 
 

@@ -25,12 +25,21 @@ def run(config: SetupConfig) -> int:
             raise TrntuneError(f"{'; '.join(found.foreign)}: nothing was deleted")
         print(f"cluster {config.name}: there is nothing to delete in {config.region}")
         return 0
+    if config.keep_fsx and found.own_stack is not None and found.own_stack.lost:
+        raise TrntuneError(
+            f"the stack {config.name} is {found.own_stack.status}: its file system can't be kept; nothing was deleted: "
+            "without keep_fsx=true all of it is"
+        )
     for line in found.foreign:
         say(f"left alone: {line}")
     try:
         _take_down(aws, config, found)
     except TrntuneError as error:
-        raise TrntuneError("\n".join([str(error), *_left(aws, config)])) from error
+        raise TrntuneError("\n".join([str(error), *_left(aws, config, "put it right, then")])) from error
+    except KeyboardInterrupt:
+        for line in _left(aws, config, "go on"):
+            say(line)
+        raise
     return _report(aws, config)
 
 
@@ -45,10 +54,10 @@ def _take_down(aws: Aws, config: SetupConfig, found: standing.Standing) -> None:
         say(f"log group {group}: deleted")
 
 
-def _left(aws: Aws, config: SetupConfig) -> list[str]:
-    """After an error: what is there still, and how to go on."""
-    listed = [f"  {remain.line}" for remain in remains.everything(aws, config.name)]
-    return ["left, and perhaps paid:", *listed, f"put it right, then: {take_down(config)}"] if listed else []
+def _left(aws: Aws, config: SetupConfig, advice: str) -> list[str]:
+    """What is there still, and how to go on."""
+    listed = remains.listed(aws, config.name, "left, and perhaps paid:")
+    return [*listed, f"{advice}: {take_down(config)}"] if listed else []
 
 
 def _what_is_lost(config: SetupConfig) -> str:
@@ -65,6 +74,8 @@ def _what_is_lost(config: SetupConfig) -> str:
 
 def _delete_stack(aws: Aws, config: SetupConfig, there: stack.Stack | None) -> None:
     """The bucket is emptied first: CloudFormation can't delete one with objects in it."""
+    if there is not None and there.status.startswith("UPDATE_"):
+        there = stack.settled(aws, there, Patience.of(config))
     members = stack.members_of(aws, there.id) if there else []
     ours = {physical for member, physical, _ in members if member == "Bucket" and physical}
     for name in sorted({*ours, *bucket.of_cluster(aws, config.name)}):
@@ -83,7 +94,9 @@ def _keep_file_system(aws: Aws, config: SetupConfig, there: stack.Stack) -> None
         say("stack: only the file system and its network are there already")
         return
     stack.set_compute(aws, there, False)
-    stack.wait_for(aws, config.name, Patience.of(config))
+    left = stack.wait_for(aws, config.name, Patience.of(config))
+    if left.has_compute:
+        raise TrntuneError(stack.why(aws, left))
 
 
 def _report(aws: Aws, config: SetupConfig) -> int:

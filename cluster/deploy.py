@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from cluster import bucket, hyperpod, stack, standing, validate
+from cluster import bucket, hyperpod, remains, stack, standing, validate
 from cluster.aws import Aws
 from cluster.cost import lines
 from cluster.documents import Resources, request
@@ -28,16 +29,19 @@ def run(config: SetupConfig) -> int:
     found = standing.look(aws, config.name)
     config = stack.with_zone_of(found.own_stack, config)
     _refuse_problems(validate.online(aws, config, found))
-    cluster = _make(aws, config, account)
+    # What may hold results by now is not to go with a command that was copied from an error.
+    kept = found.own_stack is not None and found.own_stack.good
+    cluster = _make(aws, replace(config, keep_fsx=kept), account)
     print(f"cluster {cluster.name} is {cluster.status}: {cluster.arn}")
     print(f"log in: python -m cluster ssh name={config.name} region={config.region}")
-    print(f"take it down: {take_down(config)}")
+    print(f"take it down, with its file system: {take_down(replace(config, keep_fsx=False))}")
     return 0
 
 
 def take_down(config: SetupConfig) -> str:
     """The command that does."""
-    return f"python -m cluster delete name={config.name} region={config.region} confirm=true"
+    keep = " keep_fsx=true" if config.keep_fsx else ""
+    return f"python -m cluster delete name={config.name} region={config.region} confirm=true{keep}"
 
 
 def _make(aws: Aws, config: SetupConfig, account: str) -> hyperpod.Cluster:
@@ -48,7 +52,8 @@ def _make(aws: Aws, config: SetupConfig, account: str) -> hyperpod.Cluster:
     except TrntuneError as error:
         raise TrntuneError(f"{error}\n{paid}") from error
     except KeyboardInterrupt:
-        say(paid)
+        for line in [*remains.listed(aws, config.name, "there so far:"), paid]:
+            say(line)
         raise
 
 

@@ -35,7 +35,7 @@ _FLAGS = (
 )
 _EXIT_CODES = (
     ("0", "done; status: in service; validate: no problem"),
-    ("1", "AWS refused, something failed, or something is left"),
+    ("1", "AWS refused, something failed, or something is left; validate: there is a problem"),
     ("2", "the command line or configuration was refused; nothing was asked of AWS"),
     ("130", "interrupted; what AWS has begun goes on"),
 )

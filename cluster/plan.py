@@ -71,6 +71,8 @@ def _print(config: SetupConfig, files: dict[str, bytes]) -> None:
     if uploaded:
         print(f"Uploaded to s3://{wanted.bucket}:")
         print("".join(f"  {name}  ({len(content):,} bytes)\n" for name, content in uploaded.items()))
+    for line in bucket.left_here(config):
+        print(f"note: {line}\n")
     _summary(config)
 
 

@@ -83,6 +83,12 @@ def everything(aws: Aws, name: str) -> list[Remain]:
     return found
 
 
+def listed(aws: Aws, name: str, heading: str) -> list[str]:
+    """That as lines under a heading; none where nothing is there."""
+    lines = [f"  {remain.line}" for remain in everything(aws, name)]
+    return [heading, *lines] if lines else []
+
+
 def _unknown(what: str, error: TrntuneError) -> Remain:
     return Remain(f"{what}: not known ({error})")
 

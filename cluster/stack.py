@@ -15,6 +15,7 @@ from launcher.errors import TrntuneError
 _CAPABILITIES = ["CAPABILITY_IAM"]
 _GOOD = ("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")
 _BAD = ("FAILED", "ROLLBACK")
+_BEGIN = ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class Stack:
     def rolled_back(self) -> bool:
         """It failed, or is on its way back from a failure."""
         return not self.good and any(word in self.status for word in _BAD)
+
+    @property
+    def lost(self) -> bool:
+        """Nothing can be made of it any more: it has failed, or is being taken away."""
+        return self.status.startswith(("ROLLBACK_", "DELETE_")) or (self.rolled_back and not self.at_work)
 
     @property
     def has_compute(self) -> bool:
@@ -114,6 +120,7 @@ def differences(stack: Stack, config: SetupConfig) -> list[str]:
 
 def ensure(aws: Aws, config: SetupConfig) -> Stack:
     """The stack, complete: made if absent, waited for, never changed. Raises TrntuneError with the reason."""
+    patience = Patience.of(config)
     stack = find(aws, config.name)
     if stack is None:
         _create(aws, config)
@@ -122,12 +129,12 @@ def ensure(aws: Aws, config: SetupConfig) -> Stack:
             f"the stack {config.name} differs from the configuration ({'; '.join(different)}): give the values that it "
             "has, or delete it first"
         )
-    elif stack.good and not stack.has_compute:
+    elif (stack := settled(aws, stack, patience)).good and not stack.has_compute:
         say(f"stack {config.name}: the file system was kept; making the rest again")
         set_compute(aws, stack, True)
-    stack = wait_for(aws, config.name, Patience.of(config))
-    if not stack.good:
-        raise TrntuneError(_why(aws, config.name, stack))
+    stack = wait_for(aws, config.name, patience)
+    if not stack.good or not stack.has_compute:
+        raise TrntuneError(why(aws, stack))
     return stack
 
 
@@ -166,6 +173,11 @@ def wait_for(aws: Aws, name: str, patience: Patience) -> Stack:
     return wait(f"stack {name}", ask, patience)
 
 
+def settled(aws: Aws, stack: Stack, patience: Patience) -> Stack:
+    """The stack when what an earlier command has begun is at its end: until then AWS changes nothing else in it."""
+    return wait_for(aws, stack.name, patience) if stack.at_work else stack
+
+
 def _progress(aws: Aws, stack: Stack) -> str:
     if not stack.at_work:
         return stack.status
@@ -186,16 +198,24 @@ def members_of(aws: Aws, stack: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _why(aws: Aws, name: str, stack: Stack) -> str:
+def why(aws: Aws, stack: Stack) -> str:
     """The first resource that failed says why; what follows it was only cancelled."""
+    failed = [event for event in _last_events(aws, stack) if event["ResourceStatus"].endswith("_FAILED")]
+    told = [event for event in failed if "cancelled" not in event.get("ResourceStatusReason", "")]
+    reason = f"{told[-1]['LogicalResourceId']}: {told[-1].get('ResourceStatusReason', '')}" if told else stack.reason
+    return f"the stack {stack.name} is {stack.status}: {reason or 'AWS gives no reason'}"
+
+
+def _last_events(aws: Aws, stack: Stack) -> list[dict[str, Any]]:
+    """The newest first, back to where AWS was told to make, change or delete the stack."""
     events: list[dict[str, Any]] = []
     with one_line():
         for page in aws.client("cloudformation").get_paginator("describe_stack_events").paginate(StackName=stack.id):
-            events += page["StackEvents"]
-    failed = [event for event in reversed(events) if event["ResourceStatus"].endswith("_FAILED")]
-    first = next((event for event in failed if "cancelled" not in event.get("ResourceStatusReason", "")), None)
-    reason = f"{first['LogicalResourceId']}: {first.get('ResourceStatusReason', '')}" if first else stack.reason
-    return f"the stack {name} is {stack.status}: {reason or 'AWS gives no reason'}"
+            for event in page["StackEvents"]:
+                events.append(event)
+                if event.get("PhysicalResourceId") == stack.id and event["ResourceStatus"] in _BEGIN:
+                    return events
+    return events
 
 
 def delete(aws: Aws, stack: Stack, patience: Patience) -> Stack | None:

@@ -53,7 +53,9 @@ def conflicts(aws: Aws, config: SetupConfig, standing: Standing) -> Iterator[str
     """Why deploy would stop at what stands: asked first, since everything that it makes before that is paid."""
     yield from standing.foreign
     there, cluster = standing.own_stack, standing.own_cluster
-    if there is not None and not there.rolled_back:
+    if there is not None and there.lost:
+        yield _lost(aws, there)
+    elif there is not None:
         yield from (f"the stack {config.name} is another one: {line}" for line in stacks.differences(there, config))
     if cluster is None or standing.foreign:
         return
@@ -67,6 +69,12 @@ def conflicts(aws: Aws, config: SetupConfig, standing: Standing) -> Iterator[str
         yield from (
             f"the cluster {config.name} is another one: {line}" for line in differences(aws, config, wanted, cluster)
         )
+
+
+def _lost(aws: Aws, there: stacks.Stack) -> str:
+    if there.at_work:
+        return f"the stack {there.name} is {there.status}: wait until that has ended (python -m cluster status)"
+    return f"{stacks.why(aws, there)}: delete it first"
 
 
 def differences(aws: Aws, config: SetupConfig, wanted: Resources, cluster: hyperpod.Cluster) -> list[str]:

@@ -8,17 +8,24 @@ from typing import Any
 
 from cluster import agreement, bucket, model, questions, stack, standing
 from cluster.aws import Aws
+from cluster.checks import problems
 from cluster.documents import PARAMETERS, REQUEST, Resources, parameters, placeholders, request
-from cluster.findings import PROBLEM, UNKNOWN, Finding
+from cluster.findings import PROBLEM, UNKNOWN, WARNING, Finding
 from cluster.schema import SetupConfig
 from cluster.show import print_findings
 from launcher.errors import TrntuneError, UsageError
 from launcher.exit_codes import FAILED
+from launcher.fields import schema_of
+
+CONFIGURATION = "configuration"
 
 
 def run(config: SetupConfig) -> int:
     """Print every finding. Returns 0, or 1 when there is a problem."""
-    findings = own_documents(Path(config.documents)) if config.documents else everything(config)
+    if config.documents:
+        findings = [*configuration(config), *own_documents(Path(config.documents))]
+    else:
+        findings = everything(config)
     print_findings(findings, as_json=config.format == "json")
     return FAILED if any(finding.state == PROBLEM for finding in findings) else 0
 
@@ -27,14 +34,24 @@ def everything(config: SetupConfig) -> list[Finding]:
     """Findings on what the configuration gives, offline and, as far as AWS answers, online."""
     try:
         aws = Aws(config.region)
-        account: str | TrntuneError = aws.account()
-    except UsageError:
-        raise
+        aws.account()
+    except UsageError as error:
+        if not (wrong := configuration(config)):
+            raise
+        return wrong if _names_region(wrong) else [*wrong, Finding(CONFIGURATION, PROBLEM, str(error))]
     except TrntuneError as error:
-        account = error
-    if isinstance(account, TrntuneError):
-        return [*offline(config, placeholders(config)), Finding("zone, quota, what is deployed", UNKNOWN, str(account))]
+        return [*offline(config, placeholders(config)), Finding("zone, quota, what is deployed", UNKNOWN, str(error))]
     return online(aws, config)
+
+
+def _names_region(wrong: list[Finding]) -> bool:
+    return any(finding.detail.startswith("region=") for finding in wrong)
+
+
+def configuration(config: SetupConfig) -> list[Finding]:
+    """Everything in the configuration that can't work, whatever AWS says; none where nothing is wrong."""
+    with schema_of(SetupConfig):
+        return [Finding(CONFIGURATION, PROBLEM, str(problem)) for problem in problems(config)]
 
 
 def online(aws: Aws, config: SetupConfig, found: standing.Standing | None = None) -> list[Finding]:
@@ -70,12 +87,15 @@ def deployed(aws: Aws, config: SetupConfig, there: stack.Stack, wanted: Resource
 
 
 def offline(config: SetupConfig, wanted: Resources) -> list[Finding]:
-    """Findings on the documents alone."""
+    """Findings on the configuration and, where nothing is wrong with it, on the documents that are made from it."""
+    if wrong := configuration(config):
+        return wrong
     document = request(config, wanted)
     files = bucket.contents(config, wanted)
     return [
         *(model.check_request(document) or [Finding(model.CHECK, "ok")]),
         *agreement.check(document, parameters(config, wanted), files),
+        *(Finding("uploaded files", WARNING, line) for line in bucket.left_here(config)),
     ]
 
 

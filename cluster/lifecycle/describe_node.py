@@ -86,12 +86,17 @@ def slurm_lines(resources: dict[str, Any], parameters: dict[str, Any]) -> Iterat
     partitions: dict[str, list[str]] = {}
     for worker in parameters["worker_groups"]:
         group = worker["instance_group_name"]
-        cores, memory = HARDWARE.get(types.get(group, ""), (1, 1))
+        kind = types.get(group, "")
+        if kind not in HARDWARE and addresses(resources, group):
+            sys.exit(
+                f"instance group {group}: cores and memory of {kind or 'its instances'} are not known here: write them "
+                "into HARDWARE of describe_node.py"
+            )
         for address in addresses(resources, group):
             partitions.setdefault(worker["partition_name"], []).append(host(address))
             yield (
-                f"NodeName={host(address)} NodeAddr={address} Sockets=1 CoresPerSocket={cores} "
-                f"ThreadsPerCore=1 RealMemory={memory} State=UNKNOWN"
+                f"NodeName={host(address)} NodeAddr={address} Sockets=1 CoresPerSocket={HARDWARE[kind][0]} "
+                f"ThreadsPerCore=1 RealMemory={HARDWARE[kind][1]} State=UNKNOWN"
             )
     for number, (partition, nodes) in enumerate(partitions.items()):
         default = "YES" if number == 0 else "NO"

@@ -25,7 +25,10 @@ done
 
 mkdir -p "$path"
 line="$dns_name@tcp:/$mount_name $path lustre noatime,flock,_netdev,x-systemd.requires=network-online.target 0 0"
-grep -qxF "$line" "$fstab" || echo "$line" >>"$fstab"
+if ! grep -qxF "$line" "$fstab"; then
+    sed -i "\\|^[^ ]* $path lustre |d" "$fstab" # of a run before, with other names
+    echo "$line" >>"$fstab"
+fi
 modprobe lustre
 for ((attempt = 1; ; attempt++)); do
     mount "$path" && break

@@ -12,10 +12,10 @@ say() { echo "$(date -u +%H:%M:%S) start_slurm: $*"; }
 
 controller() {
     for ((second = 0; second < patience; second++)); do
-        grep -qsF "$controller_address" "$slurm_conf" && break
+        grep -qswF "$controller_address" "$slurm_conf" && break
         sleep 1
     done
-    if grep -qsF "$controller_address" "$slurm_conf"; then
+    if grep -qswF "$controller_address" "$slurm_conf"; then
         say "$slurm_conf is HyperPod's own"
     else
         mkdir -p "$(dirname "$slurm_conf")"

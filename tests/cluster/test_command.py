@@ -29,7 +29,6 @@ REFUSALS = [
     (["plan", "workers.name=controller-machine"], ["workers.name=controller-machine", "is controller.name, too"]),
     (["plan", "workers.instance_type=trn1.32xlarge"], ["write ml.trn1.32xlarge"]),
     (["plan", "workers.instance_type=ml.p5.48xlarge"], ["workers.instance_type=ml.p5.48xlarge", "no Neuron device"]),
-    (["validate", "workers.instance_type=ml.c5.4xlarge"], ["no Neuron device", "such as ml.trn1.32xlarge"]),
     (["plan", "network.availability_zone_id=us-west-2a"], ["us-west-2a", "such as usw2-az4"]),
     (["plan", "network.private_cidr=10.1.0.0/17"], ["network.private_cidr=10.1.0.0/17", "is not inside"]),
     (["plan", "network.public_cidr=10.0.128.0/24"], ["overlaps network.private_cidr"]),
@@ -121,6 +120,30 @@ def test_validate_without_credentials_says_what_is_unknown(offline):
     words = " ".join(done.stdout.split())
     assert "no AWS credentials" in words
     assert "no problem, 1 unknown; what is unknown may still be wrong" in words
+
+
+def test_validate_lists_all_that_is_wrong_with_a_configuration(offline):
+    wrong = {
+        "name=Demo": "small letters", "region=nowhere": "not the name of a region", "workers.count=-1": "must be >= 0",
+        "workers.instance_type=ml.c5.4xlarge": "no Neuron device", "storage.capacity_gib=1000": "must be >= 1200",
+        "controller.price_usd_per_hour=1": "a price needs all of",
+    }  # fmt: skip
+    done = offline("validate", *wrong, "format=json")
+    assert (done.returncode, done.stderr) == (1, "")
+    found = [finding["detail"] for finding in json.loads(done.stdout) if finding["state"] == "problem"]
+    for given, why in wrong.items():
+        [line] = [line for line in found if given in line or (given.startswith("controller") and "price_source" in line)]
+        assert why in line
+    assert len(found) == len(wrong)
+    done = offline("validate", "controller.count=2", "region=us-wset-2")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "2 problems" in done.stdout
+
+
+def test_settings_of_aws_that_cannot_be_read_are_one_line(offline):
+    done = offline("status", AWS_ENDPOINT_URL="nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: AWS's settings (AWS_..., ~/.aws/config): Invalid endpoint: nonsense\n"
 
 
 @pytest.mark.parametrize("command", [["deploy", "confirm=true"], ["status"], ["delete", "confirm=true"], ["ssh"]])

@@ -117,6 +117,28 @@ def test_a_second_run_changes_nothing(node):
     assert node.called.count(f"mount {node.fsx}") == 1
 
 
+def test_a_run_with_another_mount_name_mounts_that(node):
+    document = node.scripts / "provisioning_parameters.json"
+    right = document.read_text()
+    document.write_text(right.replace("PLACEHLD", "wrong"))
+    assert node.run("127.0.0.1").returncode == 0
+    document.write_text(right)
+    node.calls.write_text("")
+    assert node.run("127.0.0.1").returncode == 0
+    [line] = (node.root / "fstab").read_text().splitlines()
+    assert "@tcp:/PLACEHLD " in line
+
+
+def test_an_instance_type_of_unknown_size_is_no_node_of_one_core(node):
+    resources = node.scripts / "resource_config.json"
+    resources.write_text(resources.read_text().replace("ml.trn1.32xlarge", "ml.trn9.48xlarge"))
+    done = node.run("127.0.0.1")
+    assert done.returncode != 0
+    assert "worker-group-1: cores and memory of ml.trn9.48xlarge are not known here" in done.stderr
+    assert not (node.root / "slurm" / "slurm.conf").exists()
+    assert not [call for call in node.called if "slurmctld" in call]
+
+
 def test_hyperpods_own_slurm_conf_is_left_alone(node):
     own = node.root / "slurm" / "slurm.conf"
     own.parent.mkdir()

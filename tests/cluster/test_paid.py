@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import boto3
 from moto.core.exceptions import JsonRESTError
 from moto.fsx.models import FSxBackend
 from moto.logs.models import LogsBackend
@@ -14,11 +16,11 @@ from moto.s3.exceptions import S3ClientError
 from moto.s3.models import S3Backend
 from moto.sagemaker.models import SageMakerModelBackend
 
-from cluster import stack
+from cluster import hyperpod, stack
 from cluster.aws import Aws
 from cluster.compose import compose
 from tests.cluster.conftest import CREDENTIALS, environment
-from tests.cluster.server import ACCOUNT
+from tests.cluster.server import ACCOUNT, SCENES
 from tests.limits import PATIENCE
 
 ZONE = "network.availability_zone_id=usw2-az4"
@@ -85,10 +87,73 @@ def test_a_bucket_is_ours_by_its_tag_and_not_by_its_name(here, account, capsys):
     assert here(*DELETE) == 0
 
 
-def test_a_refusal_after_the_stack_was_made_names_what_ends_the_bill(here, account, capsys, monkeypatch):
-    def refuse(*arguments, **more):
-        raise JsonRESTError("ResourceLimitExceeded", "the account-level limit is 0")
+def test_a_cluster_of_the_same_name_in_another_region_keeps_its_bucket(here, account, capsys):
+    """S3 lists all regions' buckets to each."""
+    name, where = "sagemaker-demo-abcdefabcdef", {"LocationConstraint": "eu-central-1"}
+    keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+    other = boto3.client("s3", region_name="eu-central-1", endpoint_url=os.environ["AWS_ENDPOINT_URL"], **keys)
+    other.create_bucket(Bucket=name, CreateBucketConfiguration=where)
+    other.put_bucket_tagging(Bucket=name, Tagging={"TagSet": OURS})
+    other.put_object(Bucket=name, Key="src/on_create.sh", Body=b"of the other cluster")
+    assert here(*DEPLOY) == 0
+    assert here(*DELETE) == 0
+    assert "nothing is left" in capsys.readouterr().out
+    assert account.bucket() == name
+    assert here(*DELETE) == 0
+    assert [found["Key"] for found in other.list_objects_v2(Bucket=name)["Contents"]] == ["src/on_create.sh"]
+    assert here("delete", "name=demo", "region=eu-central-1", "confirm=true") == 0
 
+
+def test_ctrl_c_lists_what_is_there_and_how_to_go_on(address, here, account, capsys, tmp_path, monkeypatch):
+    """And lifecycle scripts of one's own, from a directory, are what is uploaded."""
+    (tmp_path / "mine/parts").mkdir(parents=True)
+    for name in ("start.sh", "parts/mount.sh", ".notes", "provisioning_parameters.json"):
+        (tmp_path / "mine" / name).write_text("mine")
+    deploy = (*DEPLOY, f"lifecycle.directory={tmp_path}/mine", "lifecycle.entry=start.sh")
+    variables = environment(AWS_ENDPOINT_URL=address, **CREDENTIALS)
+    command = [sys.executable, "-m", "cluster", *deploy, "poll_seconds=0.1"]
+    SCENES["demo"] = [("Creating", "")]
+    with subprocess.Popen(command, env=variables, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "cluster demo: Creating" in line:
+                process.send_signal(signal.SIGINT)
+    SCENES.clear()
+    text = "".join(said)
+    assert process.returncode == 130
+    for part in ("there so far:\n", "  cluster demo (Creating)\n", "  stack demo (CREATE_COMPLETE)\n", "  bucket sagemaker-demo-",
+                 f"what is there is paid until it is taken down: {TAKE_DOWN}\n"):  # fmt: skip
+        assert part in text
+    assert text.endswith("interrupted; what AWS has begun goes on: the same command takes it up\n")
+    assert "warning: uploaded files: " in text
+    assert "mine/provisioning_parameters.json is not uploaded" in text
+    assert here(*deploy) == 0
+    bucket = account.bucket()
+    listed = [found["Key"] for found in account.s3.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert listed == ["src/parts/mount.sh", "src/provisioning_parameters.json", "src/start.sh"]
+    written = account.s3.get_object(Bucket=bucket, Key="src/provisioning_parameters.json")["Body"].read()
+    assert json.loads(written)["controller_group"] == "controller-machine"
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(hyperpod, "wait", interrupt)
+        assert here(*DELETE) == 130
+    err = capsys.readouterr().err
+    assert "left, and perhaps paid:\n" in err
+    assert "  stack demo (CREATE_COMPLETE)\n" in err
+    assert f"  go on: {TAKE_DOWN}\n" in err
+    assert here(*DELETE) == 0
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def refuse(*arguments, **more):
+    raise JsonRESTError("ResourceLimitExceeded", "the account-level limit is 0")
+
+
+def test_a_refusal_after_the_stack_was_made_names_what_ends_the_bill(here, account, capsys, monkeypatch):
     def deny(*arguments, **more):
         raise JsonRESTError("AccessDeniedException", "not you")
 
@@ -118,7 +183,7 @@ def test_a_refusal_after_the_stack_was_made_names_what_ends_the_bill(here, accou
     assert here(*DELETE) == 0
 
 
-def test_what_is_kept_with_the_file_system_is_its_own(here, account, capsys):
+def test_what_is_kept_with_the_file_system_is_its_own(here, account, capsys, monkeypatch):
     """A node's interface in the network isn't: it keeps a later delete from ending."""
     assert here(*DEPLOY) == 0
     (system,) = account.fsx.describe_file_systems()["FileSystems"]
@@ -131,6 +196,17 @@ def test_what_is_kept_with_the_file_system_is_its_own(here, account, capsys):
     assert f"interface {interface} (of a node)" in out
     account.ec2.delete_network_interface(NetworkInterfaceId=interface)
     assert here(*DELETE, "keep_fsx=true") == 0
+    # A command that is copied from an error must not take it away.
+    with monkeypatch.context() as patch:
+        patch.setattr(SageMakerModelBackend, "create_cluster", refuse)
+        assert here(*DEPLOY) == 1
+    assert capsys.readouterr().err.endswith(f"until it is taken down: {TAKE_DOWN} keep_fsx=true\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(stack, "wait_for", interrupt)
+        assert here(*DELETE, "keep_fsx=true") == 130
+    assert f"go on: {TAKE_DOWN} keep_fsx=true\n" in capsys.readouterr().err
+    assert here(*DELETE, "keep_fsx=true") == 0
+    capsys.readouterr()
     assert here("status", "name=demo") == 1
     assert "cost: no instance; NAT gateway, file system" in " ".join(capsys.readouterr().out.split())
     assert here(*DELETE) == 0

@@ -9,7 +9,7 @@ from botocore.exceptions import EndpointConnectionError, NoCredentialsError, Pro
 from botocore.parsers import ResponseParserError
 from botocore.stub import ANY, Stubber
 
-from cluster import deploy, hyperpod, questions, stack
+from cluster import deploy, hyperpod, questions, stack, standing
 from cluster.aws import Aws, NoAccess, one_line
 from cluster.compose import compose
 from cluster.documents import Resources, request
@@ -137,17 +137,58 @@ def test_a_stack_that_rolls_back_stops_with_the_first_reason(aws, stubs):
         ("FileSystem", failed, "1200 GiB exceeds the limit of the account"),
         ("NatGateway", failed, "Resource creation cancelled"),
     ]
-    listed = [
-        {
-            "StackId": "x", "EventId": str(number), "StackName": "demo", "Timestamp": datetime.datetime(2026, 1, 1),
-            "LogicalResourceId": name, "ResourceStatus": status, "ResourceStatusReason": reason,
-        }
-        for number, (name, status, reason) in enumerate(events)
-    ]  # fmt: skip
-    made.add_response("describe_stack_events", {"StackEvents": listed})
+    made.add_response("describe_stack_events", {"StackEvents": [event(*told) for told in events]})
     with pytest.raises(TrntuneError) as caught:
         stack.ensure(aws, config)
     assert "ROLLBACK_COMPLETE: FileSystem: 1200 GiB exceeds the limit of the account" in str(caught.value)
+
+
+def event(name: str, status: str, reason: str = "", of: str = ""):
+    return {
+        "StackId": "x", "EventId": name, "StackName": "demo", "Timestamp": datetime.datetime(2026, 1, 1),
+        "LogicalResourceId": name, "ResourceStatus": status, "ResourceStatusReason": reason, "PhysicalResourceId": of,
+    }  # fmt: skip
+
+
+def test_on_a_stack_that_has_failed_nothing_is_begun(aws, stubs):
+    """validate and deploy say so, and the reason; a stack that is on its way there is waited for by the user."""
+    config = compose(["name=demo", "network.availability_zone_id=usw2-az4"])
+    made = stubs("cloudformation")
+    made.add_response("describe_stacks", described("ROLLBACK_COMPLETE"))
+    made.add_response("describe_stack_events", {"StackEvents": [event("Role", "CREATE_FAILED", "not you")]})
+    made.add_response("describe_stacks", described("DELETE_IN_PROGRESS"))
+    found = [
+        line
+        for _ in range(2)
+        for line in standing.conflicts(aws, config, standing.Standing(own_stack=stack.find(aws, "demo")))
+    ]
+    assert found == [
+        "the stack demo is ROLLBACK_COMPLETE: Role: not you: delete it first",
+        "the stack demo is DELETE_IN_PROGRESS: wait until that has ended (python -m cluster status)",
+    ]
+
+
+def test_what_cannot_be_made_beside_a_kept_file_system_is_said(aws, stubs):
+    """The stack is well again after that; and the failures of an earlier time are not the reason."""
+    config = compose(["name=demo", "network.availability_zone_id=usw2-az4", "poll_seconds=0.001"])
+    made = stubs("cloudformation")
+    kept, back = described("UPDATE_COMPLETE"), described("UPDATE_ROLLBACK_COMPLETE")
+    for answer in (kept, back):
+        parameters = answer["Stacks"][0]["Parameters"]
+        parameters[-1] = {"ParameterKey": "Compute", "ParameterValue": "false"}
+    made.add_response("describe_stacks", kept)
+    made.add_response("update_stack", {"StackId": "x"})
+    made.add_response("describe_stacks", back)
+    events = [
+        event("NatAddress", "CREATE_FAILED", "the maximum number of addresses has been reached"),
+        event("demo", "UPDATE_IN_PROGRESS", of=back["Stacks"][0]["StackId"]),
+        event("FileSystem", "CREATE_FAILED", "of last year"),
+    ]
+    made.add_response("describe_stack_events", {"StackEvents": events})
+    with pytest.raises(TrntuneError) as caught:
+        stack.ensure(aws, config)
+    why = "NatAddress: the maximum number of addresses has been reached"
+    assert str(caught.value) == f"the stack demo is UPDATE_ROLLBACK_COMPLETE: {why}"
 
 
 def test_a_stack_that_cannot_be_deleted_comes_back(aws, stubs):
@@ -208,6 +249,7 @@ def test_errors_of_botocore_are_one_line(error, says):
     [
         ("ExpiredToken", "the AWS credentials have expired"),
         ("UnrecognizedClientException", "AWS does not accept the credentials"),
+        ("InvalidSignatureException", "AWS does not accept the credentials"),
         ("AccessDenied", "not permitted"),
     ],
 )

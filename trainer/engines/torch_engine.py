@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from launcher.errors import TrntuneError
+from launcher.pairs import Extents
 from launcher.schema import Config, accumulation_steps
 from trainer.attention import DOCUMENT_ATTENTION
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
@@ -36,7 +37,7 @@ from trainer.engines.base import (
 from trainer.engines.gloo import GlooPeers
 from trainer.engines.torch_trainer import BestWeights, PackedTrainer
 from trainer.families.choose import enable_checkpointing, way_of_training
-from trainer.families.pairs import Reaches, layer_reaches
+from trainer.families.pairs import layer_extents
 from trainer.families.proof import Way
 from trainer.fused import fuse
 from trainer.models.load import apply_method, count_parameters, load_model
@@ -89,7 +90,7 @@ class TorchEngine:
     model: PreTrainedModel | PeftModel
     module: CausalLMLoss
     way: Way
-    reaches: Reaches
+    extents: Extents
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -114,7 +115,7 @@ class TorchEngine:
         self.model = apply_method(base, self.config)
         nn.Module.to(self.model, self.device)
         fuse(self.model)
-        self.reaches = layer_reaches(base.config)
+        self.extents = layer_extents(base.config)
         self.module = CausalLMLoss(self.model, self.way)
 
     def parameters(self) -> ParameterCounts:

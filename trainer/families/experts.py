@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 # transformers' names for them, over all families.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "num_experts_per_token")
+_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim")
 _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
 
 
@@ -35,6 +36,23 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
         if "lora_" not in name and _of_experts(name, parameter, count)
     )
     return experts - experts * chosen // count
+
+
+def active_width(config: Any) -> int:
+    """How wide the MLP of a layer is for a token: of experts the chosen ones together."""
+    found = next((getattr(config, name, None) for name in _WIDTHS if getattr(config, name, None)), 4 * config.hidden_size)
+    width = max(found) if isinstance(found, list | tuple) else int(found)
+    each, chosen = getattr(config, "moe_intermediate_size", None), _setting(config, _CHOSEN)
+    if not isinstance(chosen, int):
+        return width
+    return chosen * each if isinstance(each, int) else chosen * width
+
+
+def looked_up(model: PreTrainedModel) -> int:
+    """Parameters of embeddings that are only looked up: one that is the output head's matrix is none of them."""
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    return sum(table.numel() for table in tables if table is not head)
 
 
 def _of_experts(name: str, parameter: nn.Parameter, count: int) -> bool:

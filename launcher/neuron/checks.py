@@ -88,7 +88,10 @@ def check_model(config: Config) -> Iterator[Problem]:
         why = f"optimum-neuron trains {families} only, and this is {found}"
         yield Problem("model", config.model.name, why, "take a model of these families, or another accelerator")
         return
-    for name, size in (("intermediate_size", facts.intermediate_size), ("vocab_size", facts.vocab_size)):
+    sizes = {"intermediate_size": facts.intermediate_size, "vocab_size": facts.vocab_size}
+    if facts.family == "granite":  # whose embedding and head are not split
+        del sizes["vocab_size"]
+    for name, size in sizes.items():
         if size % tensor:
             why = f"tensor parallelism must divide {name}={size} of {config.model.name}"
             yield Problem("parallelism.tensor_parallel", tensor, why, "give a divisor of it")

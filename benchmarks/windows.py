@@ -180,7 +180,7 @@ def our_way(config: MistralConfig, examples: list[Example], length: int) -> Pass
 
 
 def plain_way(config: MistralConfig, examples: list[Example], length: int | None) -> Pass:
-    """transformers' model with its own attention (sdpa), a sample a row, padded to ``length`` or the batch's longest."""
+    """transformers' model with its own attention (sdpa), a sample a row, padded to ``length`` or to the longest."""
     model = adapted(config, "sdpa")
     parts = [examples[start : start + _BATCH] for start in range(0, len(examples), _BATCH)]
 
@@ -205,9 +205,7 @@ def plain_way(config: MistralConfig, examples: list[Example], length: int | None
 
 def ratios(times: dict[str, list[float]]) -> dict[str, list[float]]:
     """How many times as long each way takes as the packed one, by round."""
-    return {
-        name: [mine / ours for mine, ours in zip(found, times[OURS], strict=True)] for name, found in times.items()
-    }
+    return {name: [mine / ours for mine, ours in zip(found, times[OURS], strict=True)] for name, found in times.items()}
 
 
 def _report(arguments: argparse.Namespace, times: dict[str, dict[str, list[float]]]) -> None:

@@ -31,8 +31,8 @@ def read_config_json(directory: Path) -> dict[str, Any]:
 
 
 def _differs(facts: dict[str, Any]) -> bool:
-    """Whether the model attends by a window, or turns positions by the length of a row: neither is a plain Llama, Granite
-    or Qwen3, and optimum-neuron computes neither."""
+    """Whether the model attends by a window, or turns positions by the length of a row: neither is a plain Llama,
+    Granite or Qwen3, and optimum-neuron computes neither."""
     rope = facts.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     return bool(facts.get("use_sliding_window")) or kind in ("dynamic", "longrope")

@@ -194,9 +194,9 @@ def refuse_untrainable(config: Config) -> None:
     facts = config.model.architecture
     if facts is not None and facts.family == "granite":
         raise UsageError(
-            f"model={config.model.name}: granite can be planned, not trained: optimum-neuron's GraniteForCausalLM takes "
-            "the mean of each micro batch's loss whatever is asked of it, so that labels would not count alike, and "
-            "neither its embedding nor its head are split; take a llama or qwen3 model, or accelerator=cpu or cuda"
+            f"model={config.model.name}: granite can be planned, not trained: optimum-neuron's GraniteForCausalLM "
+            "takes the mean of each micro batch's loss whatever is asked of it, so that labels would not count alike; "
+            "take a llama or qwen3 model, or accelerator=cpu or cuda"
         )
     if parallel.pipeline_parallel > 1:
         raise UsageError(

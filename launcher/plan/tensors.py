@@ -1,7 +1,8 @@
 """Every tensor of a decoder-only model and its adapter, and what a tensor- and pipeline-parallel rank holds of it.
 
-Shapes are those of transformers' Llama, Granite and Qwen3 and of peft's LoRA layers; tests compare them with the real modules
-on the meta device. They are written out here because a launcher that built the modules would pay seconds for imports.
+Shapes are those of transformers' Llama, Granite and Qwen3 and of peft's LoRA layers; tests compare them with the real
+modules on the meta device. They are written out here because a launcher that built the modules would pay seconds for
+imports.
 """
 
 from __future__ import annotations

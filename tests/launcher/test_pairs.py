@@ -22,7 +22,9 @@ def counted(length: int, extent: Extent) -> int:
     return int(np.broadcast_to(sees[extent.kind], (length, length)).sum())
 
 
-@pytest.mark.parametrize("extent", [Extent(), Extent("window", 8), Extent("chunk", 8), Extent("window", 1), Extent("none")])
+@pytest.mark.parametrize(
+    "extent", [Extent(), Extent("window", 8), Extent("chunk", 8), Extent("window", 1), Extent("none")]
+)
 def test_pairs_are_those_of_the_mask(extent):
     expected = [counted(length, extent) for length in LENGTHS]
     assert [pairs(float(length), extent) for length in LENGTHS] == expected

@@ -38,7 +38,7 @@ class DataShape:
     trained: float
     """labels that the loss counts"""
     pairs: float
-    """query/key pairs of causal attention inside the documents and what its layers reach over: the mean of the layers"""
+    """query/key pairs of causal attention inside the documents, as far as layers reach: the mean of the layers"""
     eval_rows: int
     measured: int
     available: int

@@ -16,6 +16,8 @@ _CHOICES: tuple[tuple[str, ...], ...] = (
     *(("qkv_proj",), ("query_key_value",), ("c_attn",), ("Wqkv",), ("Wq", "Wv"), ("kv_proj",)),
     *(("receptance", "value"), ("in_proj",)),
 )
+# Layers of Llama, which the choices of conf/lora name: in another family they are no slip of the pen.
+_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # peft 0.17 refuses an adapter on these (tuners_utils._check_lora_target_modules_mamba): the kernels of these families
 # read the weight without calling the layer.
 _STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba")
@@ -56,7 +58,7 @@ def _no_layer(model: PreTrainedModel, target: str) -> str:
     what = f"lora.target_modules: the model has no linear layer {target!r} (there are: {', '.join(leaves)})"
     if any(name.rpartition(".")[2] == target and p.dim() == 3 for name, p in model.named_parameters()):
         return f"{what}; {target} is one parameter of all experts, which gets no adapter here"
-    if close := nearest(target, leaves):
+    if target not in _LLAMA and (close := nearest(target, leaves)):
         return f"{what}; nearest is {close}"
     return f"{what}; take lora.target_modules=[{','.join(own_choice(leaves))}], or [{ALL_LINEAR}] for all of them"
 

@@ -1,4 +1,4 @@
-"""lora.target_modules against the layers of other families than Llama: all of them, the family's own, or what is typed."""
+"""lora.target_modules against the layers of other families than Llama: all, the family's own, or what is typed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_default_layers_that_a_family_has_not_are_answered_with_its_own(family, 
 
 
 def test_a_misspelt_layer_is_answered_with_the_nearest():
-    with pytest.raises(TrntuneError, match=r"no linear layer 'c_atn' \(there are: c_attn, c_fc, c_proj\); nearest is c_attn"):
+    with pytest.raises(
+        TrntuneError, match=r"no linear layer 'c_atn' \(there are: c_attn, c_fc, c_proj\); nearest is c_attn"
+    ):
         resolved_targets(model("gpt2"), ["c_atn"])
 
 

@@ -13,8 +13,8 @@ def refuse_family(config: Config) -> None:
     """Raise UsageError where training would be of another model than transformers computes (trainer.families), or
     lora.target_modules names layers that the model hasn't.
 
-    It is found out by a process of its own, from the model's config.json. Llama, Granite and Qwen3 need none; a model on
-    the Hub, or one with code of its own, is looked at when it trains.
+    It is found out by a process of its own, from the model's config.json. Llama, Granite and Qwen3 need none; a model
+    on the Hub, or one with code of its own, is looked at when it trains.
     """
     model = config.model
     if model.architecture is not None or model.source != "local" or not model.path or model.trust_remote_code:

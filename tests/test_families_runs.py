@@ -22,7 +22,13 @@ from trainer.models.tiny_llama import byte_tokenizer
 
 NEW_TOKENS = 6
 CHAIN = (
-    *("model=local", "tracking=none", "stages=[fetch,train,merge,generate]", "tracking.samples=0"),
+    *(
+        "model=local",
+        "tracking=none",
+        "stages=[fetch,train,merge,generate]",
+        "tracking.samples=1",
+        "tracking.sample_tokens=4",
+    ),
     *("lora.target_modules=[all-linear]", "method.learning_rate=0.003", "training.save_every=null"),
     *("generate.questions=3", f"generate.max_new_tokens={NEW_TOKENS}", "generate.batch_size=2"),
 )

@@ -37,6 +37,7 @@ from trainer.engines.base import (
 from trainer.engines.gloo import GlooPeers
 from trainer.engines.torch_trainer import BestWeights, PackedTrainer
 from trainer.families.choose import enable_checkpointing, way_of_training
+from trainer.families.experts import without_router_loss
 from trainer.families.pairs import layer_extents
 from trainer.families.proof import Way
 from trainer.fused import fuse
@@ -175,7 +176,7 @@ class TorchEngine:
         base: Any = self.module.model
         self.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own.
-        with self._plain_attention(), torch.inference_mode(), self._autocast():
+        with self._plain_attention(), without_router_loss(base), torch.inference_mode(), self._autocast():
             output = base.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],

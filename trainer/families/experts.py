@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -12,6 +14,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "num_experts_per_token")
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim")
 _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+_ROUTER_LOGITS = "output_router_logits"
 
 
 def _setting(config: Any, names: tuple[str, ...]) -> Any:
@@ -66,10 +69,26 @@ def _of_experts(name: str, parameter: nn.Parameter, count: int) -> bool:
     return (bool(inside) and parameter.shape[0] % count == 0) or (parameter.dim() == 3 and parameter.shape[0] == count)
 
 
+@contextmanager
+def without_router_loss(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model computes no auxiliary loss of its router. transformers would while it generates, too, where the
+    configuration asks for it, and then fails: its mask is as long as the cache, the new tokens are one."""
+    config = model.config.get_text_config()
+    asked = getattr(config, _ROUTER_LOGITS, None)
+    if not asked:
+        yield
+        return
+    setattr(config, _ROUTER_LOGITS, False)
+    try:
+        yield
+    finally:
+        setattr(config, _ROUTER_LOGITS, asked)
+
+
 def router_coefficient(model: PreTrainedModel) -> float:
     """What the router's auxiliary loss is multiplied by in transformers' training loss; 0.0 where the configuration
     doesn't ask for it (output_router_logits)."""
     config = model.config.get_text_config()
-    if not getattr(config, "output_router_logits", False):
+    if not getattr(config, _ROUTER_LOGITS, False):
         return 0.0
     return float(_setting(config, _COEFFICIENTS) or 0.0)

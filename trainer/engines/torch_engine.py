@@ -68,7 +68,8 @@ def training_arguments(config: Config, total_steps: int) -> TrainingArguments:
         bf16=training.precision == "bf16",
         use_cpu=config.accelerator.device == "cpu",
         ddp_backend=config.accelerator.backend if config.parallelism.data_parallel > 1 else None,
-        ddp_find_unused_parameters=False,
+        # A replica's tokens may go to none of an expert's, and families may have layers that texts don't use.
+        ddp_find_unused_parameters=config.model.architecture is None,
         seed=config.seed,
         eval_strategy="no" if training.eval_every is None else "steps",
         eval_steps=training.eval_every,

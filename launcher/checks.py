@@ -21,7 +21,7 @@ from launcher.neuron.checks import check_environment, check_neuron
 from launcher.parallel_checks import PARALLEL_CHECKS
 from launcher.paths import shown
 from launcher.problem import Check, Problem
-from launcher.schema import Config
+from launcher.schema import ALL_LINEAR, Config
 from launcher.secrets import ADVICE, redact, strings, token_keys, without_credentials
 from launcher.sizes import ADVICE as SIZE_ADVICE
 from launcher.sizes import size_fault
@@ -29,7 +29,7 @@ from launcher.slurm.checks import check_cluster
 from launcher.stage import STAGES
 from launcher.tracking_address import address_fault, credentials_fault
 
-# Linear layers of a decoder block: the same names in transformers' Llama and Qwen3.
+# Linear layers of a decoder block: the same names in transformers' Llama, Granite and Qwen3.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -113,6 +113,10 @@ def check_lora_targets(config: Config) -> Iterator[Problem]:
     listed = f"[{','.join(targets)}]"
     if not targets:
         yield Problem(key, listed, "no layer gets an adapter", f"give some of {', '.join(LINEAR_LAYERS)}")
+    if ALL_LINEAR in targets and len(targets) > 1:
+        why = f"{ALL_LINEAR} stands for every layer, so it stands alone"
+        yield Problem(key, listed, why, f"write {key}=[{ALL_LINEAR}]")
+        return
     for name in sorted({name for name in targets if targets.count(name) > 1}):
         yield Problem(key, listed, f"{name} is listed twice", "list it once")
     unknown = [name for name in targets if name not in LINEAR_LAYERS] if config.model.architecture else []
@@ -322,12 +326,15 @@ def check_unused_lora(config: Config, overrides: Collection[str], swept: Collect
 
 
 def fill_architecture(config: Config) -> None:
-    """Read the facts of a local model into the configuration, so that checks and records have them."""
+    """Read the facts of a local model into the configuration, so that checks and records have them; and the names that
+    all-linear stands for, where they are known without the model."""
     model = config.model
     if model.source == "local" and model.architecture is None and model.path:
         directory = Path(model.path).expanduser()
         if directory.is_dir():
             model.architecture = read_architecture(directory)
+    if model.architecture is not None and config.lora.target_modules == [ALL_LINEAR]:
+        config.lora.target_modules = list(LINEAR_LAYERS)
 
 
 def problems(config: Config, overrides: Collection[str] = (), swept: Collection[str] = ()) -> list[Problem]:

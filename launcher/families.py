@@ -10,10 +10,11 @@ from launcher.schema import Config
 
 
 def refuse_family(config: Config) -> None:
-    """Raise UsageError where training would be of another model than transformers computes (trainer.families).
+    """Raise UsageError where training would be of another model than transformers computes (trainer.families), or
+    lora.target_modules names layers that the model hasn't.
 
-    It is found out by a process of its own, from the model's config.json. Llama and Qwen3 need none; a model on the
-    Hub, or one with code of its own, is looked at when it trains.
+    It is found out by a process of its own, from the model's config.json. Llama, Granite and Qwen3 need none; a model
+    on the Hub, or one with code of its own, is looked at when it trains.
     """
     model = config.model
     if model.architecture is not None or model.source != "local" or not model.path or model.trust_remote_code:
@@ -24,6 +25,7 @@ def refuse_family(config: Config) -> None:
         "model_dir": model.path,
         "length": config.training.max_length,
         "packing": config.dataset.packing,
+        "targets": config.lora.target_modules if config.method.name == "lora" else [],
     }
     found = ask("trainer.families.choose", json.dumps(request), "whether samples can be packed is seen when it trains")
     if found is not None and found.get("error"):

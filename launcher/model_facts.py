@@ -9,7 +9,7 @@ from typing import Any
 from launcher.errors import UsageError
 from launcher.schema import ArchitectureConfig
 
-FAMILIES = ("llama", "qwen3")
+FAMILIES = ("llama", "granite", "qwen3")
 # Keys of transformers' config.json that every model of these families has.
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -31,15 +31,24 @@ def read_config_json(directory: Path) -> dict[str, Any]:
 
 
 def _differs(facts: dict[str, Any]) -> bool:
-    """Whether the model attends by a window, or turns positions by the length of a row: neither is a plain Llama or
-    Qwen3, and optimum-neuron computes neither."""
+    """Whether the model attends by a window, or turns positions by the length of a row: neither is a plain Llama,
+    Granite or Qwen3, and optimum-neuron computes neither."""
     rope = facts.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     return bool(facts.get("use_sliding_window")) or kind in ("dynamic", "longrope")
 
 
+def family_of(directory: Path) -> str:
+    """The family of a local model in a few words, for a message that refuses it."""
+    facts = read_config_json(directory)
+    family = str(facts.get("model_type"))
+    if family in FAMILIES:
+        return f"a {family} model with a window, or with positions that turn by the length of a row"
+    return family
+
+
 def read_architecture(directory: Path) -> ArchitectureConfig | None:
-    """The facts of a plain Llama or Qwen3 model; None for another, whose checks are left to transformers."""
+    """The facts of a plain Llama, Granite or Qwen3 model; None for another, whose checks are left to transformers."""
     facts = read_config_json(directory)
     family = facts.get("model_type")
     if family not in FAMILIES or _differs(facts):

@@ -16,6 +16,8 @@ from omegaconf import MISSING
 Number = int | float
 
 PRECISIONS = ("fp32", "bf16")
+ALL_LINEAR = "all-linear"
+"""as the only one of lora.target_modules: every linear layer of the model but its output head"""
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup")
 
 
@@ -54,7 +56,7 @@ class WheelConfig:
 class ArchitectureConfig:
     """Architecture facts of a decoder-only model: what the checks and the plan need without downloading it."""
 
-    family: str = setting(MISSING, "model family in transformers", choices=("llama", "qwen3"))
+    family: str = setting(MISSING, "model family in transformers", choices=("llama", "granite", "qwen3"))
     hidden_size: int = setting(MISSING, "width of the residual stream", ge=1)
     intermediate_size: int = setting(MISSING, "width of the MLP", ge=1)
     layers: int = setting(MISSING, "number of decoder layers", ge=1)
@@ -135,7 +137,9 @@ class LoraConfig:
     r: int = setting(16, "rank", ge=1)
     alpha: int = setting(16, "scale: alpha/r, or alpha/sqrt(r) with use_rslora", ge=1)
     dropout: float = setting(0.05, "dropout on the adapter's input", ge=0, lt=1)
-    target_modules: list[str] = setting(["q_proj", "v_proj"], "linear layers that get an adapter")
+    target_modules: list[str] = setting(
+        ["q_proj", "v_proj"], "linear layers that get an adapter; [all-linear]: all but the output head"
+    )
     use_dora: bool = setting(False, "weight-decomposed LoRA")
     use_rslora: bool = setting(False, "rank-stabilised scaling")
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from launcher.errors import UsageError
+from launcher.model_facts import FAMILIES, family_of
 from launcher.neuron.graphs import fuses_qkv
 from launcher.neuron.variables import CACHE_PATH, DERIVED, cache_root
 from launcher.problem import Check, Problem
@@ -80,10 +82,16 @@ def check_model(config: Config) -> Iterator[Problem]:
     """optimum-neuron has its own classes of the models that it trains [models/training/auto_models.py]."""
     facts, tensor = config.model.architecture, config.parallelism.tensor_parallel
     if facts is None:
-        why = "optimum-neuron trains llama and qwen3 only, and this is neither"
-        yield Problem("model", config.model.name, why, "take a model of these families")
+        families = f"{', '.join(FAMILIES[:-1])} and {FAMILIES[-1]}"
+        path = Path(config.model.path).expanduser() if config.model.path else None
+        found = family_of(path) if path is not None and path.is_dir() else "of none of these families"
+        why = f"optimum-neuron trains {families} only, and this is {found}"
+        yield Problem("model", config.model.name, why, "take a model of these families, or another accelerator")
         return
-    for name, size in (("intermediate_size", facts.intermediate_size), ("vocab_size", facts.vocab_size)):
+    sizes = {"intermediate_size": facts.intermediate_size, "vocab_size": facts.vocab_size}
+    if facts.family == "granite":  # whose embedding and head are not split
+        del sizes["vocab_size"]
+    for name, size in sizes.items():
         if size % tensor:
             why = f"tensor parallelism must divide {name}={size} of {config.model.name}"
             yield Problem("parallelism.tensor_parallel", tensor, why, "give a divisor of it")
@@ -118,8 +126,12 @@ def check_optimizer(config: Config) -> Iterator[Problem]:
 
 
 def check_pipeline(config: Config) -> Iterator[Problem]:
-    """A tied output head has no place in a pipeline [models/training/modeling_utils.py: from_pretrained]."""
+    """A tied output head has no place in a pipeline [models/training/modeling_utils.py: from_pretrained]; Granite has
+    none at all [models/training/granite/modeling_granite.py: SUPPORTS_PIPELINE_PARALLELISM]."""
     facts, stages = config.model.architecture, config.parallelism.pipeline_parallel
+    if stages > 1 and facts is not None and facts.family == "granite":
+        yield Problem("parallelism.pipeline_parallel", stages, "optimum-neuron has no pipeline for granite", "take 1")
+        return
     if stages > 1 and facts is not None and facts.tied_embeddings:
         why = f"{config.model.name} ties embedding and output head, which optimum-neuron doesn't support in a pipeline"
         yield Problem("parallelism.pipeline_parallel", stages, why, "take 1")
@@ -179,6 +191,13 @@ def refuse_untrainable(config: Config) -> None:
     accelerator, parallel = config.accelerator, config.parallelism
     if accelerator.engine != "neuron":
         return
+    facts = config.model.architecture
+    if facts is not None and facts.family == "granite":
+        raise UsageError(
+            f"model={config.model.name}: granite can be planned, not trained: optimum-neuron's GraniteForCausalLM "
+            "takes the mean of each micro batch's loss whatever is asked of it, so that labels would not count alike; "
+            "take a llama or qwen3 model, or accelerator=cpu or cuda"
+        )
     if parallel.pipeline_parallel > 1:
         raise UsageError(
             f"parallelism.pipeline_parallel={parallel.pipeline_parallel}: can be planned, not trained: in a pipeline "

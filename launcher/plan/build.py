@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher import units
 from launcher.errors import UsageError
+from launcher.pairs import Extent
 from launcher.plan import duration, memory, schedule
 from launcher.plan.duration import Duration
 from launcher.plan.jobs import Job, instances, jobs
@@ -83,6 +84,28 @@ def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:
     of another family, whose sizes then stand for a Llama's. Raises UsageError where neither is at hand."""
     if config.model.architecture is not None:
         return config.model.architecture, count(config, config.model.architecture)
+    found = described(config)
+    return ArchitectureConfig(**found["facts"]), Parameters(
+        total=found["total"],
+        trainable=found["trainable"],
+        adapter=found["trainable"] if config.method.name == "lora" else 0,
+        matmul=found["matmul"],
+        idle=found["idle"],
+        local=(found["total"] + (found["trainable"] if config.method.name == "lora" else 0),),
+        trainable_local=(found["trainable"],),
+    )
+
+
+def extents(config: Config) -> tuple[Extent, ...]:
+    """How far each layer's attention reaches; () for a model whose facts are in the configuration, where all of them
+    reach over all of a document."""
+    if config.model.architecture is not None:
+        return ()
+    return tuple(Extent(*extent) for extent in described(config)["extents"])
+
+
+def described(config: Config) -> dict[str, Any]:
+    """trainer.models.meta's description of a local model. Raises UsageError where there is none."""
     if config.model.path is None:
         raise UsageError("model.architecture=null: the plan needs it; give model.architecture={...}, or a local model")
     lora = asdict(config.lora) if config.method.name == "lora" else None
@@ -92,14 +115,7 @@ def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:
         found = {"error": f"transformers can't build it: {error}"}
     if "error" in found:
         raise UsageError(f"model.path={config.model.path}: no plan: {found['error']}")
-    return ArchitectureConfig(**found["facts"]), Parameters(
-        total=found["total"],
-        trainable=found["trainable"],
-        adapter=found["trainable"] if lora else 0,
-        matmul=found["matmul"],
-        local=(found["total"] + (found["trainable"] if lora else 0),),
-        trainable_local=(found["trainable"],),
-    )
+    return found
 
 
 @functools.cache
@@ -130,7 +146,7 @@ def preflight_json(config: Config) -> dict[str, Any] | None:
 def make(config: Config) -> Plan:
     """Everything, with the data measured if it is at hand and the machine probed if it is the one that trains."""
     facts, parameters = known(config)
-    data = schedule.epoch(config)
+    data = schedule.epoch(config, extents(config))
     return Plan(
         config,
         parameters,

@@ -92,8 +92,10 @@ def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data
     steps = data.rows / config.training.global_batch_size
     positions = config.training.global_batch_size * config.training.max_length
     full = config.method.name == "full"
-    products = sum(linear.outputs * linear.inputs for linear in linear_layers(facts)) * facts.layers
     head = facts.vocab_size * facts.hidden_size
+    products = sum(linear.outputs * linear.inputs for linear in linear_layers(facts)) * facts.layers
+    if config.model.architecture is None:  # the model's own modules: those of a Llama are others
+        products = parameters.matmul - head
     width = facts.layers * facts.heads * facts.head_dim
     neuron = config.accelerator.engine == "neuron"
     # The torch engine computes logits where labels count and attention inside documents; neuron's graphs everywhere.

@@ -143,7 +143,8 @@ def _torch_loss(config: Config, facts: ArchitectureConfig) -> float:
 def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:
     """Logits of every position of a micro batch in bf16, and in fp32 with their gradient."""
     tokens = config.training.micro_batch_size * config.training.max_length
-    return tokens * facts.vocab_size / config.parallelism.tensor_parallel * (2 + 4 + 4)
+    parts = 1 if facts.family == "granite" else config.parallelism.tensor_parallel  # Granite's head isn't split
+    return tokens * facts.vocab_size / parts * (2 + 4 + 4)
 
 
 def _checkpoint(config: Config, trained: int) -> float:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from launcher.pairs import Extents, mean_pairs
 from launcher.schema import Config
 
 # Where nothing says better: half of an instruction example is its answer, and packed rows are nearly full.
@@ -44,20 +45,21 @@ class Schedule:
 _measured: dict[str, Any] = {}
 
 
-def measured(config: Config) -> Any:
+def measured(config: Config, extents: Extents = ()) -> Any:
     """trainer.data.measure's DataShape, or None; runs of a sweep that have the same data are measured once."""
     training = config.training
-    key = repr((config.dataset, config.model, training.max_length, training.global_batch_size, config.seed))
+    key = repr((config.dataset, config.model, training.max_length, training.global_batch_size, config.seed, extents))
     if key not in _measured:
-        _measured[key] = importlib.import_module("trainer.data.measure").measure(config)
+        _measured[key] = importlib.import_module("trainer.data.measure").measure(config, extents)
     return _measured[key]
 
 
-def epoch(config: Config) -> Epoch | None:
-    """Measured when the data and the tokenizer are on this machine, else from conf/dataset's facts, else None."""
-    shape = measured(config)
+def epoch(config: Config, extents: Extents = ()) -> Epoch | None:
+    """Measured when the data and the tokenizer are on this machine, else from conf/dataset's facts, else None.
+    ``extents``: how far each layer's attention reaches."""
+    shape = measured(config, extents)
     if shape is None:
-        return from_facts(config)
+        return from_facts(config, extents)
     part = "" if shape.measured == shape.available else f" on {shape.measured:,} of {shape.available:,} rows"
     return Epoch(
         shape.rows,
@@ -70,7 +72,7 @@ def epoch(config: Config) -> Epoch | None:
     )
 
 
-def from_facts(config: Config) -> Epoch | None:
+def from_facts(config: Config, extents: Extents = ()) -> Epoch | None:
     """From dataset.rows and dataset.tokens_per_row."""
     dataset, length = config.dataset, config.training.max_length
     if dataset.rows is None or dataset.tokens_per_row is None:
@@ -84,7 +86,7 @@ def from_facts(config: Config) -> Epoch | None:
         examples=examples,
         tokens=examples * each,
         trained=examples * each * (1 if dataset.loss_on == "all" else ASSUMED_TRAINED),
-        pairs=examples * each * (each + 1) / 2,
+        pairs=examples * mean_pairs(each, extents),
         eval_rows=dataset.eval_samples * (each / length / ASSUMED_FILL if dataset.packing else 1),
         source="estimated from dataset.rows and dataset.tokens_per_row",
     )

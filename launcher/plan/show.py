@@ -97,6 +97,12 @@ def verdict(plan: Plan) -> str:
     return f"DOES NOT FIT: {over} over {units.gigabytes(memory.available)}, mostly {memory.largest}"
 
 
+def active(plan: Plan) -> str:
+    """What a mixture of experts computes a token with."""
+    counts = plan.parameters
+    return units.count(counts.total - counts.idle) if counts.idle else ""
+
+
 def trained(plan: Plan) -> str:
     """Trainable parameters and their share of the model's."""
     counts = plan.parameters
@@ -210,6 +216,7 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
     ),
     (
         ("parameters", lambda p: units.count(p.parameters.total)),
+        ("a token uses", active),
         ("trained", trained),
         ("trained a process", per_rank),
     ),

@@ -1,7 +1,8 @@
 """Every tensor of a decoder-only model and its adapter, and what a tensor- and pipeline-parallel rank holds of it.
 
-Shapes are those of transformers' Llama and Qwen3 and of peft's LoRA layers; tests compare them with the real modules
-on the meta device. They are written out here because a launcher that built the modules would pay seconds for imports.
+Shapes are those of transformers' Llama, Granite and Qwen3 and of peft's LoRA layers; tests compare them with the real
+modules on the meta device. They are written out here because a launcher that built the modules would pay seconds for
+imports.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launcher.neuron.graphs import fuses_qkv
-from launcher.schema import ArchitectureConfig, Config, LoraConfig, ParallelismConfig
+from launcher.schema import ALL_LINEAR, ArchitectureConfig, Config, LoraConfig, ParallelismConfig
 
 COLUMN, ROW = "column", "row"
 """How tensor parallelism splits a linear layer: its outputs (dimension 0 of the weight) or its inputs (dimension 1)."""
@@ -89,12 +90,14 @@ def kv_copies(facts: ArchitectureConfig, tensor_parallel: int) -> int:
 def base_tensors(facts: ArchitectureConfig, tensor_parallel: int = 1) -> Iterator[Tensor]:
     """The model's own parameters. A tied output head is the embedding and is given once."""
     vocabulary = (facts.vocab_size, facts.hidden_size)
-    yield Tensor("model.embed_tokens.weight", vocabulary, FIRST, split=0)
+    # optimum-neuron's Granite has both ends of the model whole on every rank.
+    split = None if facts.family == "granite" else 0
+    yield Tensor("model.embed_tokens.weight", vocabulary, FIRST, split)
     for layer in range(facts.layers):
         yield from _block(facts, layer, tensor_parallel)
     yield Tensor("model.norm.weight", (facts.hidden_size,), LAST)
     if not facts.tied_embeddings:
-        yield Tensor("lm_head.weight", vocabulary, LAST, split=0)
+        yield Tensor("lm_head.weight", vocabulary, LAST, split)
 
 
 def _block(facts: ArchitectureConfig, layer: int, tensor_parallel: int) -> Iterator[Tensor]:
@@ -112,7 +115,8 @@ def _block(facts: ArchitectureConfig, layer: int, tensor_parallel: int) -> Itera
 
 def adapted_layers(facts: ArchitectureConfig, lora: LoraConfig) -> list[Linear]:
     """The linear layers of a block that get an adapter."""
-    return [linear for linear in linear_layers(facts) if linear.name in lora.target_modules]
+    everything = lora.target_modules == [ALL_LINEAR]
+    return [linear for linear in linear_layers(facts) if everything or linear.name in lora.target_modules]
 
 
 def sharing_a(config: Config, facts: ArchitectureConfig) -> frozenset[str]:
@@ -159,10 +163,12 @@ class Parameters:
     adapter: int
     """of the adapter; 0 for full fine-tuning"""
     matmul: int
-    """of the model, without an embedding that is only looked up"""
+    """of the model, without embeddings that are only looked up"""
     local: tuple[int, ...]
     """model and adapter on a rank of each pipeline stage"""
     trainable_local: tuple[int, ...]
+    idle: int = 0
+    """of the model's experts, those that a token doesn't go through; ``matmul`` is without them"""
 
     @property
     def fullest(self) -> int:

@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from postprocess.generate.questions import Question
 from trainer.data.tokenize import IGNORE, prompt_ids, tokenize
+from trainer.families.experts import without_router_loss
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _batch(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampl
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    with torch.inference_mode():
+    with without_router_loss(model), torch.inference_mode():
         output = model.generate(
             **batch,
             **(drawn if sampling.temperature > 0 else greedy),

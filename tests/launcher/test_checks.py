@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from launcher.checks import problems
+from launcher.checks import LINEAR_LAYERS, problems
 from launcher.errors import UsageError
 from launcher.helptext import choices
 from launcher.paths import CONF
@@ -20,6 +20,7 @@ PAIRS = [
     (["lora.target_modules=[q_prog]"], "lora.target_modules", "did you mean q_proj?"),
     (["lora.target_modules=[q_proj,q_proj]"], "lora.target_modules", "listed twice"),
     (["lora.target_modules=[]"], "lora.target_modules", "no layer"),
+    (["lora.target_modules=[all-linear,q_proj]"], "lora.target_modules", "write lora.target_modules=[all-linear]"),
     (["method=full", "lora.r=4"], "lora.r", "not used with method=full"),
     (["method=full", "lora=dora"], "lora", "not used with method=full"),
     (["training.eval_every=null", "training.early_stopping_patience=2"], "training.early_stopping_patience", "eval"),
@@ -49,6 +50,12 @@ PAIRS = [
     (["tracking.uri=https://a:b@host"], "tracking.uri", "MLFLOW_TRACKING_USERNAME"),
     (["output_dir=/dev/null"], "output_dir", "is a file"),
 ]
+
+
+def test_all_linear_is_the_layers_of_a_known_family_by_name(cwd):
+    config = single("lora.target_modules=[all-linear]").config
+    assert problems(config) == []
+    assert config.lora.target_modules == list(LINEAR_LAYERS)
 
 
 @pytest.mark.parametrize(("arguments", "key", "piece"), PAIRS, ids=lambda value: str(value)[:60])

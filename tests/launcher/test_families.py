@@ -23,8 +23,8 @@ def model(tmp_path, **facts) -> str:
 
 
 def test_a_state_space_model_is_refused_with_packing(tmp_path):
-    arguments = ("model=local", model(tmp_path, model_type="mamba", architectures=["MambaForCausalLM"]))
-    done = launch(tmp_path, *arguments, "lora.target_modules=[in_proj]")
+    arguments = ("model=local", model(tmp_path, model_type="mamba"), "lora.target_modules=[in_proj]")
+    done = launch(tmp_path, *arguments)
     assert done.returncode == 2
     assert "MambaForCausalLM has layers of its own" in done.stderr
     assert "dataset.packing=false works" in done.stderr

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict
 
 import pytest
 
 from launcher.checks import problems
+from launcher.errors import UsageError
 from launcher.helptext import choices
 from launcher.local import is_elastic, processes_of, stage_command
+from launcher.neuron.checks import refuse_untrainable
 from launcher.neuron.graphs import differences, directory_name, shapes
 from launcher.neuron.variables import graph_directory
 from launcher.paths import CONF
@@ -39,7 +42,7 @@ REFUSED = [
     (["parallelism.zero_1=false"], "parallelism.zero_1", "master weights"),
     (["parallelism.sequence_parallel=false"], "parallelism.sequence_parallel", "gradient norm 5.49 for 10.45"),
     (["training.max_length=1020"], "training.max_length", "nearest is 1024"),
-    (["model.architecture=null"], "model", "llama and qwen3 only"),
+    (["model.architecture=null"], "model", "llama, granite and qwen3 only, and this is of none"),
     (["model.architecture.vocab_size=128257"], "parallelism.tensor_parallel", "vocab_size=128257"),
     (["model.architecture.intermediate_size=14340"], "parallelism.tensor_parallel", "intermediate_size=14340"),
     (
@@ -87,6 +90,54 @@ def test_what_optimum_neuron_cannot_do_right_is_one_problem(arguments, key, piec
 )
 def test_what_it_can_do_is_not_refused(arguments, cwd):
     assert problems(on_neuron(*arguments)) == []
+
+
+GRANITE = {
+    **{"model_type": "granite", "hidden_size": 2048, "num_hidden_layers": 40, "num_attention_heads": 32},
+    **{"num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 49155, "tie_word_embeddings": True},
+}
+
+
+def _parameters_of_granite() -> int:
+    import torch
+    from transformers import AutoModelForCausalLM, GraniteConfig
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(GraniteConfig(**GRANITE)).parameters())
+
+
+def local(tmp_path, facts) -> tuple[str, ...]:
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    return ("model=local", f"model.path={tmp_path}", *BLOG[:1], *BLOG[2:])
+
+
+def test_granite_is_planned_with_its_ends_whole_on_every_rank_and_not_trained(tmp_path, cwd):
+    config = single(*local(tmp_path, GRANITE)).config
+    assert problems(config) == []
+    counts = count(config, config.model.architecture)
+    ends, norms = 49155 * 2048, (2 * 40 + 1) * 2048
+    adapter = counts.adapter
+    assert counts.total == _parameters_of_granite()
+    held = (counts.total - ends - norms) // 8 + ends + norms
+    assert held < counts.local[0] < held + adapter
+    with pytest.raises(UsageError, match="granite can be planned, not trained"):
+        refuse_untrainable(config)
+    (problem,) = problems(single(*local(tmp_path, GRANITE), "parallelism=trn1_tp8_pp4_dp4_4nodes").config)
+    assert "no pipeline for granite" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, "this is mistral"),
+        ({"model_type": "qwen3", "use_sliding_window": True}, "this is a qwen3 model with a window"),
+    ],
+)
+@pytest.mark.parametrize("accelerator", ["trn1_32xlarge", "trn2_48xlarge"])
+def test_other_families_are_refused_by_name(facts, name, accelerator, tmp_path, cwd):
+    config = single(*local(tmp_path, {**GRANITE, **facts}), f"accelerator={accelerator}").config
+    found = [problem for problem in problems(config) if problem.key == "model"]
+    assert name in str(found[0])
 
 
 def test_every_layout_for_trainium_fills_its_instances_with_a_model_it_fits(cwd):

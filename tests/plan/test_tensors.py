@@ -16,6 +16,7 @@ from launcher.plan.tensors import base_tensors, count
 from launcher.schema import ArchitectureConfig
 from tests.launcher.conftest import single
 from trainer.models.load import count_parameters, peft_config
+from trainer.models.targets import resolved_targets
 
 MODELS = [name for name in choices([CONF])["model"] if name != "local"]
 ADAPTERS = ["r16_qv", "r16_all_linear", "r64_all_linear", "dora", "rslora"]
@@ -61,8 +62,10 @@ def test_every_shipped_model_has_the_tensors_of_transformers(model):
 @pytest.mark.parametrize("model", ["llama3_8b", "qwen3_0_6b", "smollm2_135m"])
 def test_adapters_have_the_parameters_of_peft(model, adapter):
     config = config_of(f"model={model}", f"lora={adapter}")
+    base = on_meta(model)
     with torch.device("meta"):
-        real = get_peft_model(on_meta(model), peft_config(config.lora), low_cpu_mem_usage=True)
+        adapter = peft_config(config.lora, resolved_targets(base, config.lora.target_modules))
+        real = get_peft_model(base, adapter, low_cpu_mem_usage=True)
     counts = count(config, config.model.architecture)
     assert (counts.total, counts.trainable) == count_parameters(real)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from launcher.pairs import Extents, mean_pairs
 from trainer.data.packed import Row
 from trainer.data.tokenize import IGNORE
-from trainer.families.pairs import Reaches, mean_pairs
 from trainer.throughput import Counts
 
 
@@ -54,13 +54,13 @@ class Collator:
         }
 
 
-def counts_of(batch: dict[str, torch.Tensor], reaches: Reaches = ()) -> Counts:
-    """What one micro batch holds, before its loss is known; ``reaches``: how far each layer's attention reaches."""
+def counts_of(batch: dict[str, torch.Tensor], extents: Extents = ()) -> Counts:
+    """What one micro batch holds, before its loss is known; ``extents``: how far each layer's attention reaches."""
     lengths = batch["documents"][:, 2] - batch["documents"][:, 1]
     return Counts(
         examples=int(batch["num_examples"]),
         tokens=int(batch["num_tokens"]),
         positions=batch["input_ids"].numel(),
         trained=int(batch["num_trained"]),
-        pairs=mean_pairs(lengths, reaches),
+        pairs=float(mean_pairs(lengths.double(), extents).sum()),
     )

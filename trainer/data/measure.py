@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.pairs import Extents
 from launcher.schema import Config
 from trainer import fetch
 from trainer.data.content import file_sha256
@@ -37,7 +38,7 @@ class DataShape:
     trained: float
     """labels that the loss counts"""
     pairs: float
-    """query/key pairs of causal attention inside the documents"""
+    """query/key pairs of causal attention inside the documents, as far as layers reach: the mean of the layers"""
     eval_rows: int
     measured: int
     available: int
@@ -58,9 +59,9 @@ class PlainTokenizer:
         self.eos_token_id = 0 if found is None else found
 
 
-def measure(config: Config) -> DataShape | None:
-    """The shape of the data when data set and tokenizer are on this machine, else None. Raises TrntuneError for broken
-    data, as the run would."""
+def measure(config: Config, extents: Extents = ()) -> DataShape | None:
+    """The shape of the data when data set and tokenizer are on this machine, else None; ``extents``: how far each
+    layer's attention reaches. Raises TrntuneError for broken data, as the run would."""
     data, tokenizer_file = fetch.dataset_at_hand(config.dataset), fetch.tokenizer_at_hand(config.model)
     if data is None or tokenizer_file is None:
         return None
@@ -70,10 +71,10 @@ def measure(config: Config) -> DataShape | None:
         from trainer.models.load import load_tokenizer
 
         tokenizer = load_tokenizer(tokenizer_file.parent)
-    return shape_of(config, data, tokenizer)
+    return shape_of(config, data, tokenizer, extents)
 
 
-def shape_of(config: Config, data: Path, tokenizer: Any) -> DataShape:
+def shape_of(config: Config, data: Path, tokenizer: Any, extents: Extents = ()) -> DataShape:
     """Pack as the training stage does: the whole set where a run has tokenized it, else at most a sample of the rows.
     Nothing is written."""
     found = find_corpus(config, data, tokenizer)
@@ -85,7 +86,7 @@ def shape_of(config: Config, data: Path, tokenizer: Any) -> DataShape:
         measured = len(corpus.rows)
     prepared = prepare_corpus(config, corpus)
     factor = (there - len(prepared.held_out)) / (measured - len(prepared.held_out))
-    batch, sums = config.training.global_batch_size, prepared.train.sums()
+    batch, sums = config.training.global_batch_size, prepared.train.sums(extents)
     return DataShape(
         rows=-(-round(len(prepared.train.groups.ends) * factor) // batch) * batch,
         examples=sums.examples * factor,

@@ -10,6 +10,7 @@ from typing import overload
 
 import numpy as np
 
+from launcher.pairs import Extents, mean_pairs
 from trainer.data.corpus import Corpus
 from trainer.data.groups import Groups
 from trainer.data.split import Places
@@ -29,7 +30,7 @@ class Sums:
     trained: float
     """labels that the loss counts"""
     pairs: float
-    """query/key pairs of causal attention inside the documents"""
+    """query/key pairs of causal attention inside the documents, as far as layers reach: the mean of the layers"""
 
 
 class PackedRows(Sequence[Row]):
@@ -84,11 +85,11 @@ class PackedRows(Sequence[Row]):
                 found.update(np.ascontiguousarray(rows[name]).tobytes())
         return found.hexdigest()
 
-    def sums(self) -> Sums:
-        """Over all documents, without looking at their tokens."""
+    def sums(self, extents: Extents = ()) -> Sums:
+        """Over all documents, without looking at their tokens; ``extents``: how far each layer's attention reaches."""
         rows = self.corpus.rows[self.groups.members]
         lengths = np.minimum(rows["length"], self.max_length).astype(np.float64)
         # The first token of a document is predicted by nothing.
         masked = np.maximum(rows["prompt"], 1) if self.loss_on == "response" else np.ones(len(rows))
-        pairs = lengths * (lengths + 1) / 2
+        pairs = mean_pairs(lengths, extents)
         return Sums(len(rows), float(lengths.sum()), float((lengths - masked).sum()), float(pairs.sum()))

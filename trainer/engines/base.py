@@ -186,16 +186,14 @@ def total_steps(config: Config, rows: int) -> int:
 def model_size(base: Any, counts: ParameterCounts, config: Config) -> ModelSize:
     """Parameters of transformers' model ``base`` that take part in a token's matrix products, and the width of
     attention."""
-    from trainer.families.experts import idle_parameters  # imports torch
+    from trainer.families.experts import idle_parameters, looked_up  # imports torch
+    from trainer.families.pairs import attention_width
 
     facts = base.config.get_text_config()
-    tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
-    lookup = 0 if tied else base.get_input_embeddings().weight.numel()
-    head_size = getattr(facts, "head_dim", None) or facts.hidden_size // facts.num_attention_heads
     return ModelSize(
-        matmul_params=counts.total - lookup - idle_parameters(base, facts),
+        matmul_params=counts.total - looked_up(base) - idle_parameters(base, facts),
         adapter_params=counts.trainable if config.method.name == "lora" else 0,
-        attention_width=facts.num_hidden_layers * facts.num_attention_heads * head_size,
+        attention_width=attention_width(base.config),
     )
 
 

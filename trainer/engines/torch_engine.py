@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from launcher.errors import TrntuneError
+from launcher.pairs import Extents
 from launcher.schema import Config, accumulation_steps
 from trainer.attention import DOCUMENT_ATTENTION
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
@@ -36,7 +37,8 @@ from trainer.engines.base import (
 from trainer.engines.gloo import GlooPeers
 from trainer.engines.torch_trainer import BestWeights, PackedTrainer
 from trainer.families.choose import enable_checkpointing, way_of_training
-from trainer.families.pairs import Reaches, layer_reaches
+from trainer.families.experts import without_router_loss
+from trainer.families.pairs import layer_extents
 from trainer.families.proof import Way
 from trainer.fused import fuse
 from trainer.models.load import apply_method, count_parameters, load_model
@@ -66,7 +68,8 @@ def training_arguments(config: Config, total_steps: int) -> TrainingArguments:
         bf16=training.precision == "bf16",
         use_cpu=config.accelerator.device == "cpu",
         ddp_backend=config.accelerator.backend if config.parallelism.data_parallel > 1 else None,
-        ddp_find_unused_parameters=False,
+        # A replica's tokens may go to none of an expert's, and families may have layers that texts don't use.
+        ddp_find_unused_parameters=config.model.architecture is None,
         seed=config.seed,
         eval_strategy="no" if training.eval_every is None else "steps",
         eval_steps=training.eval_every,
@@ -89,7 +92,7 @@ class TorchEngine:
     model: PreTrainedModel | PeftModel
     module: CausalLMLoss
     way: Way
-    reaches: Reaches
+    extents: Extents
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -114,7 +117,7 @@ class TorchEngine:
         self.model = apply_method(base, self.config)
         nn.Module.to(self.model, self.device)
         fuse(self.model)
-        self.reaches = layer_reaches(base.config)
+        self.extents = layer_extents(base.config)
         self.module = CausalLMLoss(self.model, self.way)
 
     def parameters(self) -> ParameterCounts:
@@ -174,7 +177,7 @@ class TorchEngine:
         base: Any = self.module.model
         self.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own.
-        with self._plain_attention(), torch.inference_mode(), self._autocast():
+        with self._plain_attention(), without_router_loss(base), torch.inference_mode(), self._autocast():
             output = base.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],

@@ -170,7 +170,7 @@ class PackedTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         loss: torch.Tensor = model(**{name: inputs[name] for name in MODEL_INPUTS})
-        counts = counts_of(inputs, self.engine.reaches)
+        counts = counts_of(inputs, self.engine.extents)
         counts.loss_sum = float(loss.detach())
         self.counts += counts
         # DDP averages gradients over the replicas; the sum is wanted.

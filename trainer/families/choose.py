@@ -16,6 +16,8 @@ from launcher.schema import Config
 from trainer.families.proof import Way, examine, prove
 from trainer.families.small import WINDOWS
 from trainer.models.load import refuse_code_of_others
+from trainer.models.meta import on_meta
+from trainer.models.targets import resolved_targets
 
 
 def way_of_training(model_dir: Path, config: Config) -> Way:
@@ -104,6 +106,8 @@ def main(arguments: list[str]) -> int:
     found = None
     try:
         refuse(found_way(model_dir, request["length"]), model_dir, request["packing"], request["length"])
+        if request["targets"]:
+            resolved_targets(on_meta(model_dir), request["targets"])
     except TrntuneError as error:
         found = str(error)
     print(json.dumps({"error": found}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -10,7 +12,9 @@ from transformers import PreTrainedModel
 # transformers' names for them, over all families.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "num_experts_per_token")
+_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim")
 _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+_ROUTER_LOGITS = "output_router_logits"
 
 
 def _setting(config: Any, names: tuple[str, ...]) -> Any:
@@ -37,6 +41,25 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
     return experts - experts * chosen // count
 
 
+def active_width(config: Any) -> int:
+    """How wide the MLP of a layer is for a token: of experts the chosen ones together."""
+    found = next(
+        (getattr(config, name, None) for name in _WIDTHS if getattr(config, name, None)), 4 * config.hidden_size
+    )
+    width = max(found) if isinstance(found, list | tuple) else int(found)
+    each, chosen = getattr(config, "moe_intermediate_size", None), _setting(config, _CHOSEN)
+    if not isinstance(chosen, int):
+        return width
+    return chosen * each if isinstance(each, int) else chosen * width
+
+
+def looked_up(model: PreTrainedModel) -> int:
+    """Parameters of embeddings that are only looked up: one that is the output head's matrix is none of them."""
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    return sum(table.numel() for table in tables if table is not head)
+
+
 def _of_experts(name: str, parameter: nn.Parameter, count: int) -> bool:
     """Whether a parameter belongs to one of ``count`` experts, or holds all of them, one after another."""
     _, inside, rest = name.partition(".experts.")
@@ -46,10 +69,26 @@ def _of_experts(name: str, parameter: nn.Parameter, count: int) -> bool:
     return (bool(inside) and parameter.shape[0] % count == 0) or (parameter.dim() == 3 and parameter.shape[0] == count)
 
 
+@contextmanager
+def without_router_loss(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model computes no auxiliary loss of its router. transformers would while it generates, too, where the
+    configuration asks for it, and then fails: its mask is as long as the cache, the new tokens are one."""
+    config = model.config.get_text_config()
+    asked = getattr(config, _ROUTER_LOGITS, None)
+    if not asked:
+        yield
+        return
+    setattr(config, _ROUTER_LOGITS, False)
+    try:
+        yield
+    finally:
+        setattr(config, _ROUTER_LOGITS, asked)
+
+
 def router_coefficient(model: PreTrainedModel) -> float:
     """What the router's auxiliary loss is multiplied by in transformers' training loss; 0.0 where the configuration
     doesn't ask for it (output_router_logits)."""
     config = model.config.get_text_config()
-    if not getattr(config, "output_router_logits", False):
+    if not getattr(config, _ROUTER_LOGITS, False):
         return 0.0
     return float(_setting(config, _COEFFICIENTS) or 0.0)

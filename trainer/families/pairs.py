@@ -1,48 +1,65 @@
-"""How many query/key pairs attention computes in a document, by how far each layer reaches."""
+"""What attention of a transformers configuration costs: how far each layer reaches, and how wide it is."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
+from launcher.pairs import ALL, CHUNK, NONE, WINDOW, Extent
 
-from trainer.reach import Reach
-
-Reaches = Sequence[Reach | None]
-"""of each layer; None: causal attention over all of a document"""
-
-
-def layer_reaches(config: Any) -> list[Reach | None]:
-    """How far the layers of a transformers configuration reach: its layer_types, or its one window for all of them."""
-    config = config.get_text_config()
-    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        kinds = ["full_attention" if window is None else "sliding_attention"] * config.num_hidden_layers
-    reaches = {
-        "sliding_attention": Reach("window", window) if window else None,
-        "chunked_attention": Reach("chunk", chunk) if chunk else None,
-    }
-    return [reaches.get(kind) for kind in kinds]
+# transformers' names, over all families.
+_WINDOWS = ("sliding_window", "window_size", "attention_window_size", "local_attention")
+_KINDS = {
+    **dict.fromkeys(("full_attention", "attention", "global", "hybrid"), ALL),
+    **dict.fromkeys(("sliding_attention", "local"), WINDOW),
+    "chunked_attention": CHUNK,
+}
+_LISTS = ("layer_types", "layers_block_type", "attention_layers")
+_HEADS = ("decoder_attention_heads", "num_attention_heads", "n_head")
+_LAYERS = ("decoder_layers", "num_hidden_layers")
 
 
-def pairs(lengths: torch.Tensor, reach: Reach | None) -> float:
-    """Pairs of causal attention in documents of ``lengths`` [n] tokens."""
-    lengths = lengths.double()
-    if reach is None or reach.size is None:
-        return float((lengths * (lengths + 1) / 2).sum())
-    size = reach.size
-    if reach.kind == "window":
-        inside = lengths.clamp(max=size)
-        return float((inside * (inside + 1) / 2 + (lengths - inside) * size).sum())
-    whole, rest = lengths // size, lengths % size
-    return float((whole * size * (size + 1) / 2 + rest * (rest + 1) / 2).sum())
+def layer_extents(config: Any) -> list[Extent]:
+    """Of each layer: by the configuration's list of their kinds, or its one window for all of them. A kind that is no
+    attention (a convolution, a state space) reaches nowhere."""
+    config = config.get_text_config(decoder=True)
+    window, chunk = _first(config, _WINDOWS), getattr(config, "attention_chunk_size", None)
+    sizes = {ALL: None, WINDOW: window, CHUNK: chunk, NONE: None}
+    kinds = _first(config, _LISTS)
+    if not heads(config):
+        kinds = [NONE] * layers(config)
+    elif isinstance(kinds, list | tuple) and len(kinds) == layers(config):
+        kinds = [_KINDS.get(kind, NONE) for kind in kinds]
+    else:
+        kinds = [ALL if window is None else WINDOW] * layers(config)
+    # A window that is not set is none.
+    return [Extent(kind, sizes[kind]) if sizes[kind] or kind == NONE else Extent() for kind in kinds]
 
 
-def mean_pairs(lengths: torch.Tensor, reaches: Reaches) -> float:
-    """The mean of the layers; without ``reaches`` all of them see all of a document."""
-    if not reaches:
-        return pairs(lengths, None)
-    kinds = [reach for index, reach in enumerate(reaches) if reach not in reaches[:index]]
-    return sum(pairs(lengths, kind) * reaches.count(kind) for kind in kinds) / len(reaches)
+def layers(config: Any) -> int:
+    """Decoder layers."""
+    return int(_first(config, _LAYERS) or 1)
+
+
+def heads(config: Any) -> int:
+    """Query heads; 0 for a model without attention."""
+    found = _first(config, _HEADS)
+    return found if isinstance(found, int) else 0
+
+
+def head_size(config: Any) -> int:
+    """Of a query and its value: their mean where they differ."""
+    query, value = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
+    if isinstance(query, int) and isinstance(value, int):
+        return (query + value) // 2
+    return int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads(config)))
+
+
+def attention_width(config: Any) -> int:
+    """Layers x heads x head size; what ``layer_extents`` takes the mean over."""
+    config = config.get_text_config(decoder=True)
+    return layers(config) * heads(config) * head_size(config) if heads(config) else 0
+
+
+def _first(config: Any, names: tuple[str, ...]) -> Any:
+    found = (getattr(config, name, None) for name in names)
+    return next((value for value in found if value is not None), None)

@@ -42,6 +42,7 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
     **dict.fromkeys(("n_group", "topk_group", "zero_expert_num"), 2),
+    "first_k_dense_replace": 1,  # layers before the first with experts
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_encoder_layers", "num_decoder_layers"), 2),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
@@ -93,6 +94,9 @@ def small_config(config: PretrainedConfig, length: int) -> PretrainedConfig:
     except (TypeError, ValueError):  # some families take parts as objects only, and parts no settings of all models
         known = inspect.signature(kind).parameters
         small = kind(**{name: value for name, value in {**wanted, **parts}.items() if parts or name in known})
+    for name in {*WINDOWS, *_THRESHOLDS, *_CAPS} & set(changed):
+        if getattr(small, name, None) != changed[name]:  # a constructor may make it from another setting
+            setattr(small, name, changed[name])
     small._name_or_path = config._name_or_path
     return small
 

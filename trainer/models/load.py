@@ -11,11 +11,11 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from launcher.errors import TrntuneError, nearest
+from launcher.errors import TrntuneError
 from launcher.schema import Config, LoraConfig
+from trainer.models.targets import resolved_targets
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -78,10 +78,9 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     """For LoRA the model with adapters initialized by ``config.seed``, its base frozen; for full the model itself."""
     if config.method.name == "full":
         return model
-    lora = config.lora
-    check_targets(model, lora.target_modules)
+    targets = resolved_targets(model, config.lora.target_modules)
     torch.manual_seed(config.seed)
-    adapter = peft_config(lora)
+    adapter = peft_config(config.lora, targets)
     adapter.base_model_name_or_path = config.model.hub_id or str(model.name_or_path)
     try:
         adapted = get_peft_model(model, adapter)
@@ -91,13 +90,13 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     return adapted
 
 
-def peft_config(lora: LoraConfig) -> PeftLoraConfig:
-    """The adapter in peft's terms."""
+def peft_config(lora: LoraConfig, targets: list[str] | None = None) -> PeftLoraConfig:
+    """The adapter in peft's terms; ``targets`` in place of lora.target_modules where those stand for others."""
     return PeftLoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
+        target_modules=list(lora.target_modules if targets is None else targets),
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
         task_type="CAUSAL_LM",
@@ -109,33 +108,6 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
     return base, trainable
-
-
-def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """Raise TrntuneError for a target without a layer: peft takes it in silence as long as another one matches."""
-    head = model.get_output_embeddings()
-    linear = {name for name, module in model.named_modules() if is_linear(module) and module is not head}
-    leaves = sorted({name.rpartition(".")[2] for name in linear})
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            close = nearest(target, leaves)
-            hint = f", nearest is {close}" if close else ""
-            if any(name.rpartition(".")[2] == target and p.dim() == 3 for name, p in model.named_parameters()):
-                hint = f"; {target} is one parameter of all experts, which gets no adapter here"
-            raise TrntuneError(
-                f"lora.target_modules: the model has no linear layer {target!r} (there are: {', '.join(leaves)}{hint})"
-            )
-
-
-def is_linear(module: nn.Module) -> bool:
-    """True for a layer that gives the product with its weight: some routers are Linear by class, and give more."""
-    if not isinstance(module, nn.Linear | Conv1D):
-        return False
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
-        return True
-    width = module.in_features if isinstance(module, nn.Linear) else module.nx
-    with torch.no_grad():
-        return torch.is_tensor(module(module.weight.new_zeros(1, width)))
 
 
 def _first_line(error: Exception) -> str:

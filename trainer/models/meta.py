@@ -17,8 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
-from trainer.families.experts import idle_parameters
-from trainer.models.load import check_targets, count_parameters, peft_config
+from trainer.families.experts import active_width, idle_parameters, looked_up
+from trainer.families.pairs import head_size, heads, layer_extents, layers
+from trainer.models.load import count_parameters, peft_config
+from trainer.models.targets import resolved_targets
 
 
 def on_meta(directory: Path) -> PreTrainedModel:
@@ -33,37 +35,46 @@ def on_meta(directory: Path) -> PreTrainedModel:
 
 
 def facts(model: PreTrainedModel) -> dict[str, Any]:
-    """The sizes of launcher.schema.ArchitectureConfig, as far as transformers' configuration names them."""
-    config: Any = model.config
-    heads = config.num_attention_heads
+    """The sizes of launcher.schema.ArchitectureConfig, as far as transformers' configuration names them: those of a
+    Llama whose layers are as wide."""
+    config: Any = model.config.get_text_config(decoder=True)
+    count = heads(config) or 1
+    head = model.get_output_embeddings()
     return {
         "family": "llama",
         "hidden_size": config.hidden_size,
-        "intermediate_size": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        "layers": config.num_hidden_layers,
-        "heads": heads,
-        "kv_heads": getattr(config, "num_key_value_heads", None) or heads,
-        "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "intermediate_size": active_width(config),
+        "layers": layers(config),
+        "heads": count,
+        "kv_heads": min(count, _number(config, "num_key_value_heads") or count),
+        "head_dim": head_size(config),
         "vocab_size": config.vocab_size,
-        "max_positions": config.max_position_embeddings,
-        "tied_embeddings": bool(config.tie_word_embeddings),
+        "max_positions": _number(config, "max_position_embeddings") or sys.maxsize,
+        "tied_embeddings": head is not None and head.weight is model.get_input_embeddings().weight,
     }
 
 
+def _number(config: Any, name: str) -> int | None:
+    found = getattr(config, name, None)
+    return found if type(found) is int and found > 0 else None
+
+
 def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
-    """Counts of the whole model and of what is trained (``lora`` None: everything), and its sizes."""
+    """Counts of the whole model and of what is trained (``lora`` None: everything), its sizes, and how far each layer's
+    attention reaches."""
     model: Any = on_meta(Path(path).expanduser())
-    found = facts(model)
-    lookup = 0 if found["tied_embeddings"] else model.get_input_embeddings().weight.numel()
+    found = {"facts": facts(model), "extents": layer_extents(model.config)}
     idle = idle_parameters(model, model.config.get_text_config())
+    lookup = looked_up(model)
     if lora is not None:
         adapter = LoraConfig(**lora)
-        check_targets(model, adapter.target_modules)
+        targets = resolved_targets(model, adapter.target_modules)
         with torch.device("meta"):
-            total, trainable = count_parameters(get_peft_model(model, peft_config(adapter), low_cpu_mem_usage=True))
+            adapted = get_peft_model(model, peft_config(adapter, targets), low_cpu_mem_usage=True)
+            total, trainable = count_parameters(adapted)
     else:
         total, trainable = count_parameters(model)
-    return {"total": total, "trainable": trainable, "matmul": total - lookup - idle, "facts": found}
+    return {**found, "total": total, "trainable": trainable, "matmul": total - lookup - idle, "idle": idle}
 
 
 def main(arguments: list[str]) -> int:

@@ -37,8 +37,12 @@ class Aws:
         self.region = region
         with one_line():
             self._session = boto3.Session(region_name=region)
+        # Two minutes in all where something takes the connection and never answers; botocore's own would be seven.
         self._config = Config(
-            retries={"mode": "standard", "max_attempts": 6}, connect_timeout=10, user_agent_extra="trntune"
+            retries={"mode": "standard", "max_attempts": 5},
+            connect_timeout=5,
+            read_timeout=20,
+            user_agent_extra="trntune",
         )
         self._clients: dict[str, Any] = {}
         self._refuse_region()

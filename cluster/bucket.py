@@ -84,8 +84,8 @@ def read(aws: Aws, bucket: str, key: str) -> bytes | None:
 def of_cluster(aws: Aws, name: str) -> list[str]:
     """Buckets that the stacks of this cluster have made, this one's or an earlier one's.
 
-    A name alone proves nothing: sagemaker-<region>-<account> is SageMaker's own. The template's tag does. S3 lists those
-    of all regions: another one's belongs to the cluster of the same name there.
+    A name alone proves nothing: sagemaker-<region>-<account> is SageMaker's own. The template's tag does. S3 lists
+    those of all regions: another one's belongs to the cluster of the same name there.
     """
     with one_line():
         listed = aws.client("s3").list_buckets().get("Buckets") or []

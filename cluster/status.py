@@ -115,7 +115,7 @@ def _print(
     if nodes:
         out.print(_node_table(nodes))
     if cluster.status in (hyperpod.FAILED, hyperpod.ROLLING_BACK):
-        out.print(escape(f"its instances are paid until it is taken down: {take_down(config)}"))
+        out.print(escape(f"paid until it is taken down (keep_fsx=true keeps the file system): {take_down(config)}"))
     if cluster.failure or cluster.status != hyperpod.IN_SERVICE:
         out.print(escape(hyperpod.explain(cluster)) if cluster.failure else f"log group {cluster.log_group}")
     out.print("cost: " + escape("; ".join(running_lines(config, _instances(cluster)))))

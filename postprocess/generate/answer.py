@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from postprocess.generate.questions import Question
 from trainer.data.tokenize import IGNORE, prompt_ids, tokenize
+from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.experts import without_router_loss
 
 
@@ -33,35 +34,37 @@ class Answer:
 
 
 def answer(
-    model: Any, tokenizer: Any, questions: list[Question], prompt: str, sampling: Sampling, batch_size: int
+    model: Any,
+    tokenizer: Any,
+    questions: list[Question],
+    prompt: str,
+    sampling: Sampling,
+    batch_size: int,
+    how: Answering = FASTEST,
 ) -> list[Answer]:
-    """An answer to each question, in their order.
+    """An answer to each question, in their order; ``how``: in a way in which the model's family is exact.
 
     Prompts are those of training. The seed is set before each batch to a function of its first question's number, so
     that a question's answer doesn't depend on what was asked in other batches.
     """
     prompts = [prompt_ids(question.row, prompt, tokenizer) for question in questions]
+    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    settings = drawn if sampling.temperature > 0 else greedy
     answers: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
         torch.manual_seed(sampling.seed * 1_000_003 + start)
-        answers += _batch(model, tokenizer, prompts[start : start + batch_size], sampling)
-    return answers
-
-
-def _batch(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling) -> list[Answer]:
-    batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    with without_router_loss(model), torch.inference_mode():
-        output = model.generate(
-            **batch,
-            **(drawn if sampling.temperature > 0 else greedy),
-            max_new_tokens=sampling.max_new_tokens,
+        found = continuations(
+            model,
+            prompts[start : start + batch_size],
+            how,
+            tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            max_new_tokens=sampling.max_new_tokens,
+            **settings,
         )
-    new = output[:, batch["input_ids"].shape[1] :].tolist()
-    return [_answer(ids, tokenizer) for ids in new]
+        answers += [_answer(ids, tokenizer) for ids in found]
+    return answers
 
 
 def _answer(ids: list[int], tokenizer: Any) -> Answer:
@@ -85,9 +88,10 @@ def reference_losses(
         width = max(len(example.input_ids) for example in part)
         ids = torch.tensor([e.input_ids + [tokenizer.pad_token_id] * (width - len(e.input_ids)) for e in part])
         labels = torch.tensor([e.labels + [IGNORE] * (width - len(e.labels)) for e in part])
-        mask = torch.tensor([[1] * len(e.input_ids) + [0] * (width - len(e.input_ids)) for e in part])
-        with torch.inference_mode():
-            logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1].float()
+        # Padding behind a text changes nothing of it (trainer.families.proof), and some families are another model
+        # with a mask.
+        with without_router_loss(model), torch.inference_mode():
+            logits = model(input_ids=ids.to(model.device), use_cache=False).logits[:, :-1].float()
         targets = labels[:, 1:].to(logits.device)
         losses = cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE, reduction="none").sum(dim=1)
         counts = (targets != IGNORE).sum(dim=1)

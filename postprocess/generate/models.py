@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
-from trainer.families.choose import plain_attention
+from trainer.families.answers import Answering
+from trainer.families.choose import way_of_answering
 from trainer.models.load import load_tokenizer
 
 
@@ -62,15 +63,18 @@ def _of_run(run_dir: RunDir, base: Path | None, prompt: str | None) -> Place:
 class Answerers:
     """Base and tuned model. With an adapter they share one base in memory."""
 
-    def __init__(self, place: Place, dtype: torch.dtype, device: str) -> None:
-        self.place, self.device = place, device
+    def __init__(self, place: Place, dtype: torch.dtype, device: str, length: int = 1024) -> None:
+        """``length``: tokens of a question with its answer, at most."""
+        self.place, self.device, self.length = place, device, length
+        self.how: dict[Path, Answering] = {}
         self.tokenizer = load_tokenizer(place.adapter or place.model or Path())
         self._dtype = dtype
         self._adapted: Any = None
         if place.adapter is not None:
             assert place.base is not None
             # On the base itself, not merged: what is measured is what was trained.
-            self._adapted = PeftModel.from_pretrained(self._load(place.base), place.adapter).eval()
+            base = self._load(place.base, self.way("base"))
+            self._adapted = PeftModel.from_pretrained(base, place.adapter).eval()
 
     @property
     def names(self) -> list[str]:
@@ -86,14 +90,22 @@ class Answerers:
             return
         path = self.place.base if name == "base" else self.place.model
         assert path is not None
-        yield self._load(path)
+        yield self._load(path, self.way(name))
 
-    def _load(self, path: Path) -> Any:
+    def way(self, name: str) -> Answering:
+        """How the model of that name answers exactly. Raises TrntuneError where it can't."""
+        path = self.place.base if name == "base" or self.place.adapter is not None else self.place.model
+        assert path is not None
+        if path not in self.how:
+            self.how[path] = way_of_answering(path, self.length)
+        return self.how[path]
+
+    def _load(self, path: Path, how: Answering) -> Any:
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=self._dtype,
-                attn_implementation=plain_attention(path),
+                attn_implementation=how.attention,
                 use_safetensors=True,
                 trust_remote_code=False,
             )

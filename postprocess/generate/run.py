@@ -46,18 +46,19 @@ def generate(place: Place, questions: list[Question], options: Options) -> Outco
     """Answer and score every question with every model, one model after the other."""
     if not questions:
         raise TrntuneError("there is no question to answer")
-    answerers = Answerers(place, DTYPES[options.dtype], options.device)
+    longest = options.max_length + options.sampling.max_new_tokens
+    answerers = Answerers(place, DTYPES[options.dtype], options.device, longest)
     outcome = Outcome(questions, {}, {}, {}, {})
     for name in answerers.names:
         with answerers.model(name) as model:
-            _ask(name, model, answerers.tokenizer, place.prompt, options, outcome)
+            _ask(name, model, answerers, options, outcome)
     return outcome
 
 
-def _ask(name: str, model: Any, tokenizer: Any, prompt: str, options: Options, outcome: Outcome) -> None:
+def _ask(name: str, model: Any, answerers: Answerers, options: Options, outcome: Outcome) -> None:
     """Let one model answer, and score it where the right answer is known; fills its part of ``outcome``."""
-    questions = outcome.questions
-    answers = answer(model, tokenizer, questions, prompt, options.sampling, options.batch_size)
+    questions, tokenizer, prompt = outcome.questions, answerers.tokenizer, answerers.place.prompt
+    answers = answer(model, tokenizer, questions, prompt, options.sampling, options.batch_size, answerers.way(name))
     outcome.answers[name] = answers
     known = {number: question for number, question in enumerate(questions) if question.reference is not None}
     losses, rouge = None, None

@@ -25,7 +25,7 @@ def test_every_way_is_timed_on_the_same_documents(tmp_path, monkeypatch, capsys)
 
 def test_other_losses_are_no_measurement(monkeypatch):
     monkeypatch.setattr(windows, "our_way", lambda config, examples, length: lambda: 1.0)
-    monkeypatch.setattr(windows, "plain_way", lambda config, examples, length: lambda: 1.1)
+    monkeypatch.setattr(windows, "plain_way", lambda config, examples, length, batch: lambda: 1.1)
     with pytest.raises(TrntuneError, match=r"the loss is 1\.0000 packed, and 1\.1000 transformers"):
         windows.measured(windows.mistral(1), windows.LOADS[0], 1)
 

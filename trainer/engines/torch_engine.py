@@ -6,6 +6,7 @@ import math
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from trainer.engines.base import (
 )
 from trainer.engines.gloo import GlooPeers
 from trainer.engines.torch_trainer import BestWeights, PackedTrainer
-from trainer.families.choose import enable_checkpointing, way_of_training
-from trainer.families.experts import without_router_loss
+from trainer.families.answers import FASTEST, Answering, continuations
+from trainer.families.choose import enable_checkpointing, way_of_answering, way_of_training
 from trainer.families.pairs import layer_extents
 from trainer.families.proof import Way
 from trainer.fused import fuse
@@ -106,7 +107,7 @@ class TorchEngine:
 
     def load(self, model_dir: Path, tokenizer: Any) -> None:
         """Load the model, add the adapter, and put it on the device."""
-        self.tokenizer = tokenizer
+        self.tokenizer, self.model_dir = tokenizer, model_dir
         self.collator = Collator(self.config.training.max_length, tokenizer.pad_token_id)
         set_seed(self.config.seed)
         self.way = way_of_training(model_dir, self.config)
@@ -172,23 +173,23 @@ class TorchEngine:
         return FitResult(status, trainer.state.global_step, best.step)
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        """Greedy decoding of all prompts in one left-padded batch."""
-        batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.device)
-        base: Any = self.module.model
+        """Greedy decoding, of all prompts in one left-padded batch where the family computes the same then."""
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         self.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own.
-        with self._plain_attention(), without_router_loss(base), torch.inference_mode(), self._autocast():
-            output = base.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=self.tokenizer.eos_token_id,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        return [
-            until_eos(ids, self.tokenizer.eos_token_id) for ids in output[:, batch["input_ids"].shape[1] :].tolist()
-        ]
+        with self._plain_attention(), self._autocast():
+            settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": eos}
+            found = continuations(self.module.model, prompts, self.answering, pad, **settings)
+        return [until_eos(ids, eos) for ids in found]
+
+    @cached_property
+    def answering(self) -> Answering:
+        """Found out when answers are asked for; of the families with facts in the configuration it is known (a test
+        tries them). Raises TrntuneError where the family has no exact way."""
+        if self.config.model.architecture is not None:
+            return FASTEST
+        model, length = self.config.model, self.config.training.max_length + self.config.tracking.sample_tokens
+        return way_of_answering(self.model_dir, length, self.way.attention, model.trust_remote_code)
 
     def save(self, directory: Path) -> None:
         """safetensors in Hugging Face's layout: peft's for an adapter, a model directory with tokenizer for full.

@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.errors import TrntuneError, UsageError
 from launcher.schema import Config
+from trainer.families.answers import Answering, answering
 from trainer.families.proof import Way, examine, prove
-from trainer.families.small import WINDOWS
+from trainer.families.small import WINDOWS, small_config, small_model
 from trainer.models.load import refuse_code_of_others
 from trainer.models.meta import on_meta
 from trainer.models.targets import resolved_targets
@@ -56,6 +57,26 @@ def plain_attention(model_dir: Path) -> str | None:
     except Exception:  # loading the model will say what is wrong with it
         return None
     return None if way.alone is not None else way.attention
+
+
+def way_of_answering(model_dir: Path, length: int, fixed: str | None = None, trust: bool = False) -> Answering:
+    """How the model of ``model_dir`` answers exactly, with questions and answers of up to ``length`` tokens; ``fixed``:
+    the attention that it has and keeps.
+
+    Raises TrntuneError where it can't.
+    """
+    try:
+        facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust, local_files_only=True)
+        model = small_model(small_config(facts, length), "eager", trust)
+    except Exception:  # a kind of which no small model can be built: the surest way
+        return Answering(fixed, batched=False, cached=False)
+    how = answering(model, fixed or examine(model).attention, fixed is not None)
+    if how is None:
+        raise TrntuneError(
+            f"{model_dir}: {type(model).__name__} can't answer here: transformers' generate gives other tokens "
+            "than the model's own forward pass; leave stage generate out, and set tracking.samples=0"
+        )
+    return how
 
 
 _ANY_LENGTH = 2

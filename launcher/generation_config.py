@@ -127,12 +127,16 @@ def _means_sampling(content: Mapping[str, Any], stated: Collection[str]) -> bool
 
 def _notes(file: Path, content: Mapping[str, Any], changes: Changes) -> Iterator[str]:
     gone = [key for key, value in changes.items() if value is None]
-    if "do_sample" in changes and changes["do_sample"]:
-        given = ", ".join(f"{key}={content[key]}" for key in _stated(content, _SAMPLING))
-        yield f"{file} gives {given} without do_sample, which transformers can't save: what is saved says do_sample=true"
+    if changes.get("do_sample"):
+        given = _listed(content, _stated(content, _SAMPLING))
+        yield f"{file} gives {given} without do_sample, which transformers won't save: what is saved has do_sample=true"
     if gone:
-        given = ", ".join(f"{key}={json.dumps(content[key])}" for key in gone)
-        yield f"{file} gives {given}, without effect there, which transformers can't save: what is saved leaves it out"
+        given = _listed(content, gone)
+        yield f"{file} gives {given}, to no effect, which transformers won't save: what is saved leaves it out"
+
+
+def _listed(content: Mapping[str, Any], keys: Collection[str]) -> str:
+    return ", ".join(f"{key}={json.dumps(content[key])}" for key in keys)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

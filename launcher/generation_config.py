@@ -52,22 +52,24 @@ class Repair:
     notes: tuple[str, ...] = ()
 
 
-def repair_of(base: Path) -> Repair:
+def repair_of(base: Path, named: Path | None = None) -> Repair:
     """What has to be put right in a model directory's settings of generation; nothing for nearly all of them.
 
-    Raises TrntuneError for a generation_config.json that transformers can't load either.
+    ``named`` is what the notes call the directory. Raises TrntuneError for a generation_config.json that transformers
+    can't load either.
     """
+    told = named or base
     try:
         given, unread = _read(base / FILE), False
     except ValueError:
         given, unread = None, True
     stated = {key: value for key, value in _model_facts(base).items() if key in _MOVED and value is not None}
     found = repairs(given or {})
-    notes = list(_notes(base / FILE, given or {}, found))
+    notes = list(_notes(told / FILE, given or {}, found))
     if unread:
-        notes.append(f"{base / FILE} is no JSON: what is saved goes without it, as transformers does")
+        notes.append(f"{told / FILE} is no JSON: what is saved goes without it, as transformers does")
     model = _of_model(stated, given)
-    notes += _notes(base / MODEL_FILE, stated, model)
+    notes += _notes(told / MODEL_FILE, stated, model)
     return Repair(found, model, unread, tuple(notes))
 
 

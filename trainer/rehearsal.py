@@ -6,12 +6,13 @@ goes. The stages that follow try theirs on it (``rehearse`` of their modules).
 
 from __future__ import annotations
 
+import errno
 import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from transformers import AutoConfig, GenerationConfig
 
@@ -19,11 +20,10 @@ from launcher.errors import TrntuneError, disk_fault
 from launcher.generation_config import FILE
 from launcher.paths import shown
 from launcher.plan.disk import merged_bytes
-from launcher.room import Sizes, little_room, merges, room_of
+from launcher.room import Room, Sizes, little_room, room_of
 from launcher.rundir import RunDir
 from launcher.schema import Config
-from launcher.stage import STAGES
-from trainer.checkpoints.durable import sync_directory
+from launcher.stage import STAGES, AfterTraining
 from trainer.checkpoints.peers import Peers
 from trainer.data.rows import InstructionRow
 from trainer.data.tokenize import prompt_ids
@@ -32,6 +32,7 @@ from trainer.models.load import load_tokenizer
 
 Result = TypeVar("Result")
 FOLDER = ".rehearsal"
+_LONGEST = 400
 _ROW = InstructionRow("What does it do?", "A text: 1 2 3.", "It answers.")
 
 
@@ -50,7 +51,11 @@ def rehearse(
     finally:
         if first:
             shutil.rmtree(folder, ignore_errors=True)
-    return agreed(peers, lambda: _room(config, run_dir, engine, peers, model_dir, steps))[0]
+    shares = peers.exchange(engine.saved_bytes())
+    weights, checkpoint = (sum(column) for column in zip(*shares, strict=True))
+    merged = merged_bytes(config, model_dir, engine.parameters().total)
+    needed = room_of(config, Sizes(weights, checkpoint, merged), steps)
+    return agreed(peers, lambda: _little_room(config, run_dir, needed) if first else None)[0]
 
 
 def agreed(peers: Peers, action: Callable[[], Result]) -> list[Result]:
@@ -75,6 +80,8 @@ def try_places(run_dir: RunDir) -> None:
     try:
         for parent in (run_dir.path, run_dir.checkpoints):
             _try_directory(parent)
+        for place in (run_dir.adapter, run_dir.model, run_dir.sharded, run_dir.checkpoints):
+            _refuse_file(place, place.with_name(f"{place.name}.tmp"))
         (run_dir.path / FOLDER).mkdir(mode=0o700)
     except OSError as error:
         why = disk_fault(error) or f"{error.filename or run_dir.path}: {error.strerror or error}; check the directory"
@@ -91,6 +98,13 @@ def _try_directory(parent: Path) -> None:
     made.mkdir(mode=0o700)
     made.rename(named)
     named.rmdir()
+
+
+def _refuse_file(*places: Path) -> None:
+    """Raise FileExistsError for a file where a directory will be written."""
+    for place in places:
+        if place.exists() and not place.is_dir():
+            raise FileExistsError(errno.EEXIST, "there is a file where a directory will be written", str(place))
 
 
 def try_tokenizer(tokenizer: Any, prompt: str, folder: Path, trust_remote_code: bool) -> None:
@@ -121,23 +135,22 @@ def _tried(config: Config, run_dir: RunDir, engine: Engine, tokenizer: Any, fold
             AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         if (folder / FILE).is_file():
             GenerationConfig.from_pretrained(folder).validate(strict=True)
-    for stage in config.stages[config.stages.index("train") + 1 :] if "train" in config.stages else ():
-        module: Any = importlib.import_module(STAGES[stage])
-        with _told(f"stage {stage} can't do its work after training"):
+    for stage in _later(config.stages):
+        module = cast(AfterTraining, importlib.import_module(STAGES[stage]))
+        with _told(f"stage {stage} could not do its work"):
             module.rehearse(config, run_dir, None if engine.sharded else folder)
 
 
-def _room(
-    config: Config, run_dir: RunDir, engine: Engine, peers: Peers, model_dir: Path, steps: int
-) -> str | None:
-    """What is told of too little room, or None. All ranks call it: each says what it will write."""
-    mine = engine.saved_bytes()
-    shares: list[tuple[int, int]] = peers.exchange(mine)
-    weights, checkpoint = (sum(column) for column in zip(*shares, strict=True))
-    merged = merged_bytes(config, model_dir, engine.parameters().total) if merges(config) else 0
-    needed = room_of(config, Sizes(weights, checkpoint, merged), steps)
+def _later(stages: list[str]) -> list[str]:
+    """The stages of a run that follow its training."""
+    order = list(STAGES)
+    return [stage for stage in stages if order.index(stage) > order.index("train")]
+
+
+def _little_room(config: Config, run_dir: RunDir, needed: Room) -> str | None:
+    """Why there is too little room, which only plan.force lets pass, or None."""
     there = sum(_bytes_below(place) for place in (run_dir.checkpoints, run_dir.merged))
-    fault = little_room(run_dir.path, [needed], there) if peers.rank == 0 else None
+    fault = little_room(run_dir.path, [needed], there)
     if fault is not None and not config.plan.force:
         raise TrntuneError(f"nothing is trained: {fault}")
     return fault
@@ -156,5 +169,9 @@ def _told(what: str) -> Iterator[None]:
     except TrntuneError as error:
         raise TrntuneError(f"{what}, so nothing is trained: {error}") from None
     except Exception as error:  # of transformers, peft, tokenizers, or of a model's own code
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise TrntuneError(f"{what}, so nothing is trained: {words[:400]}") from None
+        raise TrntuneError(f"{what}, so nothing is trained: {in_one_line(error)}") from None
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library says, its lines joined, or what kind of error it is where it says nothing."""
+    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__

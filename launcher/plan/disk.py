@@ -29,16 +29,19 @@ def sizes(config: Config, parameters: Parameters) -> Sizes:
     weights = (2 if neuron and bf16 else 4) * trained
     best = weights if config.training.early_stopping_patience is not None else 0
     state = (12 if neuron and bf16 else 8) * trained
-    return Sizes(weights, weights + state + best, merged_bytes(config, parameters.total) if merges(config) else 0)
+    base = Path(config.model.path).expanduser() if config.model.path else None
+    return Sizes(weights, weights + state + best, merged_bytes(config, base, parameters.total))
 
 
-def merged_bytes(config: Config, parameters: int) -> int:
-    """Of the merged model: the base's own bytes where they are at hand and its dtype is kept."""
-    model, dtype = config.model, config.merge.dtype
+def merged_bytes(config: Config, base: Path | None, parameters: int) -> int:
+    """Of the merged model, 0 where none is made: the base's own bytes where it is at hand and its dtype is kept."""
+    dtype = config.merge.dtype
+    if not merges(config):
+        return 0
     if dtype is not None:
         return parameters * (4 if dtype == "float32" else 2)
-    files = Path(model.path or "").expanduser().glob("*.safetensors") if model.source == "local" else ()
-    return sum(file.stat().st_size for file in files) or parameters * _STORED_BYTES.get(model.source, 2)
+    stored = sum(file.stat().st_size for file in base.glob("*.safetensors")) if base is not None else 0
+    return stored or parameters * _STORED_BYTES.get(config.model.source, 2)
 
 
 def fault_here(config: Config, room: Room | None) -> str | None:

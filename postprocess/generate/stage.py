@@ -30,3 +30,12 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     scores = {"scores": outcome.summary, "rouge_l": ROUGE_L}
     return {"status": "finished", "settings": asdict(settings), **scores, "seconds": seconds}
+
+
+def rehearse(config: Config, run_dir: RunDir, saved: Path | None) -> None:
+    """Before training: raise TrntuneError where no question can be asked, or none of the answers be written."""
+    directory = run_dir.path / "generate"
+    if directory.exists() and not directory.is_dir():
+        raise TrntuneError(f"{directory} is in the way: it is a file: move it")
+    if not held_out(run_dir, config.generate.questions):
+        raise TrntuneError("there is no question to answer")

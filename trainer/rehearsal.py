@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from transformers import AutoConfig, GenerationConfig
 
 from launcher.errors import TrntuneError, disk_fault
@@ -46,8 +47,9 @@ def rehearse(
     first, folder = peers.rank == 0, run_dir.path / FOLDER
     agreed(peers, lambda: try_places(run_dir) if first else None)
     try:
-        agreed(peers, lambda: _saved(engine, folder, model_dir) if first or engine.sharded else None)
-        agreed(peers, lambda: _tried(config, run_dir, engine, tokenizer, folder) if first else None)
+        with torch.random.fork_rng(devices=[]):  # training draws the same, whatever is tried before it
+            agreed(peers, lambda: _saved(engine, folder, model_dir) if first or engine.sharded else None)
+            agreed(peers, lambda: _tried(config, run_dir, engine, tokenizer, folder) if first else None)
     finally:
         if first:
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from launcher.schema import Config
 from postprocess.generate.answer import Sampling

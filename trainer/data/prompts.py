@@ -34,8 +34,8 @@ def chat(row: InstructionRow, tokenizer: Any) -> tuple[str, str]:
     if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
         names = ", ".join(sorted(tokenizer.chat_template))
         raise TrntuneError(
-            f"dataset.prompt=chat: {tokenizer.name_or_path} has chat templates {names}, none of which is called default; "
-            "rename one, or use dataset.prompt=plain"
+            f"dataset.prompt=chat: {tokenizer.name_or_path} has several chat templates ({names}), and none is called "
+            "default; rename one, or use dataset.prompt=plain"
         )
     question = f"{row.instruction}\n\n{row.context}" if row.context.strip() else row.instruction
     asked = [{"role": "user", "content": question}]

@@ -80,10 +80,10 @@ def try_places(run_dir: RunDir) -> None:
     Raises TrntuneError for a run directory that can't be written.
     """
     try:
-        for parent in (run_dir.path, run_dir.checkpoints):
-            _try_directory(parent)
         for place in (run_dir.adapter, run_dir.model, run_dir.sharded, run_dir.checkpoints):
             _refuse_file(place, place.with_name(f"{place.name}.tmp"))
+        for parent in (run_dir.path, run_dir.checkpoints):
+            _try_directory(parent)
         (run_dir.path / FOLDER).mkdir(mode=0o700)
     except OSError as error:
         why = disk_fault(error) or f"{error.filename or run_dir.path}: {error.strerror or error}; check the directory"

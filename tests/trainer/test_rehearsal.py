@@ -64,7 +64,6 @@ def generation_of(directory: Path, again: Path) -> dict[str, Any]:
     """What a saved model says of generation, once it was loaded and saved again."""
     model = AutoModelForCausalLM.from_pretrained(directory)
     model.save_pretrained(again)
-    AutoTokenizer.from_pretrained(directory).save_pretrained(again)
     content: dict[str, Any] = json.loads((again / "generation_config.json").read_text())
     content.pop("transformers_version")
     return content
@@ -80,6 +79,7 @@ def test_full_training_of_a_base_that_transformers_would_not_save(base, run_tiny
     assert run.process.returncode == 0, run.process.stderr
     [note] = [line for line in run.process.stderr.splitlines() if "do_sample" in line]
     assert note.startswith(f"note: {faulty}/generation_config.json gives temperature=0.6, top_p=0.9 without do_sample")
+    AutoTokenizer.from_pretrained(run.directory / "model")
     assert generation_of(run.directory / "model", tmp_path / "again") == {**SAMPLED, "do_sample": True}
     assert not list(run.directory.glob(".rehearsal*"))
 
@@ -99,9 +99,7 @@ def test_lora_merges_into_such_a_base(base, run_tiny, tmp_path: Path) -> None:
     faulty = base(generation_config={**SAMPLED, "do_sample": False})
     run: Run = run_tiny("run", "method=lora", "stages=[fetch,train,merge,generate]", *local(faulty))
     assert run.process.returncode == 0, run.process.stderr
-    assert generation_of(run.directory / "merged", tmp_path / "again") == {
-        "eos_token_id": 2, "pad_token_id": 0, "do_sample": False,
-    } or generation_of(run.directory / "merged", tmp_path / "again2") == {"eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+    assert generation_of(run.directory / "merged", tmp_path / "again") == {"eos_token_id": 2, "pad_token_id": 0}
     [note] = json.loads((run.directory / "merged" / "merge.json").read_text())["repaired"]
     assert "temperature=0.6, top_p=0.9, to no effect" in note
     assert note in run.process.stderr
@@ -203,7 +201,7 @@ def test_a_merge_that_would_be_refused_is_found_before_training(base, tmp_path: 
     rehearse_merge(engine.config, run, tmp_path / "tried")
     [file] = directory.glob("*.safetensors")
     file.unlink()
-    with pytest.raises(TrntuneError, match="stage merge could not do its work, so nothing is trained: .* neither"):
+    with pytest.raises(TrntuneError, match=r"stage merge could not do its work, so nothing is trained: .* neither"):
         rehearse(engine, run)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from launcher.schema import Config
 from launcher.units import gigabytes
 
-SLACK = 64 << 20
-"""bytes for what is small beside the weights: tokenizer, metrics, logs, random generators"""
+SLACK = 256 << 10
+"""bytes for what is small beside all weights: records, metrics, logs, random generators"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Sizes:
     """of one checkpoint: weights, optimizer state, early stopping's best weights"""
     merged: int = 0
     """of base and adapter as one model; 0 where none is made"""
+    beside: int = 0
+    """of tokenizer and configurations, which lie beside each of the weights; the plan doesn't know them"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def room_of(config: Config, sizes: Sizes, steps: int | None) -> Room:
     return Room(
         kept * sizes.checkpoint,
         sizes.checkpoint if saves > kept else 0,
-        copies * sizes.weights + sizes.merged,
+        copies * (sizes.weights + sizes.beside) + (sizes.merged + sizes.beside if sizes.merged else 0),
         ", ".join(words),
     )
 

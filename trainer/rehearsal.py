@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from launcher.errors import TrntuneError, disk_fault
+from launcher.errors import Suspended, TrntuneError, disk_fault
 from launcher.generation_config import FILE
 from launcher.paths import shown
 from launcher.plan.disk import merged_bytes
@@ -50,13 +50,14 @@ def rehearse(
         with torch.random.fork_rng(devices=[]):  # training draws the same, whatever is tried before it
             agreed(peers, lambda: _saved(engine, folder, model_dir) if first or engine.sharded else None)
             agreed(peers, lambda: _tried(config, run_dir, engine, tokenizer, folder) if first else None)
+        beside = agreed(peers, lambda: _bytes_below(folder, weights=False) if first else None)
     finally:
         if first:
             shutil.rmtree(folder, ignore_errors=True)
     shares = peers.exchange(engine.saved_bytes())
     weights, checkpoint = (sum(column) for column in zip(*shares, strict=True))
     merged = merged_bytes(config, model_dir, engine.parameters().total)
-    needed = room_of(config, Sizes(weights, checkpoint, merged), steps)
+    needed = room_of(config, Sizes(weights, checkpoint, merged, beside[0] or 0), steps)
     return agreed(peers, lambda: _little_room(config, run_dir, needed) if first else None)[0]
 
 
@@ -158,9 +159,10 @@ def _little_room(config: Config, run_dir: RunDir, needed: Room) -> str | None:
     return fault
 
 
-def _bytes_below(directory: Path) -> int:
-    """Bytes of the files in a directory, 0 where there is none."""
-    return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+def _bytes_below(directory: Path, weights: bool = True) -> int:
+    """Bytes of the files in a directory, 0 where there is none; without ``weights`` of those beside them."""
+    files = [file for file in directory.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files if weights or file.suffix != ".safetensors")
 
 
 @contextmanager
@@ -168,6 +170,8 @@ def _told(what: str) -> Iterator[None]:
     """Whatever the libraries raise as one line: what fails now would fail when all has been trained."""
     try:
         yield
+    except Suspended:  # a signal came
+        raise
     except TrntuneError as error:
         raise TrntuneError(f"{what}, so nothing is trained: {error}") from None
     except Exception as error:  # of transformers, peft, tokenizers, or of a model's own code

@@ -366,7 +366,7 @@ class TrainRun:
             if self.config.method.name == "lora":
                 write_base(temporary, model_dir, self.config.model.name)
             replace_directory(temporary, final)
-        except TrntuneError:
+        except (TrntuneError, Suspended):
             raise
         except Exception as error:  # of the disk, transformers, peft, tokenizers, or of a model's own code
             shutil.rmtree(temporary, ignore_errors=True)

@@ -44,7 +44,7 @@ def test_the_runs_of_a_sweep_stay_beside_each_other(tmp_path: Path) -> None:
     assert little_room(tmp_path / "not" / "there", [room] * 3, there=4 * 10**15) is None
     fault = little_room(tmp_path / "not" / "there", [room] * 3, there=2 * 10**15)
     assert fault is not None
-    assert "needs about 3000000.20 GB there (3 runs, the first: adapter 1000000.00 GB)" in fault
+    assert "needs about 3000000.00 GB there (3 runs, the first: adapter 1000000.00 GB)" in fault
 
 
 def test_too_little_room_is_planned_and_refused_before_anything_is_created(answer, cwd: Path) -> None:

@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import TrntuneError
+from launcher.errors import Suspended, TrntuneError
 from trainer.data.rows import InstructionRow
 
 
@@ -41,6 +41,8 @@ def chat(row: InstructionRow, tokenizer: Any) -> tuple[str, str]:
     asked = [{"role": "user", "content": question}]
     try:
         prompt: str = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    except Suspended:  # a signal came
+        raise
     except Exception as error:  # a template is a program of others: it may raise anything
         raise TrntuneError(_unrendered(Path(str(tokenizer.name_or_path)), error)) from None
     return prompt, row.response

@@ -37,12 +37,10 @@ _LONGEST = 400
 _ROW = InstructionRow("What does it do?", "A text: 1 2 3.", "It answers.")
 
 
-def rehearse(
-    config: Config, run_dir: RunDir, engine: Engine, peers: Peers, tokenizer: Any, model_dir: Path, steps: int
-) -> str | None:
+def rehearse(config: Config, run_dir: RunDir, engine: Engine, peers: Peers, tokenizer: Any, model_dir: Path) -> int:
     """Raise TrntuneError on every rank where the run, trained to its end, could not be saved. All ranks call it.
 
-    Returns, with plan.force=true, why there is too little room; without it that is an error, too.
+    Returns the bytes of what lies beside saved weights.
     """
     first, folder = peers.rank == 0, run_dir.path / FOLDER
     agreed(peers, lambda: try_places(run_dir) if first else None)
@@ -54,11 +52,19 @@ def rehearse(
     finally:
         if first:
             shutil.rmtree(folder, ignore_errors=True)
+    return beside[0] or 0
+
+
+def check_room(
+    config: Config, run_dir: RunDir, engine: Engine, peers: Peers, model_dir: Path, steps: int, beside: int
+) -> str | None:
+    """Raise TrntuneError on every rank where the disk is too small for ``steps`` steps, and what they leave. All ranks
+    call it. With plan.force=true the reason is returned instead. ``beside``: bytes beside each of the weights."""
     shares = peers.exchange(engine.saved_bytes())
     weights, checkpoint = (sum(column) for column in zip(*shares, strict=True))
     merged = merged_bytes(config, model_dir, engine.parameters().total)
-    needed = room_of(config, Sizes(weights, checkpoint, merged, beside[0] or 0), steps)
-    return agreed(peers, lambda: _little_room(config, run_dir, needed) if first else None)[0]
+    needed = room_of(config, Sizes(weights, checkpoint, merged, beside), steps)
+    return agreed(peers, lambda: _little_room(config, run_dir, needed) if peers.rank == 0 else None)[0]
 
 
 def agreed(peers: Peers, action: Callable[[], Result]) -> list[Result]:

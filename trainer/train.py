@@ -33,7 +33,7 @@ from trainer.models.generation import check_generation
 from trainer.models.load import load_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
-from trainer.rehearsal import in_one_line, rehearse
+from trainer.rehearsal import check_room, in_one_line, rehearse
 from trainer.report import train_result
 from trainer.samples import answers, side_by_side
 from trainer.saving import replace_directory, save_sharded
@@ -136,7 +136,7 @@ class TrainRun:
         checkpointer = self._checkpointer(model_dir, data, recorder, progress)
         try:
             self._go_on(checkpointer, recorder, progress)
-            with self.stopwatch.part("load"), self._kept(checkpointer):
+            with self.stopwatch.part("load"):
                 self._rehearse(model_dir, tokenizer, len(data.train), checkpointer, progress)
             return self._train(model_dir, tokenizer, data, recorder, checkpointer, progress)
         finally:
@@ -395,8 +395,10 @@ class TrainRun:
         self, model_dir: Path, tokenizer: Any, rows: int, checkpointer: Checkpointer, progress: Progress
     ) -> None:
         """Try what the end of the run needs."""
-        steps = self.engine.total_steps(rows)
-        fault = rehearse(self.config, self.run_dir, self.engine, checkpointer.peers, tokenizer, model_dir, steps)
+        config, run_dir, engine, peers = self.config, self.run_dir, self.engine, checkpointer.peers
+        with self._kept(checkpointer):
+            beside = rehearse(config, run_dir, engine, peers, tokenizer, model_dir)
+        fault = check_room(config, run_dir, engine, peers, model_dir, engine.total_steps(rows), beside)
         if fault is not None:
             progress.message(f"warning: {fault}")
 

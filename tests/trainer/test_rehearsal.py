@@ -135,9 +135,9 @@ def prepared(directory: Path, run_dir: Path, *overrides: str) -> tuple[TorchEngi
 
 
 def rehearse(engine: TorchEngine, run: RunDir, steps: int = 6) -> str | None:
-    return rehearsal.rehearse(
-        engine.config, run, engine, Alone(), engine.tokenizer, Path(engine.config.model.path or ""), steps
-    )
+    place = Path(engine.config.model.path or "")
+    beside = rehearsal.rehearse(engine.config, run, engine, Alone(), engine.tokenizer, place)
+    return rehearsal.check_room(engine.config, run, engine, Alone(), place, steps, beside)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -20,6 +20,7 @@ from launcher.rundir import RunDir, write_jsonl
 from launcher.schema import Config
 from launcher.secrets import redact
 from launcher.stage import is_rank_zero
+from launcher.steps import refuse_few_rows
 from trainer.checkpoints.checkpointer import RUN_FILE, STEPS_FILE, Checkpointer, identity
 from trainer.checkpoints.manifest import Position
 from trainer.checkpoints.writer import Outcome
@@ -122,6 +123,8 @@ class TrainRun:
             tokenizer = load_tokenizer(model_dir, self.config.model.trust_remote_code)
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
+        if not tracing():  # a trial run is shorter than the one that it is for
+            refuse_few_rows(self.config, data.filled_rows)
         with self.stopwatch.part("load"):
             self.engine.load(model_dir, tokenizer)
         if self.tracker is not None:
@@ -151,11 +154,18 @@ class TrainRun:
         loss_before = self._evaluate(data, recorder, step=0)
         if checkpointer.resumed is None:
             self.answers_before = self._answers(tokenizer, data)
+        began_as = self._checksums("load")
         outcome = self._fit(data, recorder, checkpointer, progress)
         if tracing():  # nothing was executed: there is nothing to save
             return {"status": "traced"}
         if outcome.status == "suspended":
             self._leave(outcome, checkpointer)
+        changed = self._checksums("save") != began_as
+        if not changed and outcome.steps:
+            progress.message(
+                f"warning: {outcome.steps} steps changed none of the trained weights: nothing was learned, and the run "
+                "is compared with no other; look at training.learning_rate and at the learning rates in metrics.jsonl"
+            )
         with self.stopwatch.part("save"):
             saved = self._save(model_dir, checkpointer)
         # From here on what was reached is on disk.
@@ -170,7 +180,9 @@ class TrainRun:
         result = train_result(
             self.config, self.engine, outcome, recorder, data.report, self.stopwatch, attempts, checkpointer.summary
         )
-        result.update(eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved)
+        result.update(
+            eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved, weights_changed=changed
+        )
         result.update({} if self.graphs is None else self.graphs.result())
         self._finish(result)
         return result
@@ -296,6 +308,14 @@ class TrainRun:
         self._settle("eval")
         recorder.on_evaluation(step, loss)
         return loss
+
+    def _checksums(self, part: str) -> dict[str, int]:
+        """Of the weights that are trained; those of a run that goes on are still the first attempt's first ones here
+        before ``fit``. Nothing in a trial run, which has no weights."""
+        if tracing():
+            return {}
+        with self.stopwatch.part(part):
+            return self.engine.checksums()
 
     def _settle(self, part: str) -> None:
         """What was compiled in ``part`` is counted as compiling."""

@@ -31,6 +31,8 @@ class DataShape:
 
     rows: int
     """packed or padded rows, whole global batches"""
+    filled: int
+    """those of them that hold something"""
     examples: float
     tokens: float
     """real ones"""
@@ -86,8 +88,10 @@ def shape_of(config: Config, data: Path, tokenizer: Any) -> DataShape:
     prepared = prepare_corpus(config, corpus)
     factor = (there - len(prepared.held_out)) / (measured - len(prepared.held_out))
     batch, sums = config.training.global_batch_size, prepared.train.sums()
+    filled = round(prepared.filled_rows * factor)
     return DataShape(
-        rows=-(-round(len(prepared.train.groups.ends) * factor) // batch) * batch,
+        rows=-(-filled // batch) * batch,
+        filled=filled,
         examples=sums.examples * factor,
         tokens=sums.tokens * factor,
         trained=sums.trained * factor,

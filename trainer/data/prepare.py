@@ -55,6 +55,11 @@ class PreparedData:
         """Lines of the data set's file that these training rows hold, in order."""
         return self.train.lines(rows)
 
+    @property
+    def filled_rows(self) -> int:
+        """Training rows that hold something: without the padding of the last global batch."""
+        return len(self.train.groups.ends)
+
     def digest(self) -> str:
         """SHA-256 of the training rows in their order: a position in them means the same only for the same ones."""
         return self.train.digest()

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 
 from launcher.errors import TrntuneError
 from launcher.schema import Config, accumulation_steps
+from launcher.steps import total_steps, warmup_steps
 from trainer.attention import DOCUMENT_ATTENTION
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.checkpoints.peers import Alone, Peers
@@ -31,7 +32,6 @@ from trainer.engines.base import (
     ParameterCounts,
     Rows,
     model_size,
-    total_steps,
 )
 from trainer.engines.gloo import GlooPeers
 from trainer.engines.torch_trainer import BestWeights, PackedTrainer
@@ -42,6 +42,7 @@ from trainer.fused import fuse
 from trainer.models.load import apply_method, count_parameters, load_model
 from trainer.stopping import Stop
 from trainer.throughput import ModelSize, Stopwatch
+from trainer.unchanged import checksums
 
 
 def create(config: Config) -> TorchEngine:
@@ -49,17 +50,17 @@ def create(config: Config) -> TorchEngine:
     return TorchEngine(config)
 
 
-def training_arguments(config: Config, total_steps: int) -> TrainingArguments:
+def training_arguments(config: Config, steps: int) -> TrainingArguments:
     """The configuration in transformers' terms. Saving, logging to disk and progress are not left to the Trainer."""
     training = config.training
     return TrainingArguments(
         output_dir=".",  # it is made when missing, and nothing is written there
-        max_steps=total_steps,
+        max_steps=steps,
         per_device_train_batch_size=training.micro_batch_size,
         gradient_accumulation_steps=accumulation_steps(config),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.scheduler,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=warmup_steps(config, steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch_fused",
@@ -96,7 +97,7 @@ class TorchEngine:
         if config.accelerator.device == "cuda" and not torch.cuda.is_available():
             raise TrntuneError("accelerator.device=cuda: torch sees no CUDA device here; use accelerator=cpu")
         # Building the arguments makes accelerate join torchrun's process group; its state is then global.
-        arguments = training_arguments(config, total_steps=1)
+        arguments = training_arguments(config, steps=1)
         self.device: torch.device = arguments.device
         self.rank: int = arguments.process_index
         self.replicas: int = arguments.world_size
@@ -167,6 +168,9 @@ class TorchEngine:
             status = "early_stopped" if best.patience_ended else "finished"
         best.put_back()
         return FitResult(status, trainer.state.global_step, best.step)
+
+    def checksums(self) -> dict[str, int]:
+        return checksums(state.live_weights(self.model))
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy decoding of all prompts in one left-padded batch."""

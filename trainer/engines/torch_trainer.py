@@ -266,7 +266,7 @@ class PackedTrainer(Trainer):
         created = self.lr_scheduler is None
         scheduler = cast(LambdaLR, super().create_scheduler(num_training_steps, cast(Any, optimizer)))
         if created:
-            begin_above_zero(scheduler, self.engine.config)
+            begin_above_zero(scheduler, self.engine.config, num_training_steps)
         return scheduler
 
     # What the Trainer calls while it goes on from a checkpoint.

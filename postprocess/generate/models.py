@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
+from postprocess.merge.files import tokenizer_of
 from trainer.families.choose import plain_attention
 from trainer.models.load import load_tokenizer
 
@@ -29,6 +30,13 @@ class Place:
     prompt: str
     """plain or chat"""
     run: RunDir | None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The directory of the tuned model's tokenizer: as a merge takes it."""
+        if self.adapter is None or self.base is None:
+            return self.model or self.adapter or Path()
+        return tokenizer_of(self.base, self.adapter)
 
 
 def locate(path: Path, base: Path | None, prompt: str | None) -> Place:
@@ -64,7 +72,7 @@ class Answerers:
 
     def __init__(self, place: Place, dtype: torch.dtype, device: str) -> None:
         self.place, self.device = place, device
-        self.tokenizer = load_tokenizer(place.adapter or place.model or Path())
+        self.tokenizer = load_tokenizer(place.tokenizer)
         self._dtype = dtype
         self._adapted: Any = None
         if place.adapter is not None:

@@ -64,6 +64,8 @@ class ArchitectureConfig:
     vocab_size: int = setting(MISSING, "rows of the embedding", ge=1)
     max_positions: int = setting(MISSING, "longest sequence that the model was built for, tokens", ge=1)
     tied_embeddings: bool = setting(MISSING, "whether the output head is the input embedding")
+    attention_bias: bool = setting(False, "whether the four linear layers of attention have biases")
+    mlp_bias: bool = setting(False, "whether the three linear layers of a Llama's MLP have biases")
 
 
 @dataclass

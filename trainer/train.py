@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import psutil
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
+from launcher import units
 from launcher.errors import Suspended, TrntuneError
 from launcher.paths import shown
 from launcher.record import installed
@@ -298,6 +299,8 @@ class TrainRun:
         ):
             if count:
                 progress.message(f"note: {count:,} {what}")
+        if report.unused:
+            progress.message(f"note: fields of the data that are not used: {units.shares(report.unused)} of the text")
 
     def _evaluate(self, data: PreparedData, recorder: Recorder, step: int) -> float:
         """The held-out loss of the weights of ``step``; what training has just evaluated is not done again."""

@@ -83,6 +83,10 @@ def check_model(config: Config) -> Iterator[Problem]:
         why = "optimum-neuron trains llama and qwen3 only, and this is neither"
         yield Problem("model", config.model.name, why, "take a model of these families")
         return
+    if facts.attention_bias or facts.mlp_bias:
+        which = "attention_bias" if facts.attention_bias else "mlp_bias"
+        why = f"its {which}=true: optimum-neuron's layers have no biases, and would leave them out [models/training/llama]"
+        yield Problem("model", config.model.name, why, "take another model, or accelerator=cuda")
     for name, size in (("intermediate_size", facts.intermediate_size), ("vocab_size", facts.vocab_size)):
         if size % tensor:
             why = f"tensor parallelism must divide {name}={size} of {config.model.name}"

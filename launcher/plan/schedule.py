@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.schema import Config
@@ -32,6 +33,8 @@ class Epoch:
     """where the counts come from"""
     exact: bool
     """counted on all of the data, as the run will"""
+    unused: Mapping[str, float] = field(default_factory=dict)
+    """fields of the data that dataset.columns doesn't name, and their share of the text"""
 
     def padding_fraction(self, max_length: int) -> float:
         """Share of the positions that are padding."""
@@ -74,6 +77,7 @@ def epoch(config: Config) -> Epoch | None:
         shape.eval_rows,
         f"measured on the data{part}",
         exact=not part,
+        unused=shape.unused,
     )
 
 

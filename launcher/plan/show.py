@@ -61,6 +61,8 @@ def footnotes(plans: list[Plan]) -> list[str]:
             notes.append("parameters: of the model's own modules; memory and time are those of a Llama of its sizes")
         if plan.epoch is not None:
             notes.append(f"data: {plan.epoch.source}")
+            if plan.epoch.unused:
+                notes.append(f"data: fields that are not used: {units.shares(plan.epoch.unused)} of the text")
             notes += [f"by that estimate it will be refused: {p}" for p in row_problems(plan.config, plan.epoch.filled)]
         if plan.duration is not None:
             notes += [f"time: {plan.duration.source}", f"rates: {plan.duration.rates.source}"]

@@ -43,6 +43,8 @@ class DataShape:
     eval_rows: int
     measured: int
     available: int
+    unused: dict[str, float]
+    """fields that no column names, and their share of the text"""
 
 
 class PlainTokenizer:
@@ -99,6 +101,7 @@ def shape_of(config: Config, data: Path, tokenizer: Any) -> DataShape:
         eval_rows=len(prepared.eval),
         measured=measured,
         available=there,
+        unused=prepared.report.unused,
     )
 
 
@@ -117,4 +120,4 @@ def _sample(config: Config, data: Path, tokenizer: Any) -> tuple[Corpus, int]:
         else:
             heapq.heappushpop(kept, entry)
     chosen = [located for *_, located in sorted(kept, key=lambda entry: -entry[2])]
-    return corpus_of(chosen, source, tokenizer, file_sha256(data), lines.skipped), min(there, most or there)
+    return corpus_of(chosen, lines, source, tokenizer, file_sha256(data)), min(there, most or there)

@@ -91,6 +91,8 @@ class TorchEngine:
     module: CausalLMLoss
     way: Way
     reaches: Reaches
+    updated = False
+    """the weights are no longer the base's"""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -139,8 +141,18 @@ class TorchEngine:
         self.all_reduce(totals)
         mean = float(totals[0] / totals[1])
         if not math.isfinite(mean):
-            raise TrntuneError(f"the held-out loss is {mean}: the weights are broken; lower training.learning_rate")
+            raise TrntuneError(f"the held-out loss is {mean}: {self._why_not_finite()}")
         return mean
+
+    def _why_not_finite(self) -> str:
+        """The base's weights were finite when they were loaded."""
+        if bad := not_finite(state.live_weights(self.model)):
+            return f"{bad} holds numbers that are not finite; lower training.learning_rate"
+        if self.updated:
+            return "the weights are finite, but too large; lower training.learning_rate"
+        precision = self.config.training.precision
+        advice = "take training.precision=fp32" if precision != "fp32" else "take another model"
+        return f"the base's own, though its weights are finite, with training.precision={precision}; {advice}"
 
     def total_steps(self, rows: int) -> int:
         return total_steps(self.config, rows)

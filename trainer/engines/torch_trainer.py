@@ -135,7 +135,7 @@ class PackedTrainer(Trainer):
         if resumed is None:
             self.train()
             return
-        self.restored = resumed
+        self.restored, self.engine.updated = resumed, True
         self.state = TrainerState(global_step=resumed.step, train_batch_size=self.args.train_batch_size)
         if resumed.document(state_files.ENGINE)["evaluation_pending"]:
             self.evaluate()
@@ -315,6 +315,7 @@ class StepMeter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
+        trainer.engine.updated = True
         if trainer.engine.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()

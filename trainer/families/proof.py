@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer.attention import DOCUMENT_ATTENTION, segments_of
-from trainer.families.small import small_config, small_model, with_attention
+from trainer.families.small import not_for_texts, small_config, small_model, with_attention
 from trainer.reach import Reach, UnknownAttention, packed_rows
 
 _LENGTHS = (21, 14)
@@ -69,6 +69,8 @@ def prove(config: PretrainedConfig, length: int, trust_remote_code: bool = False
 
     Raises whatever transformers raises when no small one can be built.
     """
+    if (why := not_for_texts(config, trust_remote_code)) is not None:
+        return Way(why, why, "eager", False)
     way = examine(small_model(small_config(config, length), "eager", trust_remote_code))
     if way.packed is None:
         return way

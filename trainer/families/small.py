@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ _THRESHOLDS = (
     *("floor_scale", "keep_window_size", "original_max_position_embeddings"),
     *("mamba_chunk_size", "chunk_size"),  # of scans: what they compute must not depend on it
 )
+_SENSES = re.compile("vision|image|video|audio|speech|vq")
+"""in the names of parts that read something else than texts"""
 _CAPS = ("attn_logit_softcapping", "attn_logits_soft_cap")
 """soft caps of attention scores: 1, so that the scores of random weights feel them"""
 
@@ -210,6 +213,25 @@ def with_attention(model: PreTrainedModel, attention: str) -> PreTrainedModel:
     other = type(model)._from_config(copy.deepcopy(model.config), attn_implementation=attention)
     other.float().load_state_dict(model.state_dict())
     return other.train(model.training)
+
+
+def not_for_texts(config: PretrainedConfig, trust_remote_code: bool = False) -> str | None:
+    """Why AutoModelForCausalLM makes of this configuration no model of texts alone; None where it does.
+
+    The part for pictures of a model that has one would be loaded, get adapters and never be trained.
+    """
+    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return None
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        return f"transformers has no causal language model for {type(config).__name__}"
+    if text_config(config) is not config:
+        return None
+    parts = [name for name in config.sub_configs if _SENSES.search(name) and getattr(config, name, None) is not None]
+    if not parts and not isinstance(getattr(config, "text_config", None), PretrainedConfig):
+        return None
+    beside = f" ({', '.join(parts)})" if parts else ""
+    return f"{kind.__name__} has parts beside the one for texts{beside}, which texts don't train"
 
 
 def _parameters(config: PretrainedConfig, trust_remote_code: bool) -> int:

@@ -42,7 +42,8 @@ def weight_dtype(config: Config) -> torch.dtype:
 
 
 def load_model(model_dir: Path, config: Config, attn_implementation: str) -> PreTrainedModel:
-    """The model on the CPU. Raises TrntuneError for what transformers can't read and for another parameter count."""
+    """The model on the CPU. Raises TrntuneError for what transformers can't read, for another parameter count, and for
+    weights that are no numbers."""
     refuse_code_of_others(model_dir)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -59,7 +60,19 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
         raise TrntuneError(
             f"{model_dir} has {found:,} parameters, not {config.model.parameters:,} as model.parameters says"
         )
+    refuse_not_finite(model, model_dir)
     return model
+
+
+def refuse_not_finite(model: nn.Module, model_dir: Path) -> None:
+    """Raise TrntuneError that names a weight with a NaN or an infinite number: no learning rate would help."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            count = weight.numel() - int(weight.isfinite().sum())
+            raise TrntuneError(
+                f"{model_dir}: {name} holds {count:,} numbers of {weight.numel():,} that are not finite: the base is "
+                "damaged; download or convert it again"
+            )
 
 
 def refuse_code_of_others(model_dir: Path) -> None:

@@ -29,6 +29,7 @@ from launcher.slurm.checks import check_cluster
 from launcher.stage import STAGES
 from launcher.steps import step_problems
 from launcher.tracking_address import address_fault, credentials_fault
+from launcher.weights import incomplete
 
 # Linear layers of a decoder block: the same names in transformers' Llama and Qwen3.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -204,6 +205,15 @@ def check_model_path(path: str | None) -> Iterator[Problem]:
         yield Problem("model.path", path, why, "give a directory that transformers saved")
 
 
+def check_model_files(config: Config) -> Iterator[Problem]:
+    """A local model's files hold what its config.json asks for. Those of the Hub are looked at by stage fetch."""
+    model = config.model
+    if model.source == "local" and model.path and model.architecture is not None:
+        fault = incomplete(Path(model.path).expanduser(), model.architecture)
+        if fault is not None:
+            yield Problem("model.path", model.path, fault)
+
+
 def check_dataset_source(config: Config) -> Iterator[Problem]:
     """The rows can be found."""
     dataset = config.dataset
@@ -280,6 +290,7 @@ CHECKS: tuple[Check, ...] = (
     check_credentials,
     check_stages,
     check_model_source,
+    check_model_files,
     check_trust,
     check_names,
     check_dataset_source,

@@ -18,6 +18,7 @@ from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from launcher.schema import Config, DatasetConfig, ModelConfig
 from launcher.steps import refuse_few_rows, row_problems
+from launcher.weights import refuse_unfit
 from trainer.data import python_docs
 from trainer.models import cache
 
@@ -33,7 +34,9 @@ _FEWEST_TOKENS = 8
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     """Returns model_dir, dataset_path and how long it took, seconds."""
     start = time.perf_counter()
-    model, data = fetch_model(config.model), fetch_dataset(config.dataset)
+    model = fetch_model(config.model)
+    refuse_unfit(model, config.model.architecture)
+    data = fetch_dataset(config.dataset)
     if data.stat().st_size >= _LARGE:
         tokenize_dataset(config, model, data)
     elif "train" in config.stages:

@@ -181,9 +181,7 @@ class TrainRun:
         result = train_result(
             self.config, self.engine, outcome, recorder, data.report, self.stopwatch, attempts, checkpointer.summary
         )
-        result.update(
-            eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved, weights_changed=changed
-        )
+        result.update(eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved, weights_changed=changed)
         result.update({} if self.graphs is None else self.graphs.result())
         self._finish(result)
         return result

@@ -246,9 +246,9 @@ def save_tokenizer(directory: Path, *words: str, **settings: str) -> None:
     vocabulary = {word: number for number, word in enumerate(("<unk>", "<eos>", *words))}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", **settings
-    ).save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", **settings).save_pretrained(
+        directory
+    )
 
 
 def test_the_adapters_tokenizer_replaces_the_bases_as_a_whole(tmp_path: Path) -> None:
@@ -277,8 +277,9 @@ def test_a_part_of_a_tokenizer_beside_the_adapter_is_none(tmp_path: Path, capsys
     save_tokenizer(adapter, "Paris", pad_token="<eos>")
     (adapter / "tokenizer.json").unlink()
     assert main([str(base), str(adapter), str(tmp_path / "out"), "--no-logits"]) == 0
-    assert "tokenizer     the base's: the adapter's special_tokens_map.json, tokenizer_config.json make no tokenizer" in (
-        capsys.readouterr().out
+    assert (
+        "tokenizer     the base's: the adapter's special_tokens_map.json, tokenizer_config.json make no tokenizer"
+        in (capsys.readouterr().out)
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("Paris")["input_ids"] == [2]
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["tokenizer"]["from"] == "base"

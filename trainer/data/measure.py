@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import TrntuneError
 from launcher.schema import Config
+from launcher.weights import vocabulary_fault
 from trainer import fetch
 from trainer.data.content import file_sha256
 from trainer.data.corpus import Corpus, corpus_of, find_corpus
@@ -68,6 +70,8 @@ def measure(config: Config) -> DataShape | None:
     data, tokenizer_file = fetch.dataset_at_hand(config.dataset), fetch.tokenizer_at_hand(config.model)
     if data is None or tokenizer_file is None:
         return None
+    if (fault := vocabulary_fault(tokenizer_file.parent)) is not None:
+        raise TrntuneError(f"{tokenizer_file.parent}: {fault}")
     if config.dataset.prompt == "plain":
         tokenizer: Any = PlainTokenizer(tokenizer_file)
     else:

@@ -39,7 +39,7 @@ from trainer.families.choose import enable_checkpointing, way_of_training
 from trainer.families.pairs import Reaches, layer_reaches
 from trainer.families.proof import Way
 from trainer.fused import fuse
-from trainer.models.load import apply_method, count_parameters, load_model
+from trainer.models.load import apply_method, count_parameters, load_model, refuse_few_embeddings
 from trainer.stopping import Stop
 from trainer.throughput import ModelSize, Stopwatch
 from trainer.unchanged import checksums
@@ -112,6 +112,7 @@ class TorchEngine:
         self.way = way_of_training(model_dir, self.config)
         self.attention = DOCUMENT_ATTENTION if self.way.packed is None else self.way.attention
         base = load_model(model_dir, self.config, attn_implementation=self.attention)
+        refuse_few_embeddings(base, tokenizer, model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
         self.model = apply_method(base, self.config)

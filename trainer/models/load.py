@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers.utils import logging
 
 from launcher.errors import TrntuneError, nearest
 from launcher.schema import Config, LoraConfig
+from launcher.stage import is_rank_zero
+from launcher.weights import missing_text, too_few_rows
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -46,15 +49,19 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
     weights that are no numbers."""
     refuse_code_of_others(model_dir)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=weight_dtype(config),
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=config.model.trust_remote_code,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:
         raise TrntuneError(f"{model_dir}: the model can't be loaded: {_first_line(error)}") from None
+    except RuntimeError as error:  # shapes that differ: the first line says only that
+        raise TrntuneError(f"{model_dir}: the model can't be loaded: {' '.join(str(error).split())[:300]}") from None
+    refuse_missing(model, report, model_dir)
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:
         raise TrntuneError(
@@ -62,6 +69,19 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
         )
     refuse_not_finite(model, model_dir)
     return model
+
+
+def refuse_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Path) -> None:
+    """Raise TrntuneError where transformers has made up weights that no file holds, by its report on loading; tell of
+    tensors that it has left."""
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing:
+        output = model.get_output_embeddings()
+        head = next((f"{name}.weight" for name, module in model.named_modules() if module is output), None)
+        raise TrntuneError(f"{model_dir}: {missing_text(missing, len(model.state_dict()), unexpected, head)}")
+    if unexpected and is_rank_zero():
+        listed = ", ".join(unexpected[:3]) + (", ..." if len(unexpected) > 3 else "")
+        print(f"note: {model_dir}: {len(unexpected):,} tensors are no part of the model: {listed}", file=sys.stderr)
 
 
 def refuse_not_finite(model: nn.Module, model_dir: Path) -> None:
@@ -73,6 +93,13 @@ def refuse_not_finite(model: nn.Module, model_dir: Path) -> None:
                 f"{model_dir}: {name} holds {count:,} numbers of {weight.numel():,} that are not finite: the base is "
                 "damaged; download or convert it again"
             )
+
+
+def refuse_few_embeddings(model: PreTrainedModel, tokenizer: Any, model_dir: Path) -> None:
+    """Raise TrntuneError for a tokenizer with tokens that the embedding has no row for."""
+    fault = too_few_rows(max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0])
+    if fault is not None:
+        raise TrntuneError(f"{model_dir}: {fault}")
 
 
 def refuse_code_of_others(model_dir: Path) -> None:

@@ -24,8 +24,9 @@ _START = (
 )
 
 
-# How torchrun and MPI number their processes, and how torchrun takes its options from the environment. What another tool
-# has left would make a single process rank 3 of some: accelerate reads all of these (accelerate/utils/environment.py).
+# How torchrun and MPI number their processes, and how torchrun takes its options from the environment. What another
+# tool has left would make a single process one of several: accelerate reads all of these
+# (accelerate/utils/environment.py).
 OF_A_PROCESS = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"),

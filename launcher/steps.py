@@ -70,7 +70,7 @@ def row_problems(config: Config, rows: int) -> Iterator[Problem]:
         )
         return
     steps = total_steps(config, math.ceil(rows / size) * size)
-    yield from step_problems(config, steps, f"the {steps:,} that {rows:,} rows of data give")
+    yield from step_problems(config, steps, f"the {steps:,} steps that {rows:,} rows of data give")
 
 
 def refuse_few_rows(config: Config, rows: int) -> None:

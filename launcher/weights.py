@@ -127,8 +127,8 @@ def too_few_rows(last: int, rows: int) -> str | None:
     if last < rows:
         return None
     return (
-        f"its tokenizer has {last + 1:,} tokens, but its embedding only {rows:,} rows: tokens were added and the model was "
-        "not resized; take the tokenizer that belongs to it, or save it after model.resize_token_embeddings"
+        f"its tokenizer has {last + 1:,} tokens, but its embedding only {rows:,} rows: tokens were added and the model "
+        "was not resized; take the tokenizer that belongs to it, or save it after model.resize_token_embeddings"
     )
 
 

@@ -85,7 +85,9 @@ def check_model(config: Config) -> Iterator[Problem]:
         return
     if facts.attention_bias or facts.mlp_bias:
         which = "attention_bias" if facts.attention_bias else "mlp_bias"
-        why = f"its {which}=true: optimum-neuron's layers have no biases, and would leave them out [models/training/llama]"
+        why = (
+            f"its {which}=true: optimum-neuron's layers have no biases [models/training/llama] and would leave them out"
+        )
         yield Problem("model", config.model.name, why, "take another model, or accelerator=cuda")
     for name, size in (("intermediate_size", facts.intermediate_size), ("vocab_size", facts.vocab_size)):
         if size % tensor:

@@ -13,7 +13,7 @@ from launcher.errors import TrntuneError, nearest
 from launcher.schema import ColumnsConfig
 
 _DEFAULT_CONTEXT = ColumnsConfig().context
-# Words in the names of fields that hold what an instruction is about: Alpaca's input, a reading comprehension's passage.
+# Words in the names of fields that hold what an instruction is about, such as Alpaca's input.
 _CONTEXTS = frozenset(
     (
         *("context", "contexts", "input", "inputs", "passage", "passages", "document", "documents", "paragraph"),
@@ -106,8 +106,8 @@ class JsonLines:
             return
         if context != _DEFAULT_CONTEXT and not self._context_seen:
             raise TrntuneError(
-                f"dataset.columns.context={context}: no row of {self.path} has this field ({_among(context, self._sizes)}); "
-                "use null when there is no context"
+                f"dataset.columns.context={context}: no row of {self.path} has this field "
+                f"({_among(context, self._sizes)}); use null when there is no context"
             )
         if not self._sizes.get(context):
             self._refuse_lost_context()

@@ -59,7 +59,8 @@ def refuse_stray_rank() -> None:
         value = os.environ.get(name, alone)
         if value != alone:
             raise UsageError(
-                f"{name}={value} is set, but this process is none of torchrun's: unset {name}, which another tool has left"
+                f"{name}={value} is set, but torchrun did not start this process: another tool has left it; "
+                f"unset {name}, or start the run with launch.py"
             )
 
 

@@ -14,7 +14,7 @@ from launcher.schema import ArchitectureConfig
 Shapes = dict[str, tuple[int, ...]]
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_HEAD, _EMBEDDING, _PREFIX = "lm_head.weight", "model.embed_tokens.weight", "model."
+_HEAD, _PREFIX = "lm_head.weight", "model."
 _OF_PEFT = (".base_layer.", ".lora_A.", ".lora_B.", "base_model.model.")
 
 
@@ -47,11 +47,9 @@ def incomplete(directory: Path, facts: ArchitectureConfig) -> str | None:
     from launcher.plan.tensors import base_tensors
 
     expected = {tensor.name: tensor.shape for tensor in base_tensors(facts)}
-    # transformers takes the names of a model that was saved without its head, if none has the prefix.
-    if not any(name.startswith(_PREFIX.rstrip(".")) for name in found):
+    # transformers takes the names of a model that was saved without its head; beside a head it calls them corrupted.
+    if _HEAD not in found and not any(name.startswith(_PREFIX.rstrip(".")) for name in found):
         found = {_with_prefix(name, expected): shape for name, shape in found.items()}
-    if facts.tied_embeddings and _HEAD in found:
-        found.setdefault(_EMBEDDING, found[_HEAD])
     missing = [name for name in expected if name not in found]
     if missing:
         return missing_text(missing, len(expected), found.keys() - expected.keys(), _HEAD)
@@ -84,7 +82,8 @@ def _cause(missing: list[str], unexpected: Collection[str], head: str | None) ->
         if old != missing[0] and all(
             each.startswith(old) and f"{new}{each.removeprefix(old)}" in unexpected for each in missing
         ):
-            where = f"with {new!r} before their names" if not old else f"with {new!r} in place of {old!r}"
+            where = f"with {new!r} in place of {old!r}" if new else f"without {old!r}"
+            where = where if old else f"with {new!r} before their names"
             return f"all are there {where}; save it with the names of its own class"
     if missing == [head]:
         return 'the output head; if it is the embedding, config.json has to say "tie_word_embeddings": true'

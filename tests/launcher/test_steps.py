@@ -30,7 +30,7 @@ def test_a_warm_up_is_refused_where_no_step_has_the_peak(warm, from_zero):
     found = first(2 * steps, f"training.warmup_steps={warm}", f"training.warmup_from_zero={from_zero}")
     assert (found is None) == peaks
     if found:
-        assert found.startswith(f"training.warmup_steps={warm}: leaves no step at the peak learning rate of the 7 steps")
+        assert found.startswith(f"training.warmup_steps={warm}: leaves no step at the peak learning rate of the 7 ")
         assert f"at most {steps - from_zero}" in found
 
 

@@ -29,7 +29,7 @@ def test_a_checksum_sees_every_bit(dtype, monkeypatch):
 
 
 def test_a_run_that_changes_no_weight_says_so_and_is_compared_with_none(run_tiny):
-    run = run_tiny("run", "method=full", "training.learning_rate=1e-30", "tracking=none", "tracking.samples=0")
+    run = run_tiny("run", "method=full", "training.learning_rate=1e-60", "tracking=none", "tracking.samples=0")
     assert run.process.returncode == 0, run.process.stderr
     assert run.result["weights_changed"] is False
     assert run.result["eval_loss_before"] == run.result["eval_loss_after"]

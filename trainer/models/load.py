@@ -18,7 +18,7 @@ from transformers.utils import logging
 from launcher.errors import TrntuneError, nearest
 from launcher.schema import Config, LoraConfig
 from launcher.stage import is_rank_zero
-from launcher.weights import missing_text, too_few_rows
+from launcher.weights import incomplete, missing_text, too_few_rows
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -57,10 +57,12 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
             trust_remote_code=config.model.trust_remote_code,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise TrntuneError(f"{model_dir}: the model can't be loaded: {_first_line(error)}") from None
-    except RuntimeError as error:  # shapes that differ: the first line says only that
-        raise TrntuneError(f"{model_dir}: the model can't be loaded: {' '.join(str(error).split())[:300]}") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        facts = config.model.architecture
+        fault = None if facts is None else incomplete(model_dir, facts)  # which transformers calls corrupted
+        # Of shapes that differ the first line says only that.
+        words = _first_line(error) if not isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
+        raise TrntuneError(f"{model_dir}: {fault or f'it cannot be loaded: {words}'}") from None
     refuse_missing(model, report, model_dir)
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:
@@ -74,7 +76,9 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
 def refuse_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Path) -> None:
     """Raise TrntuneError where transformers has made up weights that no file holds, by its report on loading; tell of
     tensors that it has left."""
-    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    # Of a tied pair that is stored under the head's name alone nothing is said to be missing, and nothing is loaded.
+    unread = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    missing, unexpected = sorted({*report["missing_keys"], *unread}), sorted(report["unexpected_keys"])
     if missing:
         output = model.get_output_embeddings()
         head = next((f"{name}.weight" for name, module in model.named_modules() if module is output), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ WINDOW = 8
 """positions: what windows and chunks of attention are shrunk to"""
 _MOST_LAYERS = 6
 _POSITIONS = 512
+POSITIONS = (
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length", "max_target_positions"),
+)
+"""transformers' names for how many positions a model has, or was trained on"""
 _MOST_PARAMETERS = 5_000_000
 
 # transformers' names for the sizes of a model, over all families.
@@ -46,8 +51,7 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_encoder_layers", "num_decoder_layers"), 2),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), _POSITIONS),
-    **dict.fromkeys(("max_target_positions", "max_source_positions"), _POSITIONS),
+    **dict.fromkeys((*POSITIONS, "max_source_positions"), _POSITIONS),
     **dict.fromkeys(("query_pre_attn_scalar",), 16),
     **dict.fromkeys(("bos_token_id", "decoder_start_token_id"), 1),
     **dict.fromkeys(("eos_token_id", "sep_token_id", "forced_eos_token_id", "forced_bos_token_id"), 2),
@@ -113,6 +117,8 @@ def _changed(settings: dict[str, Any], length: int) -> dict[str, Any]:
             found[name] = [min(entry, _SIZES[name]) for entry in value]
     found.update({name: WINDOW for name in WINDOWS if _counts(settings.get(name))})
     found.update({name: THRESHOLD for name in _THRESHOLDS if _counts(settings.get(name)) and settings[name] < length})
+    # A table of positions ends there, and has no row for what comes after; rotary embeddings go on.
+    found.update({name: THRESHOLD for name in POSITIONS if _counts(settings.get(name)) and settings[name] < length})
     found.update({name: 1.0 for name in _CAPS if settings.get(name)})
     if isinstance(settings.get("rope_scaling"), dict):
         found.update(_rope(settings, length))
@@ -213,6 +219,11 @@ def with_attention(model: PreTrainedModel, attention: str) -> PreTrainedModel:
     other = type(model)._from_config(copy.deepcopy(model.config), attn_implementation=attention)
     other.float().load_state_dict(model.state_dict())
     return other.train(model.training)
+
+
+def own_positions(settings: Mapping[str, Any]) -> tuple[str, int] | None:
+    """How many positions a model has, or was trained on: name and value in its configuration. None: it doesn't say."""
+    return next(((name, settings[name]) for name in POSITIONS if _counts(settings.get(name))), None)
 
 
 def not_for_texts(config: PretrainedConfig, trust_remote_code: bool = False) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import transformers
 from transformers import PreTrainedModel
 
-from trainer.families.cases import LENGTH, Case, cases
+from trainer.families.cases import Case, cases
 from trainer.families.proof import Way, examine
 from trainer.families.small import not_for_texts, small_config, small_model
 from trainer.models.load import is_linear
@@ -60,7 +60,7 @@ def outcome(case: Case) -> Outcome:
     """Build a small model of the case and try it."""
     try:
         config = case.config()
-        model = small_model(small_config(config, LENGTH), "eager")
+        model = small_model(small_config(config, case.length(config)), "eager")
     except Exception as error:  # whatever a family's code raises is the reason
         text = " ".join(str(error).split())
         return Outcome(case, None, None, f"{type(error).__name__}: {text}"[:120])

@@ -60,9 +60,10 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         facts = config.model.architecture
         fault = None if facts is None else incomplete(model_dir, facts)  # which transformers calls corrupted
-        # Of shapes that differ the first line says only that.
-        words = _first_line(error) if not isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
-        raise TrntuneError(f"{model_dir}: {fault or f'it cannot be loaded: {words}'}") from None
+        if fault is None:  # of shapes that differ the first line says only that
+            words = _first_line(error) if not isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
+            fault = f"the model can't be loaded: {words}"
+        raise TrntuneError(f"{model_dir}: {fault}") from None
     refuse_missing(model, report, model_dir)
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:

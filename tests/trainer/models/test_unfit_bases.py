@@ -138,7 +138,7 @@ def test_another_shape_than_config_json_asks_for(base):
     assert f"{NORM} has shape [3], but its config.json asks for [64]" in problems(config_of(base))[0].why
     with pytest.raises(TrntuneError, match="asks for"):
         load(base)
-    with pytest.raises(TrntuneError, match="can't be loaded: Error.* size mismatch for weight"):
+    with pytest.raises(TrntuneError, match=r"can't be loaded: Error.* size mismatch for weight"):
         load_model(base, config_of(base), "eager")  # as for a family that conf/ has no facts of
 
 

@@ -17,7 +17,7 @@ from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from postprocess.merge.files import tokenizer_of
 from trainer.families.choose import plain_attention
-from trainer.models.load import load_tokenizer
+from trainer.models.load import load_tokenizer, refuse_missing
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,16 @@ class Answerers:
 
     def _load(self, path: Path) -> Any:
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=self._dtype,
                 attn_implementation=plain_attention(path),
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError) as error:
             raise TrntuneError(f"{path}: the model can't be loaded: {str(error).strip().splitlines()[0]}") from None
+        model: Any = loaded[0]
+        refuse_missing(model, loaded[1], path)
         return model.to(self.device).eval()

@@ -49,7 +49,7 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
     weights that are no numbers."""
     refuse_code_of_others(model_dir)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=weight_dtype(config),
             attn_implementation=attn_implementation,
@@ -64,7 +64,8 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
             words = _first_line(error) if not isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
             fault = f"the model can't be loaded: {words}"
         raise TrntuneError(f"{model_dir}: {fault}") from None
-    refuse_missing(model, report, model_dir)
+    model: PreTrainedModel = loaded[0]
+    refuse_missing(model, loaded[1], model_dir)
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:
         raise TrntuneError(
@@ -102,7 +103,8 @@ def refuse_not_finite(model: nn.Module, model_dir: Path) -> None:
 
 def refuse_few_embeddings(model: PreTrainedModel, tokenizer: Any, model_dir: Path) -> None:
     """Raise TrntuneError for a tokenizer with tokens that the embedding has no row for."""
-    fault = too_few_rows(max(tokenizer.get_vocab().values()), model.get_input_embeddings().weight.shape[0])
+    embedding: Any = model.get_input_embeddings()
+    fault = too_few_rows(max(tokenizer.get_vocab().values()), embedding.weight.shape[0])
     if fault is not None:
         raise TrntuneError(f"{model_dir}: {fault}")
 

@@ -14,6 +14,7 @@ from launcher.checks import fill_architecture, problems
 from launcher.errors import TrntuneError
 from launcher.model_facts import read_architecture
 from launcher.weights import incomplete, refuse_unfit, stored_shapes
+from postprocess.generate.models import Answerers, Place
 from tests.trainer.models.conftest import composed
 from trainer.data.measure import measure
 from trainer.engines.torch_engine import TorchEngine
@@ -101,6 +102,13 @@ def test_weights_that_no_file_holds_are_refused_from_headers_alone_and_when_load
     with pytest.raises(TrntuneError) as loaded:
         load(base)
     assert str(fetched.value) == str(loaded.value) == f"{base}: {problem.why}"
+
+
+def test_a_model_that_lacks_a_tensor_answers_nothing(base):
+    rewrite(base, without(NORM))
+    answerers = Answerers(Place(None, None, base, "plain", None), torch.float32, "cpu")
+    with pytest.raises(TrntuneError, match=f"none of its files \\({NORM}\\)"), answerers.model("tuned"):
+        pass
 
 
 def test_sharded_files_are_whole(base, tmp_path):

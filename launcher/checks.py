@@ -208,8 +208,9 @@ def check_model_path(path: str | None) -> Iterator[Problem]:
 def check_model_files(config: Config) -> Iterator[Problem]:
     """A local model's files hold what its config.json asks for. Those of the Hub are looked at by stage fetch."""
     model = config.model
-    if model.source == "local" and model.path and model.architecture is not None:
-        fault = incomplete(Path(model.path).expanduser(), model.architecture)
+    directory = Path(model.path or "").expanduser()
+    if model.source == "local" and model.path and directory.is_dir():
+        fault = incomplete(directory)
         if fault is not None:
             yield Problem("model.path", model.path, fault)
 

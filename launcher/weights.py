@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError
-from launcher.schema import ArchitectureConfig
+from launcher.model_facts import read_architecture
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -39,10 +39,11 @@ def _header(file: Path) -> Shapes:
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
-def incomplete(directory: Path, facts: ArchitectureConfig) -> str | None:
-    """Why the files of a plain Llama or Qwen3 are not its whole model; None where they are, or can't be read."""
-    found = stored_shapes(directory)
-    if found is None:
+def incomplete(directory: Path) -> str | None:
+    """Why the files of a plain Llama or Qwen3 are not the whole model of its own config.json; None where they are, and
+    where that can't be told: of other families, and of files that can't be read."""
+    found, facts = stored_shapes(directory), read_architecture(directory)
+    if found is None or facts is None:
         return None
     from launcher.plan.tensors import base_tensors
 
@@ -131,9 +132,9 @@ def too_few_rows(last: int, rows: int) -> str | None:
     )
 
 
-def refuse_unfit(directory: Path, facts: ArchitectureConfig | None) -> None:
+def refuse_unfit(directory: Path) -> None:
     """Raise TrntuneError for a model directory whose files don't hold the model of its config.json, or whose tokenizer
     has more tokens than that has rows."""
-    fault = (None if facts is None else incomplete(directory, facts)) or vocabulary_fault(directory)
+    fault = incomplete(directory) or vocabulary_fault(directory)
     if fault is not None:
         raise TrntuneError(f"{directory}: {fault}")

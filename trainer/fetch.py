@@ -35,7 +35,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     """Returns model_dir, dataset_path and how long it took, seconds."""
     start = time.perf_counter()
     model = fetch_model(config.model)
-    refuse_unfit(model, config.model.architecture)
+    refuse_unfit(model)
     data = fetch_dataset(config.dataset)
     if data.stat().st_size >= _LARGE:
         tokenize_dataset(config, model, data)

@@ -58,8 +58,7 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        facts = config.model.architecture
-        fault = None if facts is None else incomplete(model_dir, facts)  # which transformers calls corrupted
+        fault = incomplete(model_dir)  # which transformers calls corrupted
         if fault is None:  # of shapes that differ the first line says only that
             words = _first_line(error) if not isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
             fault = f"the model can't be loaded: {words}"

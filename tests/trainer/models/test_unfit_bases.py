@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from launcher.checks import fill_architecture, problems
+from launcher.checks import problems
 from launcher.errors import TrntuneError
 from launcher.model_facts import read_architecture
 from launcher.weights import incomplete, refuse_unfit, stored_shapes
@@ -50,9 +51,7 @@ def config_of(base: Path, *arguments: str):
 
 
 def load(base: Path):
-    config = config_of(base)
-    fill_architecture(config)
-    return load_model(base, config, "eager")
+    return load_model(base, config_of(base), "eager")
 
 
 def without(*gone: str) -> Callable[[Tensors], Tensors]:
@@ -98,7 +97,7 @@ def test_weights_that_no_file_holds_are_refused_from_headers_alone_and_when_load
     assert problem.key == "model.path"
     assert says in problem.why
     with pytest.raises(TrntuneError) as fetched:
-        refuse_unfit(base, read_architecture(base))
+        refuse_unfit(base)
     with pytest.raises(TrntuneError) as loaded:
         load(base)
     assert str(fetched.value) == str(loaded.value) == f"{base}: {problem.why}"
@@ -112,12 +111,12 @@ def test_a_model_that_lacks_a_tensor_answers_nothing(base):
 
 
 def test_sharded_files_are_whole(base, tmp_path):
-    model, facts = load(base), read_architecture(base)
-    assert incomplete(base, facts) is None
+    model = load(base)
+    assert incomplete(base) is None
     model.save_pretrained(tmp_path / "shards", max_shard_size="100KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     assert stored_shapes(tmp_path / "shards") == stored_shapes(base)
-    assert incomplete(tmp_path / "shards", facts) is None
+    assert incomplete(tmp_path / "shards") is None
     assert stored_shapes(tmp_path) is None
 
 
@@ -146,8 +145,22 @@ def test_another_shape_than_config_json_asks_for(base):
     assert f"{NORM} has shape [3], but its config.json asks for [64]" in problems(config_of(base))[0].why
     with pytest.raises(TrntuneError, match="asks for"):
         load(base)
-    with pytest.raises(TrntuneError, match=r"can't be loaded: Error.* size mismatch for weight"):
-        load_model(base, config_of(base), "eager")  # as for a family that conf/ has no facts of
+
+
+def test_another_familys_model_is_refused_when_it_is_loaded(tmp_path):
+    small = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 99, "n_positions": 64, "tie_word_embeddings": False}
+    GPT2LMHeadModel(GPT2Config(**small)).save_pretrained(tmp_path)
+    assert problems(config_of(tmp_path, "lora.target_modules=[c_attn]")) == []
+    load(tmp_path)
+    norm = "transformer.h.0.ln_1.weight"
+    rewrite(tmp_path, lambda tensors: {**tensors, norm: torch.ones(3)})
+    with pytest.raises(TrntuneError, match=r"the model can't be loaded: Error.* size mismatch for weight"):
+        load(tmp_path)
+    rewrite(tmp_path, without(norm, "lm_head.weight"))
+    with pytest.raises(
+        TrntuneError, match=r"2 of the 17 tensors .* \(lm_head\.weight, transformer\.h\.0\.ln_1\.weight\)"
+    ):
+        load(tmp_path)
 
 
 def test_tensors_that_are_no_part_of_the_model_are_told_of(base, capsys):
@@ -176,12 +189,12 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(base):
     rows, known = read_architecture(base).vocab_size, len(tokenizer)
     tokenizer.add_tokens([f"<extra_{number}>" for number in range(rows - known)])
     tokenizer.save_pretrained(base)
-    refuse_unfit(base, None)  # padded to the last row
+    refuse_unfit(base)  # padded to the last row
     tokenizer.add_tokens(["<one_more>"])
     tokenizer.save_pretrained(base)
     says = f"its tokenizer has {rows + 1} tokens, but its embedding only {rows} rows"
     with pytest.raises(TrntuneError, match=says):
-        refuse_unfit(base, None)
+        refuse_unfit(base)
     with pytest.raises(TrntuneError, match=says):
         measure(config_of(base))
     with pytest.raises(TrntuneError, match=says):

@@ -157,9 +157,7 @@ def test_another_familys_model_is_refused_when_it_is_loaded(tmp_path):
     with pytest.raises(TrntuneError, match=r"the model can't be loaded: Error.* size mismatch for weight"):
         load(tmp_path)
     rewrite(tmp_path, without(norm, "lm_head.weight"))
-    with pytest.raises(
-        TrntuneError, match=r"2 of the 17 tensors .* \(lm_head\.weight, transformer\.h\.0\.ln_1\.weight\)"
-    ):
+    with pytest.raises(TrntuneError, match=r"2 of the 17 tensors .* \(lm_head\.weight, transformer\.h\.0\.ln_1\.w"):
         load(tmp_path)
 
 

@@ -28,7 +28,9 @@ from launcher.sizes import ADVICE as SIZE_ADVICE
 from launcher.sizes import size_fault
 from launcher.slurm.checks import check_cluster
 from launcher.stage import STAGES
+from launcher.steps import step_problems
 from launcher.tracking_address import address_fault, credentials_fault
+from launcher.weights import incomplete
 
 # Linear layers of a decoder block: the same names in transformers' Llama, Granite and Qwen3.
 LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -136,20 +138,8 @@ def check_steps(config: Config) -> Iterator[Problem]:
         yield Problem(
             "training.early_stopping_patience", training.early_stopping_patience, why, "set training.eval_every"
         )
-    if steps is None:
-        return
-    if steps <= config.tracking.skip_steps:
-        why = f"tracking.skip_steps={config.tracking.skip_steps} leaves no step to measure"
-        yield Problem(
-            "training.max_steps", steps, why, f"at least {config.tracking.skip_steps + 1}, or skip fewer steps"
-        )
-    stops_early = training.early_stopping_patience is not None
-    if stops_early and training.eval_every is not None and training.eval_every > steps:
-        why = f"is past training.max_steps={steps}, so that early stopping never looks"
-        yield Problem("training.eval_every", training.eval_every, why, f"at most {steps}")
-    if training.warmup_steps > steps:
-        why = f"is longer than training.max_steps={steps}, so that the learning rate never peaks"
-        yield Problem("training.warmup_steps", training.warmup_steps, why, f"at most {steps}")
+    if steps is not None:
+        yield from step_problems(config, steps, f"training.max_steps={steps}")
 
 
 def check_model_source(config: Config) -> Iterator[Problem]:
@@ -223,6 +213,16 @@ def check_model_path(path: str | None) -> Iterator[Problem]:
             repair_of(Path(path).expanduser())
         except TrntuneError as error:
             yield Problem("model.path", path, str(error))
+
+
+def check_model_files(config: Config) -> Iterator[Problem]:
+    """A local model's files hold what its config.json asks for. Those of the Hub are looked at by stage fetch."""
+    model = config.model
+    directory = Path(model.path or "").expanduser()
+    if model.source == "local" and model.path and directory.is_dir():
+        fault = incomplete(directory)
+        if fault is not None:
+            yield Problem("model.path", model.path, fault)
 
 
 def check_dataset_source(config: Config) -> Iterator[Problem]:
@@ -301,6 +301,7 @@ CHECKS: tuple[Check, ...] = (
     check_credentials,
     check_stages,
     check_model_source,
+    check_model_files,
     check_trust,
     check_names,
     check_dataset_source,
@@ -331,6 +332,14 @@ def check_unused_lora(config: Config, overrides: Collection[str], swept: Collect
             yield Problem(key, value, "is not used with method=full", "leave it out, or take method=lora")
 
 
+def check_two_warmups(overrides: Collection[str]) -> Iterator[Problem]:
+    """A ratio stands in place of the steps that a group of conf/ gives, not of those that are given beside it."""
+    given = {key: value for key, _, value in (line.partition("=") for line in overrides)}
+    if "training.warmup_steps" in given and given.get("training.warmup_ratio", "null") != "null":
+        why = f"is not read beside training.warmup_ratio={given['training.warmup_ratio']}"
+        yield Problem("training.warmup_steps", given["training.warmup_steps"], why, "leave one of them out")
+
+
 def fill_architecture(config: Config) -> None:
     """Read the facts of a local model into the configuration, so that checks and records have them; and the names that
     all-linear stands for, where they are known without the model."""
@@ -350,7 +359,7 @@ def problems(config: Config, overrides: Collection[str] = (), swept: Collection[
         return broken
     fill_architecture(config)
     found = [problem for check in CHECKS for problem in check(config)]
-    return [*found, *check_unused_lora(config, overrides, swept)]
+    return [*found, *check_unused_lora(config, overrides, swept), *check_two_warmups(overrides)]
 
 
 def refuse_problems(config: Config, overrides: Collection[str] = (), swept: Collection[str] = ()) -> None:

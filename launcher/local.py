@@ -24,7 +24,7 @@ from launcher.exit_codes import FAILED, INTERRUPTED, SUSPENDED
 from launcher.lifetime import LAUNCHER_PID, die_with_parent
 from launcher.lock import runs
 from launcher.paths import ROOT, shown
-from launcher.process import python_module
+from launcher.process import outside_of_torchrun, python_module
 from launcher.resume import finished
 from launcher.rundir import RunDir
 from launcher.schema import Config, world_size
@@ -71,9 +71,9 @@ def available_cpus() -> int:
 
 def child_environment(replicas: int, configured: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """The environment of a stage: what the configuration sets, our packages importable from any working directory, and
-    its share of the CPUs."""
+    its share of the CPUs. Numbers of another launcher's processes are not for it."""
     # accelerate would take its settings from there: bf16 for a run that says fp32, and no word about it.
-    env = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
+    env = {name: value for name, value in outside_of_torchrun().items() if not name.startswith("ACCELERATE_")}
     env.update(configured)
     env["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), env.get("PYTHONPATH", "")) if part)
     env["PYTHONSAFEPATH"] = "1"  # a folder "trainer" in the user's directory is not ours (Python 3.11 on)

@@ -24,6 +24,26 @@ _START = (
 )
 
 
+# How torchrun and MPI number their processes, and how torchrun takes its options from the environment. What another
+# tool has left would make a single process one of several: accelerate reads all of these
+# (accelerate/utils/environment.py).
+OF_A_PROCESS = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE"),
+    *("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+)
+_OF_LAUNCHERS = ("TORCHELASTIC_", "PET_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_")
+
+
+def outside_of_torchrun() -> dict[str, str]:
+    """This process's environment without the number of any process."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OF_A_PROCESS and not name.startswith(_OF_LAUNCHERS)
+    }
+
+
 def python_module(module: str, *arguments: str) -> list[str]:
     """The command line that runs one of our modules, with this interpreter and from this copy of the project."""
     return [sys.executable, "-c", _START, module, *arguments]
@@ -44,7 +64,7 @@ def answer(module: str, request: str, stderr: int | None = subprocess.PIPE) -> d
             stdout=subprocess.PIPE,
             stderr=stderr,
             timeout=SECONDS,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**outside_of_torchrun(), "PYTHONPATH": str(ROOT)},
             start_new_session=True,  # Ctrl-C is the launcher's: it ends this process itself, without a traceback
         )
     except subprocess.TimeoutExpired as late:

@@ -66,6 +66,8 @@ class ArchitectureConfig:
     vocab_size: int = setting(MISSING, "rows of the embedding", ge=1)
     max_positions: int = setting(MISSING, "longest sequence that the model was built for, tokens", ge=1)
     tied_embeddings: bool = setting(MISSING, "whether the output head is the input embedding")
+    attention_bias: bool = setting(False, "whether the four linear layers of attention have biases")
+    mlp_bias: bool = setting(False, "whether the three linear layers of a Llama's MLP have biases")
 
 
 @dataclass
@@ -236,7 +238,10 @@ class TrainingConfig:
     micro_batch_size: int = setting(1, "rows a forward pass on one replica; accumulation follows", ge=1)
     learning_rate: float = setting(MISSING, "peak learning rate", gt=0)
     scheduler: str = setting("linear", "learning rate schedule", choices=SCHEDULERS)
-    warmup_steps: int = setting(0, "steps of linear warm-up", ge=0)
+    warmup_steps: int = setting(0, "steps of linear warm-up, unless warmup_ratio is given", ge=0)
+    warmup_ratio: float | None = setting(
+        None, "linear warm-up as a share of the run's steps, rounded up; null: warmup_steps", ge=0, lt=1
+    )
     warmup_from_zero: bool = setting(
         False, "warm up from learning rate 0, as transformers does: the first step trains nothing; else from its share"
     )

@@ -16,6 +16,7 @@ from launcher.lock import STALE_SECONDS, RunLock
 from launcher.rundir import RunDir, write_json
 from launcher.schema import Config
 from launcher.secrets import redact
+from launcher.variables import TORCHRUN_OPTIONS
 
 # A stage's name, and the module whose run(config, run_dir) is the stage. Named, not imported: the launcher is
 # free of torch, and only the stage's own process pays for what it uses.
@@ -53,6 +54,23 @@ class AfterTraining(StageModule, Protocol):
 def is_rank_zero() -> bool:
     """True in the one process that writes: torchrun numbers its processes in RANK."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def refuse_stray_rank() -> None:
+    """Raise UsageError for the number of a process outside torchrun: any but the first would write nothing and fail
+    for want of it, and all would wait for the others.
+
+    Stage compile runs once on each node, which has a number; it starts the processes itself.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or TORCHRUN_OPTIONS in os.environ:
+        return
+    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1")):
+        value = os.environ.get(name, alone)
+        if value != alone:
+            raise UsageError(
+                f"{name}={value} is set, but torchrun did not start this process: another tool has left it; "
+                f"unset {name}, or start the run with launch.py"
+            )
 
 
 def forget(name: str, run_dir: RunDir) -> None:
@@ -95,6 +113,11 @@ def main(arguments: list[str]) -> int:
     die_with_parent()
     if parent_is_gone():
         return 1
+    try:
+        refuse_stray_rank()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     try:
         run_stage(name, RunDir(Path(path)))
     except KeyboardInterrupt:  # Ctrl-C before the stage could end in order: the launcher says so, no traceback

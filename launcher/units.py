@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 DASH = "-"
 
 
@@ -18,6 +20,12 @@ def decimal(value: float | None, digits: int = 2) -> str:
 def share(value: float | None) -> str:
     """0.0034 as 0.34 %."""
     return DASH if value is None else f"{value:.2%}".replace("%", " %")
+
+
+def shares(parts: Mapping[str, float], most: int = 8) -> str:
+    """Named shares, such as 'category' 1.20 %, 'id' 0.30 %."""
+    listed = [f"{name!r} {share(value)}" for name, value in parts.items()]
+    return ", ".join([*listed[:most], *(["..."] if len(listed) > most else [])])
 
 
 def seconds(value: float | None) -> str:

@@ -65,6 +65,8 @@ def result_rows(train: dict[str, Any]) -> list[tuple[str, str]]:
         ("peak memory", units.gigabytes(train["peak_memory_bytes"])),
         ("held-out loss", f"{train['eval_loss_before']:.4f} before, {train['eval_loss_after']:.4f} after{best}"),
     ]
+    if train.get("weights_changed") is False:
+        rows.insert(0, ("trained weights", "not one has changed: nothing was learned"))
     if train.get("attempts", 1) > 1:
         lost = f"{train['lost_steps']} steps, {units.seconds(train['lost_seconds'])}, done again"
         rows.append(("attempts", f"{train['attempts']} ({lost})"))

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from launcher.steps import warmup_steps
 from tests.conftest import launch
 from tests.launcher.conftest import composition
 
@@ -22,6 +23,7 @@ def test_the_published_set_up_is_as_published():
         assert (training.micro_batch_size, training.global_batch_size) == (1, 1 * 3 * 4)
         assert (training.learning_rate, training.weight_decay, training.warmup_steps) == (2e-5, 0.01, 100)
         assert training.warmup_from_zero  # transformers' schedule
+        assert warmup_steps(config, 3690) == 100
         assert (config.dataset.loss_on, config.dataset.packing) == ("all", False)
     assert (lora.lora.r, lora.lora.alpha, lora.lora.dropout) == (16, 16, 0.05)
     assert lora.lora.target_modules == ["q_proj", "v_proj"]

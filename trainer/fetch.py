@@ -19,6 +19,8 @@ from launcher.errors import TrntuneError
 from launcher.generation_config import repair_of
 from launcher.rundir import RunDir
 from launcher.schema import Config, DatasetConfig, ModelConfig
+from launcher.steps import refuse_few_rows, row_problems
+from launcher.weights import refuse_unfit
 from trainer.data import python_docs
 from trainer.models import cache
 
@@ -27,15 +29,21 @@ _FORMAT = 1
 _LARGE = 32 << 20
 """Bytes of a data set that is tokenized here, where no accelerator waits. A smaller one takes the training stage less
 time than importing transformers once more."""
+_FEWEST_TOKENS = 8
+"""of a row with its prompt"""
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     """Returns model_dir, dataset_path and how long it took, seconds."""
     start = time.perf_counter()
-    model, data = fetch_model(config.model), fetch_dataset(config.dataset)
+    model = fetch_model(config.model)
+    refuse_unfit(model)
+    data = fetch_dataset(config.dataset)
     try_files(config, model)
     if data.stat().st_size >= _LARGE:
         tokenize_dataset(config, model, data)
+    elif "train" in config.stages:
+        look_at_rows(config, data)
     return {"model_dir": str(model), "dataset_path": str(data), "seconds": time.perf_counter() - start}
 
 
@@ -59,11 +67,32 @@ def try_files(config: Config, model_dir: Path) -> None:
 
 
 def tokenize_dataset(config: Config, model_dir: Path, data: Path) -> None:
-    """Have the training stage find its tokens and its packing in the cache. Raises TrntuneError for broken data."""
+    """Have the training stage find its tokens and its packing in the cache. Raises TrntuneError for broken data, and
+    UsageError for too few."""
     from trainer.data.prepare import prepare
     from trainer.models.load import load_tokenizer
 
-    prepare(config, data, load_tokenizer(model_dir, config.model.trust_remote_code))
+    prepared = prepare(config, data, load_tokenizer(model_dir, config.model.trust_remote_code))
+    if "train" in config.stages:
+        refuse_few_rows(config, prepared.filled_rows)
+
+
+def look_at_rows(config: Config, data: Path) -> None:
+    """Raise what the training stage would raise for broken data and for too few of them, here where no accelerator
+    waits. Rows are tokenized only where their number alone doesn't tell that they suffice."""
+    from trainer.data.rows import JsonLines
+    from trainer.data.source import Source
+
+    source, dataset = Source.of(config, data), config.dataset
+    there = sum(1 for _ in JsonLines(data, source.columns, source.on_bad_row))
+    used = min(there, dataset.max_samples or there) - dataset.eval_samples
+    least = used * _FEWEST_TOKENS // config.training.max_length if dataset.packing else used
+    if next(row_problems(config, least), None) is not None:
+        from trainer.data.measure import measure
+
+        shape = measure(config)
+        if shape is not None and shape.measured == shape.available:
+            refuse_few_rows(config, shape.filled)
 
 
 def fetch_model(model: ModelConfig) -> Path:

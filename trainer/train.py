@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any, NoReturn
 import psutil
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
+from launcher import units
 from launcher.errors import Suspended, TrntuneError
 from launcher.paths import shown
 from launcher.record import installed
@@ -20,6 +22,7 @@ from launcher.rundir import RunDir, write_jsonl
 from launcher.schema import Config
 from launcher.secrets import redact
 from launcher.stage import is_rank_zero
+from launcher.steps import refuse_few_rows
 from trainer.checkpoints.checkpointer import RUN_FILE, STEPS_FILE, Checkpointer, identity
 from trainer.checkpoints.manifest import Position
 from trainer.checkpoints.writer import Outcome
@@ -27,6 +30,7 @@ from trainer.compilation.trial import tracing
 from trainer.compilation.watch import Graphs, Watched, refuse_other_graphs, watch
 from trainer.data.prepare import PreparedData, prepare
 from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
+from trainer.families.small import own_positions
 from trainer.history import History
 from trainer.models.fingerprint import fingerprint, write_base
 from trainer.models.generation import check_generation
@@ -124,13 +128,15 @@ class TrainRun:
             tokenizer = load_tokenizer(model_dir, self.config.model.trust_remote_code)
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
+        if not tracing():  # a trial run is shorter than the one that it is for
+            refuse_few_rows(self.config, data.filled_rows)
         with self.stopwatch.part("load"):
             check_generation(model_dir)
             self.engine.load(model_dir, tokenizer)
         if self.tracker is not None:
             self.tracker.begin()
         progress = Progress(self.engine.total_steps(len(data.train)), visible=self.writes)
-        self._introduce(progress, data)
+        self._introduce(model_dir, progress, data)
         metrics = self.run_dir.metrics if self.writes else None
         recorder = Recorder(metrics, self.tracker, progress, self.config.tracking.log_every, self.stop, data.lines)
         checkpointer = self._checkpointer(model_dir, data, recorder, progress)
@@ -156,11 +162,18 @@ class TrainRun:
         loss_before = self._evaluate(data, recorder, step=0)
         if checkpointer.resumed is None:
             self.answers_before = self._answers(tokenizer, data)
+        began_as = self._checksums("load")
         outcome = self._fit(data, recorder, checkpointer, progress)
         if tracing():  # nothing was executed: there is nothing to save
             return {"status": "traced"}
         if outcome.status == "suspended":
             self._leave(outcome, checkpointer)
+        changed = self._checksums("save") != began_as
+        if not changed and outcome.steps:
+            progress.message(
+                f"warning: {outcome.steps} steps changed none of the trained weights: nothing was learned, and the run "
+                "is compared with no other; look at training.learning_rate and at the learning rates in metrics.jsonl"
+            )
         with self.stopwatch.part("save"):
             saved = self._save(model_dir, checkpointer)
         # From here on what was reached is on disk.
@@ -175,7 +188,7 @@ class TrainRun:
         result = train_result(
             self.config, self.engine, outcome, recorder, data.report, self.stopwatch, attempts, checkpointer.summary
         )
-        result.update(eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved)
+        result.update(eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved, weights_changed=changed)
         result.update({} if self.graphs is None else self.graphs.result())
         self._finish(result)
         return result
@@ -275,8 +288,9 @@ class TrainRun:
             f"(python launch.py resume={shown(self.run_dir.path)})"
         )
 
-    def _introduce(self, progress: Progress, data: PreparedData) -> None:
+    def _introduce(self, model_dir: Path, progress: Progress, data: PreparedData) -> None:
         """Say what will be trained on what, before the first wait."""
+        own = own_positions(json.loads((model_dir / "config.json").read_text(encoding="utf-8")))
         report, counts = data.report, self.engine.parameters()
         progress.message(
             f"{self.config.model.name}, {self.config.method.name}: {counts.trainable:,} of {counts.total:,} parameters "
@@ -293,6 +307,13 @@ class TrainRun:
         ):
             if count:
                 progress.message(f"note: {count:,} {what}")
+        if own is not None and own[1] < self.config.training.max_length:
+            progress.message(
+                f"note: training.max_length={self.config.training.max_length} is over the {own[1]} positions that the "
+                f"model was trained on ({own[0]})"
+            )
+        if report.unused:
+            progress.message(f"note: fields of the data that are not used: {units.shares(report.unused)} of the text")
 
     def _evaluate(self, data: PreparedData, recorder: Recorder, step: int) -> float:
         """The held-out loss of the weights of ``step``; what training has just evaluated is not done again."""
@@ -303,6 +324,14 @@ class TrainRun:
         self._settle("eval")
         recorder.on_evaluation(step, loss)
         return loss
+
+    def _checksums(self, part: str) -> dict[str, int]:
+        """Of the weights that are trained; those of a run that goes on are still the first attempt's first ones here
+        before ``fit``. Nothing in a trial run, which has no weights."""
+        if tracing():
+            return {}
+        with self.stopwatch.part(part):
+            return self.engine.checksums()
 
     def _settle(self, part: str) -> None:
         """What was compiled in ``part`` is counted as compiling."""

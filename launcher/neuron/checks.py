@@ -88,6 +88,12 @@ def check_model(config: Config) -> Iterator[Problem]:
         why = f"optimum-neuron trains {families} only, and this is {found}"
         yield Problem("model", config.model.name, why, "take a model of these families, or another accelerator")
         return
+    if facts.attention_bias or facts.mlp_bias:
+        which = "attention_bias" if facts.attention_bias else "mlp_bias"
+        why = (
+            f"its {which}=true: optimum-neuron's layers have no biases [models/training/llama] and would leave them out"
+        )
+        yield Problem("model", config.model.name, why, "take another model, or accelerator=cuda")
     sizes = {"intermediate_size": facts.intermediate_size, "vocab_size": facts.vocab_size}
     if facts.family == "granite":  # whose embedding and head are not split
         del sizes["vocab_size"]

@@ -20,6 +20,7 @@ from launcher.plan.tensors import Parameters, count
 from launcher.process import NoAnswer, answer
 from launcher.room import Room
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
+from launcher.steps import refuse_few_rows
 from launcher.variables import variables
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -162,9 +163,14 @@ def preflight_json(config: Config) -> dict[str, Any] | None:
 
 
 def make(config: Config) -> Plan:
-    """Everything, with the data measured if it is at hand and the machine probed if it is the one that trains."""
+    """Everything, with the data measured if it is at hand and the machine probed if it is the one that trains.
+
+    Raises UsageError for data that are too few for batch or steps, as training would.
+    """
     facts, parameters = known(config)
     data = schedule.epoch(config, extents(config))
+    if data is not None and data.exact:
+        refuse_few_rows(config, data.filled)
     return Plan(
         config,
         parameters,

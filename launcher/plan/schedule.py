@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.pairs import Extents, mean_pairs
 from launcher.schema import Config
+from launcher.steps import total_steps
 
 # Where nothing says better: half of an instruction example is its answer, and packed rows are nearly full.
 ASSUMED_TRAINED = 0.5
@@ -21,6 +23,8 @@ class Epoch:
 
     rows: int
     """rows of max_length positions, whole global batches"""
+    filled: int
+    """those of them that hold something"""
     examples: float
     tokens: float
     trained: float
@@ -28,6 +32,10 @@ class Epoch:
     eval_rows: float
     source: str
     """where the counts come from"""
+    exact: bool
+    """counted on all of the data, as the run will"""
+    unused: Mapping[str, float] = field(default_factory=dict)
+    """fields of the data that dataset.columns doesn't name, and their share of the text"""
 
     def padding_fraction(self, max_length: int) -> float:
         """Share of the positions that are padding."""
@@ -63,12 +71,15 @@ def epoch(config: Config, extents: Extents = ()) -> Epoch | None:
     part = "" if shape.measured == shape.available else f" on {shape.measured:,} of {shape.available:,} rows"
     return Epoch(
         shape.rows,
+        shape.filled,
         shape.examples,
         shape.tokens,
         shape.trained,
         shape.pairs,
         shape.eval_rows,
         f"measured on the data{part}",
+        exact=not part,
+        unused=shape.unused,
     )
 
 
@@ -83,23 +94,22 @@ def from_facts(config: Config, extents: Extents = ()) -> Epoch | None:
     batch = config.training.global_batch_size
     return Epoch(
         rows=math.ceil(rows / batch) * batch,
+        filled=math.ceil(rows),
         examples=examples,
         tokens=examples * each,
         trained=examples * each * (1 if dataset.loss_on == "all" else ASSUMED_TRAINED),
         pairs=examples * mean_pairs(each, extents),
         eval_rows=dataset.eval_samples * (each / length / ASSUMED_FILL if dataset.packing else 1),
         source="estimated from dataset.rows and dataset.tokens_per_row",
+        exact=False,
     )
 
 
 def schedule(config: Config, data: Epoch | None) -> Schedule:
     """Steps by epochs, at most max_steps; the training stage counts them the same way."""
-    training = config.training
     if data is None:
-        return Schedule(None, training.max_steps)
-    each = data.rows // training.global_batch_size
-    by_epochs = math.ceil(training.epochs * each)
-    return Schedule(each, by_epochs if training.max_steps is None else min(by_epochs, training.max_steps))
+        return Schedule(None, config.training.max_steps)
+    return Schedule(data.rows // config.training.global_batch_size, total_steps(config, data.rows))
 
 
 def evaluations(config: Config, steps: int) -> int:

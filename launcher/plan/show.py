@@ -15,6 +15,7 @@ from launcher.plan import disk
 from launcher.plan.build import Plan, to_json
 from launcher.plan.jobs import instances
 from launcher.schema import accumulation_steps, world_size
+from launcher.steps import row_problems, warmup_steps
 from launcher.variables import variables
 
 COLUMN_WIDTH = 30  # that a run needs at least to be readable
@@ -62,6 +63,9 @@ def footnotes(plans: list[Plan]) -> list[str]:
         notes += [f"note: {note}" for note in disk.generation_notes(plan.config)]
         if plan.epoch is not None:
             notes.append(f"data: {plan.epoch.source}")
+            if plan.epoch.unused:
+                notes.append(f"data: fields that are not used: {units.shares(plan.epoch.unused)} of the text")
+            notes += [f"by that estimate it will be refused: {p}" for p in row_problems(plan.config, plan.epoch.filled)]
         if plan.duration is not None:
             notes += [f"time: {plan.duration.source}", f"rates: {plan.duration.rates.source}"]
         else:
@@ -165,14 +169,15 @@ def steps(plan: Plan) -> str:
 
 def learning_rate(plan: Plan) -> str:
     """Peak and schedule, and what the warm-up begins with."""
-    training = plan.config.training
+    training, steps = plan.config.training, plan.schedule.steps
     text = f"{training.learning_rate:g}, {training.scheduler}"
-    if training.warmup_steps == 0 or training.scheduler == "constant":
+    if steps is None and training.warmup_ratio is not None:
+        return f"{text}; {units.share(training.warmup_ratio)} of the steps are warm-up"
+    warm = warmup_steps(plan.config, steps or 0)
+    if warm == 0:
         return text
-    first = (
-        "0: it trains nothing" if training.warmup_from_zero else f"{training.learning_rate / training.warmup_steps:g}"
-    )
-    return f"{text}; {training.warmup_steps} steps of warm-up, the first with {first}"
+    first = "0: it trains nothing" if training.warmup_from_zero else f"{training.learning_rate / warm:g}"
+    return f"{text}; {warm} steps of warm-up, the first with {first}"
 
 
 def padding(plan: Plan) -> str:

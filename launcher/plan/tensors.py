@@ -106,6 +106,9 @@ def _block(facts: ArchitectureConfig, layer: int, tensor_parallel: int) -> Itera
         copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
         split = 0 if linear.split == COLUMN else 1
         yield Tensor(f"{prefix}.{linear.path}.weight", (linear.outputs, linear.inputs), layer, split, copies)
+        if facts.attention_bias if linear.block == ATTENTION else facts.mlp_bias:
+            # Of a split by inputs every rank adds its part of the product, and one of them the bias.
+            yield Tensor(f"{prefix}.{linear.path}.bias", (linear.outputs,), layer, 0 if split == 0 else None, copies)
     if facts.family == "qwen3":
         for name in ("q_norm", "k_norm"):
             yield Tensor(f"{prefix}.{ATTENTION}.{name}.weight", (facts.head_dim,), layer)

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
+from postprocess.merge.files import tokenizer_of
 from trainer.families.answers import Answering
 from trainer.families.choose import way_of_answering
-from trainer.models.load import load_tokenizer
+from trainer.models.load import load_tokenizer, refuse_missing
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Place:
     prompt: str
     """plain or chat"""
     run: RunDir | None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The directory of the tuned model's tokenizer: as a merge takes it."""
+        if self.adapter is None or self.base is None:
+            return self.model or self.adapter or Path()
+        return tokenizer_of(self.base, self.adapter)
 
 
 def locate(path: Path, base: Path | None, prompt: str | None) -> Place:
@@ -67,7 +75,7 @@ class Answerers:
         """``length``: tokens of a question with its answer, at most."""
         self.place, self.device, self.length = place, device, length
         self.how: dict[Path, Answering] = {}
-        self.tokenizer = load_tokenizer(place.adapter or place.model or Path())
+        self.tokenizer = load_tokenizer(place.tokenizer)
         self._dtype = dtype
         self._adapted: Any = None
         if place.adapter is not None:
@@ -102,13 +110,16 @@ class Answerers:
 
     def _load(self, path: Path, how: Answering) -> Any:
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=self._dtype,
                 attn_implementation=how.attention,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError) as error:
             raise TrntuneError(f"{path}: the model can't be loaded: {str(error).strip().splitlines()[0]}") from None
+        model: Any = loaded[0]
+        refuse_missing(model, loaded[1], path)
         return model.to(self.device).eval()

@@ -12,6 +12,7 @@ from launcher.paths import shown
 from launcher.sizes import parse_size
 from launcher.units import count, gigabytes
 from postprocess.merge import MergeOptions, merge
+from postprocess.merge.files import left_note
 from postprocess.merge.options import DTYPES, UNSTATED
 
 _DESCRIPTION = """\
@@ -81,6 +82,8 @@ def _report(record: dict[str, Any]) -> list[str]:
     ]
     if record["same_base"] is None:
         lines.append(f"base          not checked: {UNSTATED}")
+    if record["tokenizer"]["left"]:
+        lines.append(f"tokenizer     {left_note(record)}")
     if record["embeddings_untied"]:
         lines.append("embeddings    input and output were one and now differ: both are stored, no longer tied")
     if record["zero_change"]:

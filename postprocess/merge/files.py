@@ -21,6 +21,12 @@ _TOKENIZER = frozenset(
         *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
     )
 )
+# What holds the vocabulary: any one of these sets, with tokenizer_config.json, is a tokenizer.
+_VOCABULARIES = (
+    *({name} for name in ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")),
+    *({"tekken.json"}, {"vocab.txt"}, {"vocab.json", "merges.txt"}),
+)
+_CONFIG = "tokenizer_config.json"
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = frozenset(
     (
@@ -32,12 +38,37 @@ _WEIGHTS = frozenset(
 _LEFT = frozenset(("README.md", RECORD, BASE_FILE))
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether there is a whole tokenizer: its configuration and its vocabulary."""
+    there = {file.name for file in directory.iterdir() if file.is_file()}
+    return _CONFIG in there and any(needed <= there for needed in _VOCABULARIES)
+
+
+def tokenizer_of(base: Path, adapter: Path) -> Path:
+    """The directory whose tokenizer is the tuned model's: the adapter's where it has a whole one, else the base's."""
+    return adapter if has_tokenizer(adapter) else base
+
+
+def left_tokenizer_files(adapter: Path) -> list[str]:
+    """Names of the adapter's files that are parts of a tokenizer, where they make none and the base's is taken."""
+    if has_tokenizer(adapter):
+        return []
+    alone = _TOKENIZER - {"chat_template.jinja"}
+    return sorted(file.name for file in adapter.iterdir() if file.is_file() and file.name in alone)
+
+
+def left_note(record: dict[str, Any]) -> str:
+    """What to say of files that were left out, by merge.json's record."""
+    return f"the base's: the adapter's {', '.join(record['tokenizer']['left'])} make no tokenizer and were left out"
+
+
 def side_files(base: Path, adapter: Path) -> list[Path]:
-    """The files to copy: the base's without weights and model card, with the adapter's tokenizer where it has one.
+    """The files to copy: the base's without weights and model card, with the adapter's tokenizer where it has a whole
+    one. A chat template alone is the adapter's, too.
 
     Training may have added tokens, a padding token or a chat template, and saves the tokenizer that it used.
     """
-    own_tokenizer = (adapter / "tokenizer_config.json").is_file()
+    own_tokenizer = has_tokenizer(adapter)
     own_template = (adapter / "chat_template.jinja").is_file()
     found = []
     for file in sorted(base.iterdir()):

@@ -10,7 +10,15 @@ from launcher.errors import TrntuneError, UsageError
 from launcher.generation_config import repair_of, repaired_texts
 from launcher.record import installed
 from postprocess.merge.adapter import Adapter, read_adapter
-from postprocess.merge.files import RECORD, adapt_config, check_tokenizer, copy_side_files, side_files
+from postprocess.merge.files import (
+    RECORD,
+    adapt_config,
+    check_tokenizer,
+    copy_side_files,
+    left_tokenizer_files,
+    side_files,
+    tokenizer_of,
+)
 from postprocess.merge.options import DTYPES, MergeOptions
 from postprocess.merge.readahead import read_ahead
 from postprocess.merge.room import check_room
@@ -131,6 +139,7 @@ class _Merge:
 
         copy_side_files(files, directory, repaired_texts(self.base, self.repair))
         adapt_config(directory, self.options.dtype, outputs.untied)
+        tokenizer = self._tokenizer(directory)
         written = write_tensors(directory, outputs, self.adapter, self.options.shard_bytes)
         logits = self._logits(directory, outputs)
         sizes = {file.name: file.stat().st_size for file in _files_in(directory)}
@@ -144,11 +153,21 @@ class _Merge:
             "repaired": list(self.repair.notes),
             "tensors": _counts(written),
             "zero_change": sorted(written.unchanged),
+            "tokenizer": tokenizer,
             "logits": logits,
             "versions": {package: installed(package) for package in _PACKAGES},
             "bytes": sum(sizes.values()),
             "files": sizes,
         }
+
+    def _tokenizer(self, directory: Path) -> dict[str, Any]:
+        """Where the tokenizer is from, and that it is that one."""
+        from postprocess.merge.tokenizers import prove_tokenizer
+
+        source = tokenizer_of(self.base, self.adapter.directory)
+        left = left_tokenizer_files(self.adapter.directory)
+        owner = "base" if source is self.base else "adapter"
+        return {"from": owner, "left": left, **prove_tokenizer(source, directory)}
 
     def _logits(self, directory: Path, outputs: Outputs) -> dict[str, Any]:
         if not self.options.logits:

@@ -13,7 +13,7 @@ from launcher.rundir import RunDir
 from launcher.schema import Config
 from launcher.sizes import parse_size
 from postprocess.merge import MergeOptions, merge
-from postprocess.merge.files import RECORD
+from postprocess.merge.files import RECORD, left_note
 from postprocess.merge.options import UNSTATED
 from postprocess.merge.run import check
 from postprocess.safetensors_stream import source_tensors
@@ -40,6 +40,8 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
         print(f"note: {note}", file=sys.stderr)
     if record["same_base"] is None:
         print(f"base not checked: {UNSTATED}")
+    if record["tokenizer"]["left"]:
+        print(f"tokenizer: {left_note(record)}")
     print(f"merged into {run_dir.merged}: {record['tensors']['changed']} tensors changed, {_proof(record)}")
     return {**settings, "model": str(run_dir.merged), "seconds": time.perf_counter() - start}
 

@@ -92,6 +92,8 @@ def parse_run(name: str, texts: Mapping[str, str]) -> Run | Excluded:
         config, train = _config(texts[CONFIG]), _train(texts[TRAIN])
         if train["status"] not in COMPLETE:
             return Excluded(name, f"{train['status']} after {train['steps']} steps")
+        if train.get("weights_changed") is False:
+            return Excluded(name, f"its {train['steps']} steps changed none of the trained weights")
         return Run(name, config, train, _evaluations(texts[METRICS]))
     except _Unreadable as error:
         return Excluded(name, str(error))

@@ -38,6 +38,15 @@ def test_a_state_space_model_is_refused_with_packing(tmp_path):
     [
         ({"model_type": "bert"}, "can't be trained here, since BertLMHeadModel isn't causal"),
         (
+            {"model_type": "opt", "max_position_embeddings": 64},
+            r"on rows of training.max_length=\d+, since it has 64 positions \(max_position_embeddings\) .* lower it",
+        ),
+        (
+            {"model_type": "gemma3", "text_config": {"hidden_size": 64}, "vision_config": {"hidden_size": 64}},
+            r"since Gemma3ForConditionalGeneration has parts beside the one for texts \(vision_config\).*another model",
+        ),
+        ({"model_type": "qwen2_5_vl"}, "since transformers has no causal language model for Qwen2_5_VLConfig"),
+        (
             {"model_type": "llama", "max_position_embeddings": 64, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
             r"on rows of training.max_length=\d+, since .* shorter rows work: lower it",
         ),

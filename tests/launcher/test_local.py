@@ -14,6 +14,7 @@ import pytest
 
 from launcher import local
 from launcher.paths import ROOT
+from launcher.process import python_module
 from launcher.rundir import RunDir
 from launcher.variables import WAITING, variables
 from tests.launcher.conftest import single
@@ -77,6 +78,31 @@ command = [sys.executable, "-c", program, here, "launcher.stage"]
 children = [subprocess.Popen(command, start_new_session=True) for _ in range(2)]
 sys.exit(max(child.wait() for child in children))
 """
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "h", "MASTER_PORT": "1"},
+        {"RANK": "none"},
+        {"PMI_SIZE": "2", "PMI_RANK": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x", "PET_NNODES": "3", "GROUP_RANK": "1"},
+    ],
+)
+def test_numbers_of_another_launchers_processes_reach_no_stage(left, monkeypatch):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert not left.keys() & local.child_environment(1).keys()
+    assert local.child_environment(1, {"RANK": "1"})["RANK"] == "1"  # of a node, in stage compile
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "3"), ("RANK", "none"), ("WORLD_SIZE", "2")])
+def test_a_stage_that_is_one_of_several_outside_torchrun_says_so(name, value, tmp_path):
+    command = python_module("launcher.stage", "fetch", str(tmp_path))
+    done = subprocess.run(command, env={**os.environ, name: value}, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {name}={value} is set, but torchrun did not start this process")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.fixture

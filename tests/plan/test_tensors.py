@@ -10,6 +10,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from launcher.checks import fill_architecture
 from launcher.helptext import choices
 from launcher.paths import CONF
 from launcher.plan.tensors import base_tensors, count
@@ -56,6 +57,21 @@ def test_every_shipped_model_has_the_tensors_of_transformers(model):
     assert config.model.parameters in (None, counts.total)
     ours = {tensor.name: tensor.shape for tensor in base_tensors(config.model.architecture)}
     assert ours == {name: tuple(p.shape) for name, p in real.named_parameters()}
+
+
+@pytest.mark.parametrize("switches", [{"attention_bias": True}, {"mlp_bias": True}, {"tie_word_embeddings": True}])
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
+def test_a_local_models_own_switches_are_counted(kind, switches, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 99}
+    settings = kind(**sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=16, **switches)
+    settings.save_pretrained(tmp_path)
+    config = config_of("model=local", f"model.path={tmp_path}", "method=full")
+    fill_architecture(config)
+    with torch.device("meta"):
+        real = AutoModelForCausalLM.from_config(settings)
+    ours = {tensor.name: tensor.shape for tensor in base_tensors(config.model.architecture)}
+    assert ours == {name: tuple(p.shape) for name, p in real.named_parameters()}
+    assert count(config, config.model.architecture).total == sum(p.numel() for p in real.parameters())
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

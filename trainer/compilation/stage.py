@@ -120,7 +120,6 @@ def _nodes() -> int:
 def _run_tool(command: list[str], processes: int) -> int:
     """Run it to its end. Told to stop, all of it is ended at once: what is compiled is in the cache."""
     env = child_environment(processes)
-    env.pop("RANK", None)  # this node's number, not a process's
     env["OMP_NUM_THREADS"] = str(max(1, available_cpus() // processes))  # this process's own share is all of them
     with counting_interrupts() as interrupts:
         with subprocess.Popen(command, env=env, start_new_session=True, preexec_fn=prepare_child) as child:

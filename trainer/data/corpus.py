@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from trainer.data.tokenize import Encoder
 from trainer.models import cache
 
 ROWS, TOKENS = "rows.bin", "tokens.bin"
-_FORMAT = 1
+_FORMAT = 2
 """Raised when what is written changes: it is in the entry's name."""
 
 
@@ -50,6 +50,8 @@ class Corpus:
     """broken rows left out"""
     directory: Path | None
     """the cache entry; None in memory"""
+    unused: Mapping[str, float]
+    """fields that no column names, and their share of the text"""
 
     def ids(self, places: Sequence[int]) -> list[list[int]]:
         """The tokens of rows, whole: prompt, answer, EOS. Raises TrntuneError when the file was changed meanwhile."""
@@ -103,15 +105,14 @@ def find_corpus(config: Config, path: Path, tokenizer: Any) -> Corpus | None:
     return load(made[0], source, encoder) if made else None
 
 
-def corpus_of(rows: Iterable[Located], source: Source, tokenizer: Any, sha256: str, skipped: int) -> Corpus:
-    """A corpus in memory, of rows that have been read."""
+def corpus_of(rows: Iterable[Located], lines: JsonLines, source: Source, tokenizer: Any, sha256: str) -> Corpus:
+    """A corpus in memory, of rows that have been read by ``lines``."""
     encoder = Encoder(tokenizer, source.prompt)
     records, tokens = io.BytesIO(), io.BytesIO()
     build.write(iter(rows), source.split_seed, encoder, records, tokens, build.silent)
     table = np.frombuffer(records.getvalue(), dtype=build.ROW)
-    return Corpus(
-        source, encoder, table, np.frombuffer(tokens.getvalue(), dtype=encoder.dtype), sha256, skipped, directory=None
-    )
+    ids = np.frombuffer(tokens.getvalue(), dtype=encoder.dtype)
+    return Corpus(source, encoder, table, ids, sha256, lines.skipped, directory=None, unused=lines.unused)
 
 
 def _write(source: Source, encoder: Encoder, keep_tokens: bool, directory: Path) -> None:
@@ -120,7 +121,8 @@ def _write(source: Source, encoder: Encoder, keep_tokens: bool, directory: Path)
     tokens = directory / TOKENS if keep_tokens else Path(os.devnull)
     with (directory / ROWS).open("wb") as records, tokens.open("wb") as ids:
         build.write(iter(lines), source.split_seed, encoder, records, ids, build.told(source.path))
-    write_json(directory / "facts.json", {"sha256": file_sha256(source.path), "skipped": lines.skipped})
+    facts = {"sha256": file_sha256(source.path), "skipped": lines.skipped, "unused": lines.unused}
+    write_json(directory / "facts.json", facts)
 
 
 def load(directory: Path, source: Source, encoder: Encoder) -> Corpus:
@@ -135,4 +137,5 @@ def load(directory: Path, source: Source, encoder: Encoder) -> Corpus:
         facts["sha256"],
         facts["skipped"],
         directory,
+        facts["unused"],
     )

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import TrntuneError
 from launcher.pairs import Extents
 from launcher.schema import Config
+from launcher.weights import vocabulary_fault
 from trainer import fetch
 from trainer.data.content import file_sha256
 from trainer.data.corpus import Corpus, corpus_of, find_corpus
@@ -32,6 +34,8 @@ class DataShape:
 
     rows: int
     """packed or padded rows, whole global batches"""
+    filled: int
+    """those of them that hold something"""
     examples: float
     tokens: float
     """real ones"""
@@ -42,6 +46,8 @@ class DataShape:
     eval_rows: int
     measured: int
     available: int
+    unused: dict[str, float]
+    """fields that no column names, and their share of the text"""
 
 
 class PlainTokenizer:
@@ -65,6 +71,8 @@ def measure(config: Config, extents: Extents = ()) -> DataShape | None:
     data, tokenizer_file = fetch.dataset_at_hand(config.dataset), fetch.tokenizer_at_hand(config.model)
     if data is None or tokenizer_file is None:
         return None
+    if (fault := vocabulary_fault(tokenizer_file.parent)) is not None:
+        raise TrntuneError(f"{tokenizer_file.parent}: {fault}")
     if config.dataset.prompt == "plain":
         tokenizer: Any = PlainTokenizer(tokenizer_file)
     else:
@@ -87,8 +95,10 @@ def shape_of(config: Config, data: Path, tokenizer: Any, extents: Extents = ()) 
     prepared = prepare_corpus(config, corpus)
     factor = (there - len(prepared.held_out)) / (measured - len(prepared.held_out))
     batch, sums = config.training.global_batch_size, prepared.train.sums(extents)
+    filled = round(prepared.filled_rows * factor)
     return DataShape(
-        rows=-(-round(len(prepared.train.groups.ends) * factor) // batch) * batch,
+        rows=-(-filled // batch) * batch,
+        filled=filled,
         examples=sums.examples * factor,
         tokens=sums.tokens * factor,
         trained=sums.trained * factor,
@@ -96,6 +106,7 @@ def shape_of(config: Config, data: Path, tokenizer: Any, extents: Extents = ()) 
         eval_rows=len(prepared.eval),
         measured=measured,
         available=there,
+        unused=prepared.report.unused,
     )
 
 
@@ -114,4 +125,4 @@ def _sample(config: Config, data: Path, tokenizer: Any) -> tuple[Corpus, int]:
         else:
             heapq.heappushpop(kept, entry)
     chosen = [located for *_, located in sorted(kept, key=lambda entry: -entry[2])]
-    return corpus_of(chosen, source, tokenizer, file_sha256(data), lines.skipped), min(there, most or there)
+    return corpus_of(chosen, lines, source, tokenizer, file_sha256(data)), min(there, most or there)

@@ -40,6 +40,8 @@ class DataReport:
     train_tokens: int
     padding_fraction: float
     """of the positions of an epoch"""
+    unused: dict[str, float]
+    """fields of the file that dataset.columns names none of, and their share of its text"""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class PreparedData:
     def lines(self, rows: list[int]) -> list[int]:
         """Lines of the data set's file that these training rows hold, in order."""
         return self.train.lines(rows)
+
+    @property
+    def filled_rows(self) -> int:
+        """Training rows that hold something: without the padding of the last global batch."""
+        return len(self.train.groups.ends)
 
     def digest(self) -> str:
         """SHA-256 of the training rows in their order: a position in them means the same only for the same ones."""
@@ -84,6 +91,7 @@ def prepare_corpus(config: Config, corpus: Corpus) -> PreparedData:
         train_rows=len(rows),
         train_tokens=train.counts.tokens,
         padding_fraction=1 - train.counts.tokens / (len(rows) * length),
+        unused=dict(corpus.unused),
     )
     evaluation = PackedRows(corpus, held, np.arange(len(held.ends)), length, config.dataset.loss_on)
     return PreparedData(rows, evaluation, corpus.texts(sides.held_out.tolist()), report)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,15 @@ from launcher.errors import TrntuneError, nearest
 from launcher.schema import ColumnsConfig
 
 _DEFAULT_CONTEXT = ColumnsConfig().context
+# Words in the names of fields that hold what an instruction is about, such as Alpaca's input.
+_CONTEXTS = frozenset(
+    (
+        *("context", "contexts", "input", "inputs", "passage", "passages", "document", "documents", "paragraph"),
+        *("paragraphs", "article", "background", "excerpt", "evidence", "knowledge"),
+    )
+)
+_MOST_FIELDS = 1000
+"""names that are remembered: a file may have another for each row"""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -39,7 +49,8 @@ class JsonLines:
 
     Iterating gives (byte offset of its line, row). Blank lines and a byte order mark are ignored. Raises TrntuneError
     that names file and line at the first broken row, unless ``on_bad_row`` is "skip", and at the end when no row was
-    left (then with what is wrong with the first). ``skipped`` counts broken rows.
+    left (then with what is wrong with the first), or when what looks like a context would be left out unasked.
+    ``skipped`` counts broken rows.
     """
 
     def __init__(self, path: Path, columns: ColumnsConfig, on_bad_row: str) -> None:
@@ -47,6 +58,8 @@ class JsonLines:
         self.skipped = 0
         self._first_problem = ""
         self._context_seen = False
+        self._sizes: dict[str, int] = {}
+        """characters of text by field, of usable rows"""
 
     def __iter__(self) -> Iterator[Located]:
         rows = 0
@@ -59,8 +72,22 @@ class JsonLines:
                 self._skip(number, problem)
                 continue
             rows += 1
+            self._measure(record)
             yield offset, row
         self._check(rows)
+
+    @property
+    def unused(self) -> dict[str, float]:
+        """Fields with text that no column names, and their share of all text; the largest first."""
+        used, total = {self.columns.instruction, self.columns.context, self.columns.response}, sum(self._sizes.values())
+        left = {name: size / total for name, size in self._sizes.items() if size and name not in used}
+        return dict(sorted(left.items(), key=lambda item: -item[1]))
+
+    def _measure(self, record: dict[str, Any]) -> None:
+        sizes = self._sizes
+        for name, value in record.items():
+            if name in sizes or len(sizes) < _MOST_FIELDS:
+                sizes[name] = sizes.get(name, 0) + (len(value) if type(value) is str else _text_size(value))
 
     def _skip(self, number: int, problem: BadRow) -> None:
         if self.on_bad_row == "stop":
@@ -74,11 +101,25 @@ class JsonLines:
         """What can only be said of the whole file."""
         if not rows:
             raise TrntuneError(f"{self.path}: no usable row ({self.skipped} broken){self._first_problem}")
-        if self.columns.context not in (None, _DEFAULT_CONTEXT) and not self._context_seen:
+        context = self.columns.context
+        if context is None:
+            return
+        if context != _DEFAULT_CONTEXT and not self._context_seen:
             raise TrntuneError(
-                f"dataset.columns.context={self.columns.context}: no row of {self.path} has this field; "
-                "use null when there is no context"
+                f"dataset.columns.context={context}: no row of {self.path} has this field "
+                f"({_among(context, self._sizes)}); use null when there is no context"
             )
+        if not self._sizes.get(context):
+            self._refuse_lost_context()
+
+    def _refuse_lost_context(self) -> None:
+        """Where no row has a context: is there another field that looks like one?"""
+        for name, share in self.unused.items():
+            if _CONTEXTS & set(re.split(r"[^a-z]+", name.lower())):
+                raise TrntuneError(
+                    f"{self.path}: field {name!r} looks like a context and would be left out, {share:.1%} of the text; "
+                    f"take it with dataset.columns.context={name}, or leave it out with dataset.columns.context=null"
+                )
 
 
 def read_jsonl(path: Path, columns: ColumnsConfig, on_bad_row: str) -> tuple[list[InstructionRow], int]:
@@ -152,18 +193,30 @@ def _to_row(record: dict[str, Any], columns: ColumnsConfig, line: int) -> Instru
 def _text(record: dict[str, Any], name: str, role: str) -> str:
     """The required text field ``name``."""
     if name not in record:
-        close = nearest(name, record)
-        hint = f", nearest is {close!r}" if close else ""
-        raise BadRow(
-            f"no field {name!r} (there are: {', '.join(map(repr, record)) or 'none'}{hint}); "
-            f"another name is dataset.columns.{role}=NAME"
-        )
+        raise BadRow(f"no field {name!r} ({_among(name, record)}); another name is dataset.columns.{role}=NAME")
     value = record[name]
     if not isinstance(value, str):
         raise BadRow(f"field {name!r} must be text, not {type(value).__name__}")
     if not value.strip():
         raise BadRow(f"field {name!r} is empty")
     return _encodable(value, name)
+
+
+def _among(name: str, fields: Iterable[str]) -> str:
+    """The fields that there are, and the one most like ``name``."""
+    there = list(fields)
+    close = nearest(name, there)
+    hint = f", nearest is {close!r}" if close else ""
+    return f"there are: {', '.join(map(repr, there)) or 'none'}{hint}"
+
+
+def _text_size(value: Any) -> int:
+    """Characters of all text in a JSON value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(map(_text_size, value)) if isinstance(value, list) else 0
 
 
 def _encodable(value: str, name: str) -> str:

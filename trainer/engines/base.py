@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +163,10 @@ class Engine(Protocol):
         "eval" and "save"."""
         ...
 
+    def checksums(self) -> dict[str, int]:
+        """Of the trained weights that lie on this rank: trainer.unchanged says what for."""
+        ...
+
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy continuations of the prompts, without the prompt, ended by EOS or by ``max_new_tokens``."""
         ...
@@ -186,12 +189,6 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the run: by epochs, at most max_steps. An epoch is whole steps (prepare sees to it)."""
-    by_epochs = math.ceil(config.training.epochs * (rows // config.training.global_batch_size))
-    return by_epochs if config.training.max_steps is None else min(by_epochs, config.training.max_steps)
 
 
 def model_size(base: Any, counts: ParameterCounts, config: Config) -> ModelSize:

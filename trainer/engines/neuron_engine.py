@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from launcher.errors import TrntuneError
 from launcher.schema import Config
+from launcher.steps import total_steps, warmup_steps
 from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Alone, Peers
 from trainer.compilation.trial import tracing
@@ -32,7 +33,6 @@ from trainer.engines.base import (
     RestoredState,
     Rows,
     model_size,
-    total_steps,
 )
 from trainer.engines.gloo import GlooPeers
 from trainer.engines.neuron_adapter import config_document
@@ -41,6 +41,7 @@ from trainer.engines.neuron_layout import best_file, metadata_file, optimizer_fi
 from trainer.models.meta import on_meta
 from trainer.stopping import BestEvaluation, Stop
 from trainer.throughput import Counts, ModelSize, Stopwatch
+from trainer.unchanged import checksums
 
 _INSTALL = "see docs/trainium.md for what an instance needs"
 
@@ -155,7 +156,7 @@ class NeuronEngine:
         total = total_steps(self.config, len(rows))
         trainer.rows, trainer.eval_rows = rows, eval_rows
         trainer.observer, trainer.checkpoints, trainer.stopwatch = observer, checkpoints, stopwatch
-        trainer.args.max_steps = total
+        trainer.args.max_steps, trainer.args.warmup_steps = total, warmup_steps(self.config, total)
         self.best = BestEvaluation(training.early_stopping_patience, training.early_stopping_min_delta)
         self.best_weights: state.Tensors = {}
         trainer.restored, trainer.state.global_step = resumed, 0
@@ -170,6 +171,9 @@ class NeuronEngine:
         self._put_back_best()
         finished = "early_stopped" if self.best.ended else "finished"
         return FitResult("interrupted" if trainer.stop == Stop.FINISH else finished, steps, self.best.step)
+
+    def checksums(self) -> dict[str, int]:
+        return checksums(neuron_state.trained_weights(self.trainer.model))
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         raise TrntuneError(

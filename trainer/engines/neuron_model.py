@@ -22,7 +22,7 @@ from launcher.schema import Config
 from trainer.engines.base import ParameterCounts
 from trainer.engines.neuron_adapter import GATE_UP, QKV, initial_adapter, share_first_half
 from trainer.engines.neuron_patches import is_split, mark_replicated
-from trainer.models.load import count_parameters, peft_config, refuse_code_of_others
+from trainer.models.load import count_parameters, peft_config, refuse_code_of_others, refuse_not_finite
 from trainer.models.meta import on_meta
 from trainer.models.targets import resolved_targets
 
@@ -47,6 +47,7 @@ def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise TrntuneError(f"{model_dir}: optimum-neuron can't load the model: {first}") from None
+    refuse_not_finite(model, model_dir)
     if config.method.name == "full":
         mark_replicated(model)
         return model

@@ -47,7 +47,7 @@ def training_arguments(config: Config) -> NeuronTrainingArguments:
         gradient_accumulation_steps=accumulation_steps(config),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.scheduler,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=0,  # set with max_steps
         weight_decay=training.weight_decay,
         # The norm is measured where it is limited: without a limit it still is.
         max_grad_norm=training.max_grad_norm or math.inf,
@@ -142,7 +142,7 @@ class DocumentTrainer(NeuronTrainer):
         created = self.lr_scheduler is None
         super().create_scheduler(num_training_steps, optimizer)
         if created:
-            begin_above_zero(self.lr_scheduler, self.engine.config)
+            begin_above_zero(self.lr_scheduler, self.engine.config, self.args.max_steps)
 
     def setup_training(self, *args: Any, **kwargs: Any) -> None:
         """Then put everything where the checkpoint found it. The weights are in place already."""

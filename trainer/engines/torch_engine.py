@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from launcher.errors import TrntuneError
 from launcher.pairs import Extents
 from launcher.schema import Config, accumulation_steps
+from launcher.steps import total_steps, warmup_steps
 from trainer.attention import DOCUMENT_ATTENTION
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.checkpoints import durable
@@ -34,7 +35,6 @@ from trainer.engines.base import (
     ParameterCounts,
     Rows,
     model_size,
-    total_steps,
 )
 from trainer.engines.gloo import GlooPeers
 from trainer.engines.torch_trainer import BestWeights, PackedTrainer
@@ -44,9 +44,10 @@ from trainer.families.pairs import layer_extents
 from trainer.families.proof import Way
 from trainer.fused import fuse
 from trainer.models.generation import mend_generation
-from trainer.models.load import apply_method, count_parameters, load_model
+from trainer.models.load import apply_method, count_parameters, load_model, refuse_few_embeddings
 from trainer.stopping import Stop
 from trainer.throughput import ModelSize, Stopwatch
+from trainer.unchanged import checksums
 
 
 def create(config: Config) -> TorchEngine:
@@ -54,17 +55,17 @@ def create(config: Config) -> TorchEngine:
     return TorchEngine(config)
 
 
-def training_arguments(config: Config, total_steps: int) -> TrainingArguments:
+def training_arguments(config: Config, steps: int) -> TrainingArguments:
     """The configuration in transformers' terms. Saving, logging to disk and progress are not left to the Trainer."""
     training = config.training
     return TrainingArguments(
         output_dir=".",  # it is made when missing, and nothing is written there
-        max_steps=total_steps,
+        max_steps=steps,
         per_device_train_batch_size=training.micro_batch_size,
         gradient_accumulation_steps=accumulation_steps(config),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.scheduler,
-        warmup_steps=training.warmup_steps,
+        warmup_steps=warmup_steps(config, steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch_fused",
@@ -97,13 +98,15 @@ class TorchEngine:
     module: CausalLMLoss
     way: Way
     extents: Extents
+    updated = False
+    """the weights are no longer the base's"""
 
     def __init__(self, config: Config) -> None:
         self.config = config
         if config.accelerator.device == "cuda" and not torch.cuda.is_available():
             raise TrntuneError("accelerator.device=cuda: torch sees no CUDA device here; use accelerator=cpu")
         # Building the arguments makes accelerate join torchrun's process group; its state is then global.
-        arguments = training_arguments(config, total_steps=1)
+        arguments = training_arguments(config, steps=1)
         self.device: torch.device = arguments.device
         self.rank: int = arguments.process_index
         self.replicas: int = arguments.world_size
@@ -118,6 +121,7 @@ class TorchEngine:
         base = load_model(model_dir, self.config, attn_implementation=self.attention)
         if self.config.method.name == "full":  # an adapter is saved without them
             self.notes = mend_generation(base, model_dir)
+        refuse_few_embeddings(base, tokenizer, model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
         self.model = apply_method(base, self.config)
@@ -147,8 +151,18 @@ class TorchEngine:
         self.all_reduce(totals)
         mean = float(totals[0] / totals[1])
         if not math.isfinite(mean):
-            raise TrntuneError(f"the held-out loss is {mean}: the weights are broken; lower training.learning_rate")
+            raise TrntuneError(f"the held-out loss is {mean}: {self._why_not_finite()}")
         return mean
+
+    def _why_not_finite(self) -> str:
+        """The base's weights were finite when they were loaded."""
+        if bad := not_finite(state.live_weights(self.model)):
+            return f"{bad} holds numbers that are not finite; lower training.learning_rate"
+        if self.updated:
+            return "the weights are finite, but too large; lower training.learning_rate"
+        precision = self.config.training.precision
+        advice = "take training.precision=fp32" if precision != "fp32" else "take another model"
+        return f"the base's own, though its weights are finite, with training.precision={precision}; {advice}"
 
     def total_steps(self, rows: int) -> int:
         return total_steps(self.config, rows)
@@ -176,6 +190,9 @@ class TorchEngine:
             status = "early_stopped" if best.patience_ended else "finished"
         best.put_back()
         return FitResult(status, trainer.state.global_step, best.step)
+
+    def checksums(self) -> dict[str, int]:
+        return checksums(state.live_weights(self.model))
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy decoding, of all prompts in one left-padded batch where the family computes the same then."""

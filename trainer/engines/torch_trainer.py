@@ -135,7 +135,7 @@ class PackedTrainer(Trainer):
         if resumed is None:
             self.train()
             return
-        self.restored = resumed
+        self.restored, self.engine.updated = resumed, True
         self.state = TrainerState(global_step=resumed.step, train_batch_size=self.args.train_batch_size)
         if resumed.document(state_files.ENGINE)["evaluation_pending"]:
             self.evaluate()
@@ -266,7 +266,7 @@ class PackedTrainer(Trainer):
         created = self.lr_scheduler is None
         scheduler = cast(LambdaLR, super().create_scheduler(num_training_steps, cast(Any, optimizer)))
         if created:
-            begin_above_zero(scheduler, self.engine.config)
+            begin_above_zero(scheduler, self.engine.config, num_training_steps)
         return scheduler
 
     # What the Trainer calls while it goes on from a checkpoint.
@@ -315,6 +315,7 @@ class StepMeter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
+        trainer.engine.updated = True
         if trainer.engine.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()

@@ -7,19 +7,20 @@ from collections.abc import Callable
 from torch.optim.lr_scheduler import LambdaLR
 
 from launcher.schema import Config
+from launcher.steps import warmup_steps
 from trainer.engines.torch_state import restore_scheduler
 
 
-def begin_above_zero(scheduler: LambdaLR, config: Config) -> None:
-    """Let step k of the warm-up, from 1 on, have k/warmup_steps of the peak learning rate, not (k-1)/warmup_steps.
+def begin_above_zero(scheduler: LambdaLR, config: Config, steps: int) -> None:
+    """Let step k of a warm-up of w, from 1 on, have k/w of the peak learning rate, not (k-1)/w; the run has ``steps``.
 
     transformers' schedules begin at 0, so that the first step trains nothing. What follows the warm-up is unchanged.
     Nothing is done with ``training.warmup_from_zero``, and for the constant schedule, which has no warm-up.
     """
-    training = config.training
-    if training.warmup_from_zero or training.warmup_steps == 0 or training.scheduler == "constant":
+    warm = warmup_steps(config, steps)
+    if config.training.warmup_from_zero or warm == 0:
         return
-    scheduler.lr_lambdas = [_from_first(scale, training.warmup_steps) for scale in scheduler.lr_lambdas]
+    scheduler.lr_lambdas = [_from_first(scale, warm) for scale in scheduler.lr_lambdas]
     restore_scheduler(scheduler, 0)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from trainer.families.small import own_positions, text_config
+
 LENGTH = 1024
-"""positions of a row, which no family's own length of training falls short of but where a case says so"""
+"""positions of a row"""
 
 # What a family's configuration leaves off, or asks for only in some of its models.
 _WINDOWED = {"use_sliding_window": True, "sliding_window": 512, "max_window_layers": 1}
@@ -72,6 +74,11 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.family} ({self.variant})" if self.variant else self.family
+
+    def length(self, config: PretrainedConfig) -> int:
+        """Positions of the rows that it is tried on: no more than a family has, but where that is the case itself."""
+        own = own_positions(text_config(config).to_dict())
+        return LENGTH if own is None or "rows" in self.variant else min(LENGTH, own[1])
 
     def config(self) -> PretrainedConfig:
         """transformers' configuration of it, at full size. Raises what transformers raises where there is none."""

@@ -19,12 +19,20 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer.attention import DOCUMENT_ATTENTION, segments_of
-from trainer.families.small import small_config, small_model, with_attention
+from trainer.families.small import (
+    not_for_texts,
+    own_positions,
+    small_config,
+    small_model,
+    text_config,
+    with_attention,
+)
 from trainer.reach import Reach, UnknownAttention, packed_rows
 
 _LENGTHS = (21, 14)
 """of the documents: more than twice the windows of a small model, and less; over THRESHOLD, and under it"""
 _PADDING = 5
+_NOT_ALONE = "can't compute a text alone"
 _TOLERANCE = 5e-5
 """difference of logits that is rounding, of the largest one, in fp32"""
 
@@ -69,11 +77,18 @@ def prove(config: PretrainedConfig, length: int, trust_remote_code: bool = False
 
     Raises whatever transformers raises when no small one can be built.
     """
+    if (why := not_for_texts(config, trust_remote_code)) is not None:
+        return Way(why, why, "eager", False)
     way = examine(small_model(small_config(config, length), "eager", trust_remote_code))
     if way.packed is None:
         return way
     short = examine(small_model(small_config(config, 1), "eager", trust_remote_code))
-    return replace(way, too_long=short.packed is None or (way.alone is not None and short.alone is None))
+    longer = way.alone is not None and short.alone is None
+    own = own_positions(text_config(config).to_dict())
+    if longer and _NOT_ALONE in (way.alone or "") and own is not None and own[1] < length:
+        why = f"it has {own[1]} positions ({own[0]}) and nothing for those beyond"
+        way = replace(way, packed=why, alone=why)
+    return replace(way, too_long=short.packed is None or longer)
 
 
 def examine(model: PreTrainedModel, small: bool = True, tolerance: float = _TOLERANCE) -> Way:
@@ -84,7 +99,7 @@ def examine(model: PreTrainedModel, small: bool = True, tolerance: float = _TOLE
         try:
             expected = [_logits(model, document[None])[0] for document in documents]
         except Exception as error:
-            why = f"{type(model).__name__} can't compute a text alone ({_line(error)})"
+            why = f"{type(model).__name__} {_NOT_ALONE} ({_line(error)})"
             return Way(why, why, "eager", False)
         try:
             alone = _why_not_alone(model, documents, expected, tolerance)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +20,10 @@ WINDOW = 8
 """positions: what windows and chunks of attention are shrunk to"""
 _MOST_LAYERS = 6
 _POSITIONS = 512
+POSITIONS = (
+    *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length", "max_target_positions"),
+)
+"""transformers' names for how many positions a model has, or was trained on"""
 _MOST_PARAMETERS = 5_000_000
 
 # transformers' names for the sizes of a model, over all families.
@@ -46,8 +52,7 @@ _SIZES: dict[str, int] = {
     **dict.fromkeys(("decoder_layers", "encoder_layers", "num_encoder_layers", "num_decoder_layers"), 2),
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
     **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length"), _POSITIONS),
-    **dict.fromkeys(("max_target_positions", "max_source_positions"), _POSITIONS),
+    **dict.fromkeys((*POSITIONS, "max_source_positions"), _POSITIONS),
     **dict.fromkeys(("query_pre_attn_scalar",), 16),
     **dict.fromkeys(("bos_token_id", "decoder_start_token_id"), 1),
     **dict.fromkeys(("eos_token_id", "sep_token_id", "forced_eos_token_id", "forced_bos_token_id"), 2),
@@ -68,6 +73,8 @@ _THRESHOLDS = (
     *("floor_scale", "keep_window_size", "original_max_position_embeddings"),
     *("mamba_chunk_size", "chunk_size"),  # of scans: what they compute must not depend on it
 )
+_SENSES = re.compile("vision|image|video|audio|speech|vq")
+"""in the names of parts that read something else than texts"""
 _CAPS = ("attn_logit_softcapping", "attn_logits_soft_cap")
 """soft caps of attention scores: 1, so that the scores of random weights feel them"""
 
@@ -114,6 +121,8 @@ def _changed(settings: dict[str, Any], length: int) -> dict[str, Any]:
             found[name] = [min(entry, _SIZES[name]) for entry in value]
     found.update({name: WINDOW for name in WINDOWS if _counts(settings.get(name))})
     found.update({name: THRESHOLD for name in _THRESHOLDS if _counts(settings.get(name)) and settings[name] < length})
+    # A table of positions ends there, and has no row for what comes after; rotary embeddings go on.
+    found.update({name: THRESHOLD for name in POSITIONS if _counts(settings.get(name)) and settings[name] < length})
     found.update({name: 1.0 for name in _CAPS if settings.get(name)})
     if isinstance(settings.get("rope_scaling"), dict):
         found.update(_rope(settings, length))
@@ -214,6 +223,30 @@ def with_attention(model: PreTrainedModel, attention: str) -> PreTrainedModel:
     other = type(model)._from_config(copy.deepcopy(model.config), attn_implementation=attention)
     other.float().load_state_dict(model.state_dict())
     return other.train(model.training)
+
+
+def own_positions(settings: Mapping[str, Any]) -> tuple[str, int] | None:
+    """How many positions a model has, or was trained on: name and value in its configuration. None: it doesn't say."""
+    return next(((name, settings[name]) for name in POSITIONS if _counts(settings.get(name))), None)
+
+
+def not_for_texts(config: PretrainedConfig, trust_remote_code: bool = False) -> str | None:
+    """Why AutoModelForCausalLM makes of this configuration no model of texts alone; None where it does.
+
+    The part for pictures of a model that has one would be loaded, get adapters and never be trained.
+    """
+    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return None
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None:
+        return f"transformers has no causal language model for {type(config).__name__}"
+    if text_config(config) is not config:
+        return None
+    parts = [name for name in config.sub_configs if _SENSES.search(name) and getattr(config, name, None) is not None]
+    if not parts and not isinstance(getattr(config, "text_config", None), PretrainedConfig):
+        return None
+    beside = f" ({', '.join(parts)})" if parts else ""
+    return f"{kind.__name__} has parts beside the one for texts{beside}, which texts don't train"
 
 
 def _parameters(config: PretrainedConfig, trust_remote_code: bool) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import transformers
 from transformers import PreTrainedModel
 
-from trainer.families.cases import LENGTH, Case, cases
+from trainer.families.cases import Case, cases
 from trainer.families.proof import Way, examine
-from trainer.families.small import small_config, small_model
+from trainer.families.small import not_for_texts, small_config, small_model
 from trainer.models.targets import lora_targets
 
 _HEAD = """# Model families
@@ -59,11 +59,13 @@ class Outcome:
 def outcome(case: Case) -> Outcome:
     """Build a small model of the case and try it."""
     try:
-        model = small_model(small_config(case.config(), LENGTH), "eager")
+        config = case.config()
+        model = small_model(small_config(config, case.length(config)), "eager")
     except Exception as error:  # whatever a family's code raises is the reason
         text = " ".join(str(error).split())
         return Outcome(case, None, None, f"{type(error).__name__}: {text}"[:120])
-    return Outcome(case, model, examine(model), None)
+    way, why = examine(model), not_for_texts(config)
+    return Outcome(case, model, way if why is None else replace(way, packed=why, alone=why), None)
 
 
 def lines(outcomes: Iterable[Outcome]) -> Iterator[str]:

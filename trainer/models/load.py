@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers.utils import logging
 
 from launcher.errors import TrntuneError
 from launcher.schema import Config, LoraConfig
+from launcher.stage import is_rank_zero
+from launcher.weights import incomplete, missing_text, too_few_rows
 from trainer.models.targets import resolved_targets
 
 logging.set_verbosity_error()
@@ -42,24 +45,67 @@ def weight_dtype(config: Config) -> torch.dtype:
 
 
 def load_model(model_dir: Path, config: Config, attn_implementation: str) -> PreTrainedModel:
-    """The model on the CPU. Raises TrntuneError for what transformers can't read and for another parameter count."""
+    """The model on the CPU. Raises TrntuneError for what transformers can't read, for another parameter count, and for
+    weights that are no numbers."""
     refuse_code_of_others(model_dir)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
             dtype=weight_dtype(config),
             attn_implementation=attn_implementation,
             use_safetensors=True,
             trust_remote_code=config.model.trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise TrntuneError(f"{model_dir}: the model can't be loaded: {_first_line(error)}") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        fault = incomplete(model_dir)  # which transformers calls corrupted
+        if fault is None:  # of shapes that differ the first line says only that
+            words = _first_line(error) if not isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
+            fault = f"the model can't be loaded: {words}"
+        raise TrntuneError(f"{model_dir}: {fault}") from None
+    model: PreTrainedModel = loaded[0]
+    refuse_missing(model, loaded[1], model_dir)
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:
         raise TrntuneError(
             f"{model_dir} has {found:,} parameters, not {config.model.parameters:,} as model.parameters says"
         )
+    refuse_not_finite(model, model_dir)
     return model
+
+
+def refuse_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Path) -> None:
+    """Raise TrntuneError where transformers has made up weights that no file holds, by its report on loading; tell of
+    tensors that it has left."""
+    # Of a tied pair that is stored under the head's name alone nothing is said to be missing, and nothing is loaded.
+    unread = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    missing, unexpected = sorted({*report["missing_keys"], *unread}), sorted(report["unexpected_keys"])
+    if missing:
+        output = model.get_output_embeddings()
+        head = next((f"{name}.weight" for name, module in model.named_modules() if module is output), None)
+        raise TrntuneError(f"{model_dir}: {missing_text(missing, len(model.state_dict()), unexpected, head)}")
+    if unexpected and is_rank_zero():
+        listed = ", ".join(unexpected[:3]) + (", ..." if len(unexpected) > 3 else "")
+        print(f"note: {model_dir}: {len(unexpected):,} tensors are no part of the model: {listed}", file=sys.stderr)
+
+
+def refuse_not_finite(model: nn.Module, model_dir: Path) -> None:
+    """Raise TrntuneError that names a weight with a NaN or an infinite number: no learning rate would help."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not bool(weight.isfinite().all()):
+            count = weight.numel() - int(weight.isfinite().sum())
+            raise TrntuneError(
+                f"{model_dir}: {name} holds {count:,} numbers of {weight.numel():,} that are not finite: the base is "
+                "damaged; download or convert it again"
+            )
+
+
+def refuse_few_embeddings(model: PreTrainedModel, tokenizer: Any, model_dir: Path) -> None:
+    """Raise TrntuneError for a tokenizer with tokens that the embedding has no row for."""
+    embedding: Any = model.get_input_embeddings()
+    fault = too_few_rows(max(tokenizer.get_vocab().values()), embedding.weight.shape[0])
+    if fault is not None:
+        raise TrntuneError(f"{model_dir}: {fault}")
 
 
 def refuse_code_of_others(model_dir: Path) -> None:

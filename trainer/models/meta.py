@@ -19,6 +19,7 @@ from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
 from trainer.families.experts import active_width, idle_parameters, looked_up
 from trainer.families.pairs import head_size, heads, layer_extents, layers
+from trainer.families.small import not_for_texts
 from trainer.models.load import count_parameters, peft_config
 from trainer.models.targets import resolved_targets
 
@@ -27,6 +28,8 @@ def on_meta(directory: Path) -> PreTrainedModel:
     """The model of a config.json on the meta device. Raises TrntuneError for what transformers can't read."""
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        if (why := not_for_texts(config)) is not None:
+            raise TrntuneError(f"{directory}: it can't be trained here, since {why}; take a model of texts alone")
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

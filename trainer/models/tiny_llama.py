@@ -32,6 +32,8 @@ def build(directory: Path, architecture: ArchitectureConfig) -> None:
         vocab_size=architecture.vocab_size,
         max_position_embeddings=architecture.max_positions,
         tie_word_embeddings=architecture.tied_embeddings,
+        attention_bias=architecture.attention_bias,
+        mlp_bias=architecture.mlp_bias,
         initializer_range=0.05,
         **ids,
     )

@@ -132,16 +132,17 @@ def test_rows_that_fill_the_last_global_batch_are_empty_and_last(rows_file, toke
 def test_the_report_counts_what_became_of_the_data(tmp_path, tokenizer):
     path = tmp_path / "rows.jsonl"
     plain = [{"instruction": f"{i}", "response": "yes"} for i in range(10, 30)]
-    cut = [{"instruction": f"cut {i}", "response": "x" * 500} for i in range(3)]
+    cut = [{"instruction": f"cut {i}", "response": "x" * 500, "topic": "z" * 10} for i in range(3)]
     no_room = [{"instruction": f"{i} " + "x" * 500, "response": "y"} for i in range(12)]
-    texts = [json.dumps(record) for record in [*plain, *cut, *no_room]]
+    rows = [*plain, *cut, *no_room]
+    texts = list(map(json.dumps, rows))
     path.write_text("\n".join(["broken", *texts, "{}"]))
     config = config_for(path, "dataset.on_bad_row=skip", "dataset.packing=false")
     data = prepare(config, path, tokenizer)
     report = asdict(data.report)
     assert len(data.held_out) > report["eval_examples"]  # dropped ones are on both sides
     assert 35 - len(data.held_out) > report["train_examples"]
-    kept = [example for rows in (data.train, data.eval) for row in rows for example in row]
+    kept = [example for side in (data.train, data.eval) for row in side for example in row]
     tokens = sum(len(example.input_ids) for row in data.train for example in row)
     assert len(kept) == 23
     assert sum(len(example.input_ids) == 256 for example in kept) == 3
@@ -156,7 +157,9 @@ def test_the_report_counts_what_became_of_the_data(tmp_path, tokenizer):
         "train_rows": len(data.train),
         "train_tokens": tokens,
         "padding_fraction": pytest.approx(1 - tokens / (len(data.train) * 256)),
+        "unused": {"topic": pytest.approx(30 / sum(map(len, (v for row in rows for v in row.values()))))},
     }
+    assert prepare(config, path, tokenizer).report == data.report  # from the cache
 
 
 def test_columns_are_of_the_users_file_and_not_of_what_was_downloaded(tmp_path, tokenizer):

@@ -6,7 +6,7 @@ import pytest
 
 from launcher.errors import TrntuneError
 from launcher.schema import ColumnsConfig
-from trainer.data.rows import InstructionRow, read_jsonl
+from trainer.data.rows import InstructionRow, JsonLines, read_jsonl
 
 GOOD = {"instruction": "What?", "context": "", "response": "That."}
 
@@ -79,6 +79,56 @@ def test_a_context_column_that_no_row_has_is_a_misspelling(jsonl):
         read_jsonl(jsonl(GOOD), ColumnsConfig(context="pasage"), "stop")
     some = jsonl({**GOOD, "passage": "p"}, GOOD)
     assert [row.context for row in read_jsonl(some, ColumnsConfig(context="passage"), "stop")[0]] == ["p", ""]
+
+
+ALPACA = {"instruction": "What?", "input": "x" * 30, "output": "y" * 10, "id": 7, "tags": ["abc", {"d": "ef"}]}
+
+
+def read(path, **columns):
+    lines = JsonLines(path, ColumnsConfig(**columns), "stop")
+    return [row for _, row in lines], lines.unused
+
+
+def test_what_looks_like_a_context_is_named_or_set_to_null_before_it_is_left_out(jsonl):
+    path = jsonl(ALPACA, {**ALPACA, "input": ""})
+    with pytest.raises(TrntuneError) as caught:
+        read(path, response="output")
+    assert str(caught.value) == (
+        f"{path}: field 'input' looks like a context and would be left out, 42.9% of the text; take it with "
+        "dataset.columns.context=input, or leave it out with dataset.columns.context=null"
+    )
+    rows, unused = read(path, response="output", context="input")
+    assert [row.context for row in rows] == ["x" * 30, ""]
+    assert unused == {"tags": pytest.approx(10 / 70)}
+    rows, unused = read(path, response="output", context=None)
+    assert [row.context for row in rows] == ["", ""]
+    assert unused == {"input": pytest.approx(30 / 70), "tags": pytest.approx(10 / 70)}
+    assert list(unused) == ["input", "tags"]
+
+
+@pytest.mark.parametrize("name", ["Context", "passage_text", "source document", "INPUT", "input-1"])
+def test_a_context_has_many_names(name, jsonl):
+    path = jsonl({**GOOD, name: "p"}, GOOD)
+    with pytest.raises(TrntuneError, match=f"field '{name}' looks like a context"):
+        read(path)
+    assert read(path, context=name)[0][0].context == "p"
+
+
+def test_other_fields_and_empty_ones_stop_nothing(jsonl):
+    row = {**GOOD, "context": "c", "passage": "p", "category": "d"}
+    assert read(jsonl(row))[1] == {"passage": pytest.approx(1 / 13), "category": pytest.approx(1 / 13)}
+    rest = {"instruction": "What?", "response": "That.", "input": "", "inputs_ids": 3, "text": "all", "output": None}
+    assert read(jsonl(rest))[1] == {"text": pytest.approx(3 / 13)}
+
+
+def test_a_misspelt_context_is_told_what_there_is(jsonl):
+    path = jsonl(ALPACA)
+    with pytest.raises(TrntuneError) as caught:
+        read(path, response="output", context="inptu")
+    assert str(caught.value) == (
+        f"dataset.columns.context=inptu: no row of {path} has this field (there are: 'instruction', 'input', 'output', "
+        "'id', 'tags', nearest is 'input'); use null when there is no context"
+    )
 
 
 def test_no_usable_row_or_no_file_is_an_error(jsonl, tmp_path):

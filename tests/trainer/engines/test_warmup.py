@@ -17,7 +17,8 @@ def rates(name: str, *settings: str, begin: int = 0, warm: int = WARM) -> list[f
     """The learning rates of the steps after ``begin``."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=warm, num_training_steps=STEPS)
-    begin_above_zero(scheduler, single(f"training.scheduler={name}", f"training.warmup_steps={warm}", *settings).config)
+    config = single(f"training.scheduler={name}", f"training.warmup_steps={warm}", *settings).config
+    begin_above_zero(scheduler, config, STEPS)
     if begin:
         restore_scheduler(scheduler, begin)
     found = []

@@ -1,0 +1,140 @@
+"""Whether a model directory holds what its config.json asks for, told by the headers of its files: transformers fills
+what is missing with random numbers, and says so where nobody looks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import TrntuneError
+from launcher.model_facts import read_architecture
+
+Shapes = dict[str, tuple[int, ...]]
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_HEAD, _PREFIX = "lm_head.weight", "model."
+_OF_PEFT = (".base_layer.", ".lora_A.", ".lora_B.", "base_model.model.")
+
+
+def stored_shapes(directory: Path) -> Shapes | None:
+    """Names and shapes of the tensors that transformers would read there; None where it would read none, or where a
+    file is damaged: whoever loads them says so."""
+    try:
+        if (directory / _WHOLE).is_file():
+            return _header(directory / _WHOLE)
+        files = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        headers = {file: _header(directory / file) for file in set(files.values())}
+        return {name: headers[file][name] for name, file in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _header(file: Path) -> Shapes:
+    """Of a safetensors file: 8 bytes of length, then JSON."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def incomplete(directory: Path) -> str | None:
+    """Why the files of a plain Llama or Qwen3 are not the whole model of its own config.json; None where they are, and
+    where that can't be told: of other families, and of files that can't be read."""
+    found, facts = stored_shapes(directory), read_architecture(directory)
+    if found is None or facts is None:
+        return None
+    from launcher.plan.tensors import base_tensors
+
+    expected = {tensor.name: tensor.shape for tensor in base_tensors(facts)}
+    # transformers takes the names of a model that was saved without its head; beside a head it calls them corrupted.
+    if _HEAD not in found and not any(name.startswith(_PREFIX.rstrip(".")) for name in found):
+        found = {_with_prefix(name, expected): shape for name, shape in found.items()}
+    missing = [name for name in expected if name not in found]
+    if missing:
+        return missing_text(missing, len(expected), found.keys() - expected.keys(), _HEAD)
+    for name, shape in expected.items():
+        if found[name] != shape:
+            return f"{name} has shape {list(found[name])}, but its config.json asks for {list(shape)}"
+    return None
+
+
+def _with_prefix(name: str, expected: Collection[str]) -> str:
+    return f"{_PREFIX}{name}" if f"{_PREFIX}{name}" in expected else name
+
+
+def missing_text(missing: Collection[str], expected: int, unexpected: Collection[str], head: str | None) -> str:
+    """What to say of tensors that no file has: names, and the likely cause by what is there instead. ``head``: the name
+    of the output head's weight."""
+    names = sorted(missing)
+    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    cause = _cause(names, set(unexpected), head)
+    return f"{len(names):,} of the {expected:,} tensors of its config.json are in none of its files ({listed}): {cause}"
+
+
+def _cause(missing: list[str], unexpected: Collection[str], head: str | None) -> str:
+    if any(part in name for name in unexpected for part in _OF_PEFT):
+        return (
+            "the files have peft's names, of a model with an adapter in it; save the base, or merge the adapter first"
+        )
+    for name in sorted(unexpected):
+        old, new = _beginnings(missing[0], name)
+        if old != missing[0] and all(
+            each.startswith(old) and f"{new}{each.removeprefix(old)}" in unexpected for each in missing
+        ):
+            where = f"with {new!r} in place of {old!r}" if new else f"without {old!r}"
+            where = where if old else f"with {new!r} before their names"
+            return f"all are there {where}; save it with the names of its own class"
+    if missing == [head]:
+        return 'the output head; if it is the embedding, config.json has to say "tie_word_embeddings": true'
+    return "download or convert it again"
+
+
+def _beginnings(one: str, other: str) -> tuple[str, str]:
+    """What two dotted names begin with before the parts that they end with alike."""
+    left, right = one.split("."), other.split(".")
+    while left and right and left[-1] == right[-1]:
+        left.pop()
+        right.pop()
+    same = one.count(".") + 1 - len(left)
+    if not same:
+        return one, other
+    return "".join(f"{part}." for part in left), "".join(f"{part}." for part in right)
+
+
+def vocabulary_fault(directory: Path) -> str | None:
+    """Why the tokenizer of a directory doesn't fit its embedding, by tokenizer.json and config.json; None where it does
+    or can't be told."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+        last = last_token(json.loads((directory / "tokenizer.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return too_few_rows(last, rows) if isinstance(rows, int) else None
+
+
+def last_token(tokenizer: Mapping[str, Any]) -> int:
+    """The highest id that a tokenizer.json knows. Raises KeyError or TypeError for what is none."""
+    vocabulary = tokenizer["model"]["vocab"]
+    last = max(vocabulary.values()) if isinstance(vocabulary, dict) else len(vocabulary) - 1
+    return max([last, *(token["id"] for token in tokenizer.get("added_tokens", []))])
+
+
+def too_few_rows(last: int, rows: int) -> str | None:
+    """What to say of an embedding of ``rows`` rows under a tokenizer whose highest id is ``last``; None: it has all."""
+    if last < rows:
+        return None
+    return (
+        f"its tokenizer has {last + 1:,} tokens, but its embedding only {rows:,} rows: tokens were added and the model "
+        "was not resized; take the tokenizer that belongs to it, or save it after model.resize_token_embeddings"
+    )
+
+
+def refuse_unfit(directory: Path) -> None:
+    """Raise TrntuneError for a model directory whose files don't hold the model of its config.json, or whose tokenizer
+    has more tokens than that has rows."""
+    fault = incomplete(directory) or vocabulary_fault(directory)
+    if fault is not None:
+        raise TrntuneError(f"{directory}: {fault}")

@@ -445,7 +445,8 @@ def test_a_start_that_another_process_keeps_out_is_no_attempt(tmp_path, monkeypa
 def test_a_job_that_is_told_to_leave_does_not_wait_for_its_directory(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "9")
     monkeypatch.setattr("launcher.lock.time.sleep", lambda _: pytest.fail("it waits"))
-    hold(tmp_path, host="trn7")
+    monkeypatch.setattr("launcher.slurm.task.run_stage", lambda *_: pytest.fail("it was started"))
+    hold(tmp_path, host="trn7", slurm_job_id="8")
     interrupts = Interrupts(patient=True)
     interrupts(signal.SIGTERM, None)
     with pytest.raises(Held):

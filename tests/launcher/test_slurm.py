@@ -442,6 +442,19 @@ def test_a_start_that_another_process_keeps_out_is_no_attempt(tmp_path, monkeypa
     assert [(attempt.number, attempt.outcome) for attempt in attempts.read()] == [(1, None)]
 
 
+def test_a_job_that_is_told_to_leave_does_not_wait_for_its_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setattr("launcher.lock.time.sleep", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr("launcher.slurm.task.run_stage", lambda *_: pytest.fail("it was started"))
+    hold(tmp_path, host="trn7", slurm_job_id="8")
+    interrupts = Interrupts(patient=True)
+    interrupts(signal.SIGTERM, None)
+    with pytest.raises(Held):
+        StageTask("train", str(tmp_path), str(tmp_path), 1, 1, frozen())._run(
+            rendezvous.Step("9", 0, "0", 0, "trn1"), interrupts
+        )
+
+
 @pytest.mark.parametrize(
     ("status", "started"), [("finished", False), ("early_stopped", False), ("interrupted", True), (None, True)]
 )

@@ -66,8 +66,11 @@ def summary(findings: Sequence[Finding]) -> str:
     """ "2 problems, 1 unknown", or that there is none."""
     count = Counter(finding.state for finding in findings)
     problems = "no problem" if not count[PROBLEM] else _plural(count[PROBLEM], "problem")
-    rest = [f"{count[state]} {word}" for state, word in ((WARNING, "warnings"), (UNKNOWN, "unknown")) if count[state]]
-    return ", ".join([problems, *rest]) + ("; what is unknown may still be wrong" if count[UNKNOWN] else "")
+    warnings = [_plural(count[WARNING], "warning")] if count[WARNING] else []
+    unknown = [f"{count[UNKNOWN]} unknown"] if count[UNKNOWN] else []
+    return ", ".join([problems, *warnings, *unknown]) + (
+        "; what is unknown may still be wrong" if count[UNKNOWN] else ""
+    )
 
 
 def _plural(count: int, word: str) -> str:

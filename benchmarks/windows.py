@@ -129,8 +129,10 @@ def measured(config: MistralConfig, load: Load, repeats: int) -> dict[str, list[
         OURS: our_way(config, examples, load.row),
         FULL: our_way(full, examples, load.row),
         LONGEST: plain_way(config, examples, None, _BATCH),
-        ROW: plain_way(config, examples, load.row, 1),
     }
+    if load.shortest < load.longest:  # else padding to the row is hardly any
+        ways[ROW] = plain_way(config, examples, load.row, 1)
+    our_way(config, [_cut(examples[0])], load.row)()  # libraries start with their first products
     times: dict[str, list[float]] = {name: [] for name in ways}
     losses: dict[str, float] = {}
     for number in range(repeats):
@@ -144,8 +146,12 @@ def measured(config: MistralConfig, load: Load, repeats: int) -> dict[str, list[
     return times
 
 
+def _cut(example: Example) -> Example:
+    return Example(example.input_ids[:64], example.input_ids[:64])
+
+
 def _refuse_other_work(load: str, losses: dict[str, float]) -> None:
-    for name in (LONGEST, ROW):
+    for name in sorted({LONGEST, ROW} & set(losses)):
         if not abs(losses[name] - losses[OURS]) <= _TOLERANCE * abs(losses[OURS]):
             raise TrntuneError(f"{load}: the loss is {losses[OURS]:.4f} {OURS}, and {losses[name]:.4f} {name}")
 

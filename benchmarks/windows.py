@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,12 +82,12 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.windows", description=__doc__, allow_abbrev=False)
     parser.add_argument("--layers", type=int, default=30, help="of the model (default: 30, 135 million parameters)")
-    parser.add_argument("--documents", type=int, help="of each length (default: 9 short ones, 1 long one)")
+    parser.add_argument("--documents", type=int, default=9, help="short ones; one long one for nine (default: 9)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks"))
     arguments = parser.parse_args(argv)
-    if min(arguments.layers, arguments.repeats, arguments.threads, arguments.documents or 1) < 1:
+    if min(arguments.layers, arguments.repeats, arguments.threads, arguments.documents) < 1:
         raise UsageError("--layers, --documents, --repeats and --threads: at least 1")
     return arguments
 
@@ -97,8 +97,8 @@ def _run(arguments: argparse.Namespace) -> int:
     config = mistral(arguments.layers)
     times: dict[str, dict[str, list[float]]] = {}
     for load in LOADS:
-        chosen = Load(load.name, load.shortest, load.longest, load.row, arguments.documents or load.documents)
-        times[load.name] = measured(config, chosen, arguments.repeats)
+        documents = max(1, arguments.documents * load.documents // LOADS[0].documents)
+        times[load.name] = measured(config, replace(load, documents=documents), arguments.repeats)
     _report(arguments, times)
     return 0
 

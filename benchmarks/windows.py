@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,12 +82,12 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.windows", description=__doc__, allow_abbrev=False)
     parser.add_argument("--layers", type=int, default=30, help="of the model (default: 30, 135 million parameters)")
-    parser.add_argument("--documents", type=int, help="of each length (default: 9 short ones, 1 long one)")
+    parser.add_argument("--documents", type=int, default=9, help="short ones; one long one for nine (default: 9)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks"))
     arguments = parser.parse_args(argv)
-    if min(arguments.layers, arguments.repeats, arguments.threads, arguments.documents or 1) < 1:
+    if min(arguments.layers, arguments.repeats, arguments.threads, arguments.documents) < 1:
         raise UsageError("--layers, --documents, --repeats and --threads: at least 1")
     return arguments
 
@@ -97,8 +97,8 @@ def _run(arguments: argparse.Namespace) -> int:
     config = mistral(arguments.layers)
     times: dict[str, dict[str, list[float]]] = {}
     for load in LOADS:
-        chosen = Load(load.name, load.shortest, load.longest, load.row, arguments.documents or load.documents)
-        times[load.name] = measured(config, chosen, arguments.repeats)
+        documents = max(1, arguments.documents * load.documents // LOADS[0].documents)
+        times[load.name] = measured(config, replace(load, documents=documents), arguments.repeats)
     _report(arguments, times)
     return 0
 
@@ -129,8 +129,10 @@ def measured(config: MistralConfig, load: Load, repeats: int) -> dict[str, list[
         OURS: our_way(config, examples, load.row),
         FULL: our_way(full, examples, load.row),
         LONGEST: plain_way(config, examples, None, _BATCH),
-        ROW: plain_way(config, examples, load.row, 1),
     }
+    if load.shortest < load.longest:  # else padding to the row is hardly any
+        ways[ROW] = plain_way(config, examples, load.row, 1)
+    our_way(config, [_cut(examples[0])], load.row)()  # libraries start with their first products
     times: dict[str, list[float]] = {name: [] for name in ways}
     losses: dict[str, float] = {}
     for number in range(repeats):
@@ -144,8 +146,12 @@ def measured(config: MistralConfig, load: Load, repeats: int) -> dict[str, list[
     return times
 
 
+def _cut(example: Example) -> Example:
+    return Example(example.input_ids[:64], example.input_ids[:64])
+
+
 def _refuse_other_work(load: str, losses: dict[str, float]) -> None:
-    for name in (LONGEST, ROW):
+    for name in sorted({LONGEST, ROW} & set(losses)):
         if not abs(losses[name] - losses[OURS]) <= _TOLERANCE * abs(losses[OURS]):
             raise TrntuneError(f"{load}: the loss is {losses[OURS]:.4f} {OURS}, and {losses[name]:.4f} {name}")
 

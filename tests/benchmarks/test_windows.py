@@ -12,9 +12,9 @@ from launcher.errors import TrntuneError
 
 
 def test_every_way_is_timed_on_the_same_documents(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(windows, "LOADS", (windows.Load("700 tokens", 700, 700, 768, 1),))
+    monkeypatch.setattr(windows, "LOADS", (windows.Load("700 tokens", 700, 701, 768, 1),))
     threads = torch.get_num_threads()
-    assert windows.main(["--layers", "1", "--repeats", "1", "--directory", str(tmp_path)]) == 0
+    assert windows.main(["--layers", "1", "--documents", "1", "--repeats", "1", "--directory", str(tmp_path)]) == 0
     torch.set_num_threads(threads)
     found = json.loads((tmp_path / "windows.json").read_text())["ratios"]["700 tokens"]
     assert set(found) == {windows.OURS, windows.FULL, windows.LONGEST, windows.ROW}

@@ -7,6 +7,7 @@ The loss and every gradient of a training step on packed rows, and on a document
 from __future__ import annotations
 
 import warnings
+from dataclasses import fields
 
 import pytest
 import torch
@@ -14,13 +15,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from launcher.paths import ROOT
+from launcher.schema import ArchitectureConfig
 from trainer.attention import DOCUMENT_ATTENTION
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.data.collate import Collator
 from trainer.data.tokenize import IGNORE, Example
 from trainer.families.cases import cases
+from trainer.families.experts import idle_parameters, looked_up
+from trainer.families.pairs import attention_width, layer_extents
 from trainer.families.small import with_attention
 from trainer.families.table import Outcome, lines, outcome
+from trainer.models.meta import facts
 
 LENGTHS = ((21, 6), (9, 0), (1, 0), (33, 30), (17, 3))
 """tokens of each document, and how many of them are the prompt; windows and chunks of the small models are 8 long"""
@@ -113,6 +118,20 @@ def test_a_training_step_of_every_family_is_that_of_transformers(outcomes):
         if found.way.packed is None:
             wrong += differences(found, True, expected)
     assert wrong == []
+
+
+def test_every_family_that_is_trained_has_sizes_for_the_plan(outcomes):
+    trained = [found for found in outcomes if found.model is not None and found.way.alone is None]
+    for found in trained:
+        sizes = ArchitectureConfig(**facts(found.model))
+        numbers = [getattr(sizes, name) for name in (field.name for field in fields(sizes)[1:-1])]
+        assert all(type(number) is int and number > 0 for number in numbers), found.case
+        extents = layer_extents(found.model.config)
+        assert len(extents) == sizes.layers, found.case
+        active = looked_up(found.model) + idle_parameters(found.model, found.model.config.get_text_config())
+        assert 0 < active < sum(parameter.numel() for parameter in found.model.parameters()) or sizes.tied_embeddings
+    without = {found.case.family for found in trained if attention_width(found.model.config) == 0}
+    assert without == {"falcon_mamba", "mamba", "mamba2", "rwkv"}
 
 
 def test_the_table_of_families_is_what_is_found(outcomes):

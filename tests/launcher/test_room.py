@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,29 @@ def test_the_runs_of_a_sweep_stay_beside_each_other(tmp_path: Path) -> None:
     fault = little_room(tmp_path / "not" / "there", [room] * 3, there=2 * 10**15)
     assert fault is not None
     assert "needs about 3000000.00 GB there (3 runs, the first: adapter 1000000.00 GB)" in fault
+
+
+def test_a_base_that_cannot_be_saved_as_it_is_is_told_by_the_plan(answer, tmp_path: Path) -> None:
+    facts = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    sizes = {**facts, "num_attention_heads": 4, "vocab_size": 264, "max_position_embeddings": 1024}
+    (tmp_path / "config.json").write_text(json.dumps(sizes))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    settings = tmp_path / "generation_config.json"
+    settings.write_text(json.dumps({"temperature": 0.6}))
+    rows = ("dataset=dolly15k", "dataset.max_samples=50", "dataset.eval_samples=5")
+    given = ("model=local", f"model.path={tmp_path}", *rows, "accelerator=cuda", "plan=true")
+    note = f"note: {settings} gives temperature=0.6 without do_sample"
+    full, lora = answer(*given, "method=full"), answer(*given, "method=lora")
+    assert (full.returncode, lora.returncode) == (0, 0), full.stderr + lora.stderr
+    assert note in full.stdout
+    assert note not in lora.stdout
+    assert note in answer(*given, "method=lora", "stages=[fetch,train,merge]").stdout
+    settings.write_text("[1]")
+    refused = answer(*given)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"error: model.path={tmp_path}: {settings} is not a JSON object: correct it, or remove it\n"
+    )
 
 
 def test_too_little_room_is_planned_and_refused_before_anything_is_created(answer, cwd: Path) -> None:

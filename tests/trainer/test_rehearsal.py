@@ -26,8 +26,11 @@ from tests.conftest import TINY, Run, command, environment
 from tests.limits import PATIENCE
 from tests.trainer.models.conftest import composed
 from trainer import rehearsal
+from trainer.checkpoints.manifest import Manifest, Position, World
 from trainer.checkpoints.peers import Alone
+from trainer.checkpoints.writer import Snapshot, write_files
 from trainer.engines.torch_engine import TorchEngine
+from trainer.engines.torch_state import config_document
 from trainer.fetch import fetch_model, try_files
 from trainer.models.generation import check_generation, mend_generation
 from trainer.models.load import load_tokenizer
@@ -329,3 +332,14 @@ def test_a_model_whose_config_json_has_such_settings_is_saved(base, generation: 
     sampling = {key: content[key] for key in ("temperature", "top_k", "top_p") if key in content}
     kept = isinstance(generation, dict) and "temperature" in generation
     assert sampling == ({"temperature": 0.6, "top_p": 0.9} if kept else {})
+
+
+def test_an_infinite_limit_in_a_models_config_costs_no_checkpoint(tiny: Path, tmp_path: Path) -> None:
+    """As Mamba's time_step_limit: transformers writes and reads it, though JSON has no such number."""
+    engine, run = prepared(tiny, tmp_path / "run", "method=full")
+    engine.model.config.time_step_limit = [0.0, float("inf")]
+    assert rehearse(engine, run) is None
+    name, document = config_document(engine.model)
+    manifest = Manifest(1, 0.1, Position(0, 1), World(1, 1, 1, 1), {}, "", {}, "", {})
+    write_files(Snapshot(manifest, {}, {name: document}), tmp_path / "step")
+    assert json.loads((tmp_path / "step" / name).read_text())["time_step_limit"] == [0.0, float("inf")]

@@ -229,7 +229,7 @@ class TorchEngine:
         """An adapter as it begins, of a model one number of each tensor; tied ones stay tied."""
         name, document = state.config_document(self.model)
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        durable.write_json(directory / name, document)
+        durable.write_json(directory / name, document, allow_nan=True)
         self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(self.model))
 
     def _write(self, directory: Path, tensors: state.Tensors | None = None) -> None:

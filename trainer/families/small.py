@@ -229,7 +229,7 @@ def own_positions(settings: Mapping[str, Any]) -> tuple[str, int] | None:
 
 
 def over_positions(model_dir: Path, length: int) -> str | None:
-    """What to say of rows that are longer than what a model with rotary embeddings was trained on; None: they aren't."""
+    """What to say of rows longer than those that a model with rotary embeddings was trained on; None: they aren't."""
     own = own_positions(json.loads((model_dir / "config.json").read_text(encoding="utf-8")))
     if own is None or own[1] >= length:
         return None

@@ -335,7 +335,7 @@ def check_unused_lora(config: Config, overrides: Collection[str], swept: Collect
 def check_two_warmups(overrides: Collection[str]) -> Iterator[Problem]:
     """A ratio stands in place of the steps that a group of conf/ gives, not of those that are given beside it."""
     given = {key: value for key, _, value in (line.partition("=") for line in overrides)}
-    if "training.warmup_steps" in given and given.get("training.warmup_ratio", "null") != "null":
+    if given.get("training.warmup_steps", "0") != "0" and given.get("training.warmup_ratio", "null") != "null":
         why = f"is not read beside training.warmup_ratio={given['training.warmup_ratio']}"
         yield Problem("training.warmup_steps", given["training.warmup_steps"], why, "leave one of them out")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 import time
@@ -30,7 +29,7 @@ from trainer.compilation.trial import tracing
 from trainer.compilation.watch import Graphs, Watched, refuse_other_graphs, watch
 from trainer.data.prepare import PreparedData, prepare
 from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
-from trainer.families.small import own_positions
+from trainer.families.small import over_positions
 from trainer.history import History
 from trainer.models.fingerprint import fingerprint, write_base
 from trainer.models.generation import check_generation
@@ -290,7 +289,6 @@ class TrainRun:
 
     def _introduce(self, model_dir: Path, progress: Progress, data: PreparedData) -> None:
         """Say what will be trained on what, before the first wait."""
-        own = own_positions(json.loads((model_dir / "config.json").read_text(encoding="utf-8")))
         report, counts = data.report, self.engine.parameters()
         progress.message(
             f"{self.config.model.name}, {self.config.method.name}: {counts.trainable:,} of {counts.total:,} parameters "
@@ -307,11 +305,8 @@ class TrainRun:
         ):
             if count:
                 progress.message(f"note: {count:,} {what}")
-        if own is not None and own[1] < self.config.training.max_length:
-            progress.message(
-                f"note: training.max_length={self.config.training.max_length} is over the {own[1]} positions that the "
-                f"model was trained on ({own[0]})"
-            )
+        if (over := over_positions(model_dir, self.config.training.max_length)) is not None:
+            progress.message(f"note: training.max_length={self.config.training.max_length} {over}")
         if report.unused:
             progress.message(f"note: fields of the data that are not used: {units.shares(report.unused)} of the text")
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -228,6 +230,14 @@ def with_attention(model: PreTrainedModel, attention: str) -> PreTrainedModel:
 def own_positions(settings: Mapping[str, Any]) -> tuple[str, int] | None:
     """How many positions a model has, or was trained on: name and value in its configuration. None: it doesn't say."""
     return next(((name, settings[name]) for name in POSITIONS if _counts(settings.get(name))), None)
+
+
+def over_positions(model_dir: Path, length: int) -> str | None:
+    """What to say of rows longer than those that a model with rotary embeddings was trained on; None: they aren't."""
+    own = own_positions(json.loads((model_dir / "config.json").read_text(encoding="utf-8")))
+    if own is None or own[1] >= length:
+        return None
+    return f"is over the {own[1]} positions that the model was trained on ({own[0]})"
 
 
 def not_for_texts(config: PretrainedConfig, trust_remote_code: bool = False) -> str | None:

@@ -43,7 +43,7 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
 
 def active_width(config: Any) -> int:
     """How wide the MLP of a layer is for a token: of experts the chosen ones together."""
-    found = next(
+    found: Any = next(
         (getattr(config, name, None) for name in _WIDTHS if getattr(config, name, None)), 4 * config.hidden_size
     )
     width = max(found) if isinstance(found, list | tuple) else int(found)

@@ -1,8 +1,8 @@
 """`python -m benchmarks.windows`: a model with sliding windows, packed by this project, against plain transformers.
 
 A Mistral of 135 million parameters (the sizes of SmolLM2-135M, a window of 512, random weights), LoRA r16 on q and v in
-fp32: forward and backward passes over the same documents in one process, each round one way after the other. Documents
-of 200 tokens in the mean (100 to 300) share rows of 1,024; documents of 3,000 tokens have a row each, so that there is no
+fp32: forward and backward passes over the same documents in one process, each round one way after the other. Texts
+of 200 tokens in the mean (100 to 300) share rows of 1,024; texts of 3,000 tokens have a row each, so that there is no
 padding to save, only what lies before the window. The summed losses of all ways must agree. Times are this process's
 processor time a real token: with --threads 1 (the default) other work on the machine hardly disturbs it.
 """

@@ -1,8 +1,8 @@
 """`python -m benchmarks.windows`: a model with sliding windows, packed by this project, against plain transformers.
 
 A Mistral of 135 million parameters (the sizes of SmolLM2-135M, a window of 512, random weights), LoRA r16 on q and v in
-fp32: forward and backward passes over the same documents in one process, each round one way after the other. Documents
-of about 200 tokens (100 to 300) share rows of 1,024; documents of 3,000 tokens have a row each, so that there is no
+fp32: forward and backward passes over the same documents in one process, each round one way after the other. Texts
+of 200 tokens in the mean (100 to 300) share rows of 1,024; texts of 3,000 tokens have a row each, so that there is no
 padding to save, only what lies before the window. The summed losses of all ways must agree. Times are this process's
 processor time a real token: with --threads 1 (the default) other work on the machine hardly disturbs it.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import random
 import statistics
 import sys
 import time
@@ -54,24 +55,34 @@ class Load:
     """The documents of a measurement, and the rows that they are packed into."""
 
     name: str
-    shortest: int
-    longest: int
+    mean: int
+    """tokens of a document"""
+    spread: int
+    """how far lengths go from it, before the documents of a row are made to fill it as a run's do, to 98 %"""
     row: int
     """positions"""
-    documents: int
+    rows: int
+
+    def lengths(self) -> list[int]:
+        """Of the documents, the same every time."""
+        draw = random.Random(0)
+        found = []
+        for _ in range(self.rows):
+            drawn = [self.mean + draw.randint(-self.spread, self.spread) for _ in range(self.row // self.mean)]
+            found += [length * self.mean * len(drawn) // sum(drawn) for length in drawn]
+        return found
 
     def examples(self, vocabulary: int) -> list[Example]:
         """Random tokens, the first half of each document a prompt; the same every time."""
         generator = torch.Generator().manual_seed(0)
-        bounds = (self.shortest, self.longest + 1, (self.documents,))
         found = []
-        for length in torch.randint(*bounds, generator=generator).tolist():
+        for length in self.lengths():
             ids = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
             found.append(Example(ids, [IGNORE] * (length // 2) + ids[length // 2 :]))
         return found
 
 
-LOADS = (Load("200 tokens", 100, 300, 1024, 9), Load("3,000 tokens", 3000, 3000, 3072, 1))
+LOADS = (Load("200 tokens", 200, 100, 1024, 2), Load("3,000 tokens", 3000, 0, 3072, 1))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,13 +93,13 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="python -m benchmarks.windows", description=__doc__, allow_abbrev=False)
     parser.add_argument("--layers", type=int, default=30, help="of the model (default: 30, 135 million parameters)")
-    parser.add_argument("--documents", type=int, default=9, help="short ones; one long one for nine (default: 9)")
+    parser.add_argument("--rows", type=int, help="of packed documents (default: 2 of short ones, 1 of a long one)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks"))
     arguments = parser.parse_args(argv)
-    if min(arguments.layers, arguments.repeats, arguments.threads, arguments.documents) < 1:
-        raise UsageError("--layers, --documents, --repeats and --threads: at least 1")
+    if min(arguments.layers, arguments.repeats, arguments.threads, arguments.rows or 1) < 1:
+        raise UsageError("--layers, --rows, --repeats and --threads: at least 1")
     return arguments
 
 
@@ -97,8 +108,7 @@ def _run(arguments: argparse.Namespace) -> int:
     config = mistral(arguments.layers)
     times: dict[str, dict[str, list[float]]] = {}
     for load in LOADS:
-        documents = max(1, arguments.documents * load.documents // LOADS[0].documents)
-        times[load.name] = measured(config, replace(load, documents=documents), arguments.repeats)
+        times[load.name] = measured(config, replace(load, rows=arguments.rows or load.rows), arguments.repeats)
     _report(arguments, times)
     return 0
 
@@ -130,7 +140,7 @@ def measured(config: MistralConfig, load: Load, repeats: int) -> dict[str, list[
         FULL: our_way(full, examples, load.row),
         LONGEST: plain_way(config, examples, None, _BATCH),
     }
-    if load.shortest < load.longest:  # else padding to the row is hardly any
+    if load.spread:  # else padding to the row is hardly any
         ways[ROW] = plain_way(config, examples, load.row, 1)
     our_way(config, [_cut(examples[0])], load.row)()  # libraries start with their first products
     times: dict[str, list[float]] = {name: [] for name in ways}

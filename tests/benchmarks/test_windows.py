@@ -12,15 +12,22 @@ from launcher.errors import TrntuneError
 
 
 def test_every_way_is_timed_on_the_same_documents(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(windows, "LOADS", (windows.Load("700 tokens", 700, 701, 768, 1),))
+    monkeypatch.setattr(windows, "LOADS", (windows.Load("350 tokens", 350, 50, 768, 1),))
     threads = torch.get_num_threads()
-    assert windows.main(["--layers", "1", "--documents", "1", "--repeats", "1", "--directory", str(tmp_path)]) == 0
+    assert windows.main(["--layers", "1", "--repeats", "1", "--directory", str(tmp_path)]) == 0
     torch.set_num_threads(threads)
-    found = json.loads((tmp_path / "windows.json").read_text())["ratios"]["700 tokens"]
+    found = json.loads((tmp_path / "windows.json").read_text())["ratios"]["350 tokens"]
     assert set(found) == {windows.OURS, windows.FULL, windows.LONGEST, windows.ROW}
     assert found[windows.OURS] == [1.0]
     assert all(len(each) == 1 and each[0] > 0 for each in found.values())
     assert "times as long" in capsys.readouterr().out
+
+
+def test_rows_are_nearly_full_of_documents_around_their_mean():
+    short, long = windows.LOADS
+    assert all(60 < length < 400 for length in short.lengths())
+    assert 0.95 < sum(short.lengths()) / (short.row * short.rows) <= 1
+    assert long.lengths() == [3000]
 
 
 def test_other_losses_are_no_measurement(monkeypatch):
@@ -30,7 +37,7 @@ def test_other_losses_are_no_measurement(monkeypatch):
         windows.measured(windows.mistral(1), windows.LOADS[0], 1)
 
 
-@pytest.mark.parametrize("wrong", [["--layers", "0"], ["--repeats", "0"], ["--documents", "-1"]])
+@pytest.mark.parametrize("wrong", [["--layers", "0"], ["--repeats", "0"], ["--rows", "-1"]])
 def test_usage(wrong, tmp_path, capsys):
     assert windows.main([*wrong, "--directory", str(tmp_path)]) == 2
     assert "at least 1" in capsys.readouterr().err

@@ -43,8 +43,9 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
 
 def active_width(config: Any) -> int:
     """How wide the MLP of a layer is for a token: of experts the chosen ones together."""
-    widths = (getattr(config, name, None) for name in _WIDTHS)
-    found: Any = next((width for width in widths if width), 4 * config.hidden_size)
+    found: Any = next(
+        (getattr(config, name, None) for name in _WIDTHS if getattr(config, name, None)), 4 * config.hidden_size
+    )
     width = max(found) if isinstance(found, list | tuple) else int(found)
     each, chosen = getattr(config, "moe_intermediate_size", None), _setting(config, _CHOSEN)
     if not isinstance(chosen, int):

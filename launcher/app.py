@@ -100,7 +100,7 @@ def show_plans(composition: Composition) -> int:
         plans.append(build.make(run.config))
         labels.append(" ".join(run.swept) or run.config.method.name)
     show.print_plans(plans, labels)
-    return 0 if all(plan.memory.fits or plan.config.plan.force for plan in plans) else 1
+    return 0 if all(plan.fits or plan.config.plan.force for plan in plans) else 1
 
 
 def check(composition: Composition) -> None:
@@ -110,10 +110,11 @@ def check(composition: Composition) -> None:
     from launcher.directories import occupied
     from launcher.families import refuse_family
     from launcher.neuron.checks import refuse_untrainable
-    from launcher.plan.build import refuse_what_cannot_run
+    from launcher.plan.build import refuse_what_cannot_run, room
+    from launcher.plan.disk import refuse_little_room
     from launcher.resume import find_changes, holds_run
 
-    total = len(composition.runs)
+    total, rooms = len(composition.runs), []
     for number, run in enumerate(composition.runs):
         try:
             refuse_problems(run.config, run.overrides, run.swept)
@@ -122,13 +123,15 @@ def check(composition: Composition) -> None:
                 refuse_what_cannot_run(run.config)
                 refuse_family(run.config)
             if run.fixed_name and holds_run(run.directory):
-                find_changes(run.config, run.directory)
+                find_changes(run.config, run.directory)  # the room that it takes already is counted as it trains
             else:
                 check_directory(run.directory, occupied(run.directory) if run.fixed_name else None)
+                rooms += [] if run.config.dry_run or (needed := room(run.config)) is None else [needed]
         except UsageError as error:
             if composition.sweep_dir is None:
                 raise
             raise UsageError(f"{label(number, total, run.swept)}: {error}") from error
+    refuse_little_room(composition.runs[0].directory.parent, rooms)
     directories = [run.directory for run in composition.runs]
     if len(set(directories)) < total:
         raise UsageError("hydra.sweep.subdir gives several runs the same directory; put ${hydra.job.num} into it")

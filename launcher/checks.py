@@ -14,8 +14,9 @@ from typing import Any
 
 from launcher.changes import check_allowed_names
 from launcher.directories import blocked
-from launcher.errors import UsageError, nearest
+from launcher.errors import TrntuneError, UsageError, nearest
 from launcher.fields import complaint, keys, lookup
+from launcher.generation_config import repair_of
 from launcher.model_facts import read_architecture
 from launcher.neuron.checks import check_environment, check_neuron
 from launcher.parallel_checks import PARALLEL_CHECKS
@@ -213,6 +214,11 @@ def check_model_path(path: str | None) -> Iterator[Problem]:
     elif not Path(path).expanduser().is_dir():
         why = "is not a directory" if Path(path).expanduser().exists() else "does not exist"
         yield Problem("model.path", path, why, "give a directory that transformers saved")
+    else:
+        try:
+            repair_of(Path(path).expanduser())
+        except TrntuneError as error:
+            yield Problem("model.path", path, str(error))
 
 
 def check_dataset_source(config: Config) -> Iterator[Problem]:

@@ -41,6 +41,15 @@ class StageModule(Protocol):
         ...
 
 
+class AfterTraining(StageModule, Protocol):
+    """What the modules of the stages after training offer besides."""
+
+    def rehearse(self, config: Config, run_dir: RunDir, saved: Path | None) -> None:
+        """Before training: raise TrntuneError where the stage could not do its work after it. ``saved`` has what
+        training will save, as it begins; None where the ranks of a split model save in parts."""
+        ...
+
+
 def is_rank_zero() -> bool:
     """True in the one process that writes: torchrun numbers its processes in RANK."""
     return int(os.environ.get("RANK", "0")) == 0

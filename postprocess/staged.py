@@ -78,6 +78,27 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
                 raise UsageError(f"{place} overlaps the input {given}: give an output directory apart from it")
 
 
+def check_free(out: Path) -> None:
+    """Raise TrntuneError where something that isn't a killed process's leftover is in the way of writing ``out``."""
+    work = work_of(out)
+    if os.path.lexists(work) and not is_leftover(work):
+        raise TrntuneError(
+            f"{work} is in the way: no unfinished work of this command: move it or give another output directory"
+        )
+
+
+def refuse_foreign(result: Path, record: str) -> None:
+    """Raise TrntuneError for a stage's output directory that holds something without the stage's own ``record``, which
+    the stage neither replaces nor removes, and for what is in the way of writing it."""
+    if os.path.lexists(result) and not (result / record).is_file() and not _is_empty(result):
+        raise TrntuneError(f"{result} is in the way: it has no {record}, so no such stage made it: move it")
+    check_free(result)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def is_leftover(work: Path) -> bool:
     """Whether a killed process of ours left this directory; an empty one was to get its marker, and holds nothing."""
     if work.is_symlink() or not work.is_dir():
@@ -106,10 +127,7 @@ def _claimed(work: Path, content: str) -> Iterator[None]:
     """Hold the lock of the directory, with nothing in it but the marker and what may stay of an earlier process. The
     kernel lets go of the lock when the process ends, in whatever way."""
     try:
-        if os.path.lexists(work) and not is_leftover(work):
-            raise TrntuneError(
-                f"{work} is in the way: no unfinished work of this command: move it or give another output directory"
-            )
+        check_free(work.with_name(work.name.removesuffix(".tmp")))
         work.mkdir(parents=True, exist_ok=True)
         stream = (work / MARKER).open("a+", encoding="utf-8", errors="replace")
     except OSError as error:

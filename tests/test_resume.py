@@ -412,7 +412,13 @@ def test_a_full_disk_costs_a_warning_and_no_good_checkpoint(small_disk, referenc
         while True:
             stream.write(b"0" * 4096)
     os.truncate(filler, filler.stat().st_size - 60_000)
-    full = start(directory, *LORA, "training.keep_checkpoints=9")
+    refused = start(directory, *LORA, "training.keep_checkpoints=9")
+    assert refused.process.returncode == 1
+    assert "error: nothing is trained: " in refused.process.stderr
+    assert "make room, lower training.keep_checkpoints" in refused.process.stderr
+    # From here on as if it had filled up only when training had begun.
+    force = (*LORA, "training.keep_checkpoints=9", "plan.force=true")
+    full = start(directory, *force)
     assert "No space left on device" in full.process.stderr
     assert "the newest good one is step-" in full.process.stderr
     assert "Traceback" not in full.process.stderr
@@ -421,7 +427,7 @@ def test_a_full_disk_costs_a_warning_and_no_good_checkpoint(small_disk, referenc
     with suppress(OSError), filler.open("ab", buffering=0) as stream:
         while True:
             stream.write(b"0" * 512)
-    fuller = start(directory, *LORA, "training.keep_checkpoints=9")
+    fuller = start(directory, *force)
     assert fuller.process.returncode == 1
     assert "Traceback" not in fuller.process.stderr
     assert "No space left on device" in fuller.process.stderr

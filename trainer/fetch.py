@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError
+from launcher.generation_config import repair_of
 from launcher.rundir import RunDir
 from launcher.schema import Config, DatasetConfig, ModelConfig
 from trainer.data import python_docs
@@ -31,9 +33,29 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     """Returns model_dir, dataset_path and how long it took, seconds."""
     start = time.perf_counter()
     model, data = fetch_model(config.model), fetch_dataset(config.dataset)
+    try_files(config, model)
     if data.stat().st_size >= _LARGE:
         tokenize_dataset(config, model, data)
     return {"model_dir": str(model), "dataset_path": str(data), "seconds": time.perf_counter() - start}
+
+
+def try_files(config: Config, model_dir: Path) -> None:
+    """What is known of the end of a run from the base's files, where no accelerator waits.
+
+    Raises TrntuneError for a generation_config.json or a chat template that is broken, and for a tokenizer that changes
+    when it is saved. The training stage looks again; importing transformers for it here pays on an accelerator only.
+    """
+    repair_of(model_dir)
+    if config.dataset.prompt != "chat" and config.accelerator.device == "cpu":
+        return
+    from trainer.models.load import load_tokenizer
+    from trainer.rehearsal import try_tokenizer
+
+    trust = config.model.trust_remote_code
+    tokenizer = load_tokenizer(model_dir, trust)
+    with tempfile.TemporaryDirectory(prefix="trntune-") as folder:
+        tokenizer.save_pretrained(folder)
+        try_tokenizer(tokenizer, config.dataset.prompt, Path(folder), trust)
 
 
 def tokenize_dataset(config: Config, model_dir: Path, data: Path) -> None:

@@ -29,9 +29,11 @@ from trainer.data.prepare import PreparedData, prepare
 from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
 from trainer.history import History
 from trainer.models.fingerprint import fingerprint, write_base
+from trainer.models.generation import check_generation
 from trainer.models.load import load_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
+from trainer.rehearsal import check_room, in_one_line, rehearse
 from trainer.report import train_result
 from trainer.samples import answers, side_by_side
 from trainer.saving import replace_directory, save_sharded
@@ -123,6 +125,7 @@ class TrainRun:
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
         with self.stopwatch.part("load"):
+            check_generation(model_dir)
             self.engine.load(model_dir, tokenizer)
         if self.tracker is not None:
             self.tracker.begin()
@@ -133,6 +136,8 @@ class TrainRun:
         checkpointer = self._checkpointer(model_dir, data, recorder, progress)
         try:
             self._go_on(checkpointer, recorder, progress)
+            with self.stopwatch.part("load"):
+                self._rehearse(model_dir, tokenizer, len(data.train), checkpointer, progress)
             return self._train(model_dir, tokenizer, data, recorder, checkpointer, progress)
         finally:
             checkpointer.close()
@@ -279,6 +284,8 @@ class TrainRun:
             f"{self.config.training.max_length} tokens ({report.padding_fraction:.1%} padding), "
             f"{report.eval_examples} held out"
         )
+        for note in self.engine.notes:
+            progress.message(f"note: {note}")
         for count, what in (
             (report.rows_skipped, "broken rows were skipped"),
             (report.truncated, "examples were cut at training.max_length"),
@@ -341,22 +348,59 @@ class TrainRun:
         lora = self.config.method.name == "lora"
         if self.engine.sharded:
             checkpointer.wait()  # its thread exchanges with the same peers
-            save_sharded(self.engine, checkpointer.peers, self.run_dir.sharded)
+            with self._kept(checkpointer):
+                save_sharded(self.engine, checkpointer.peers, self.run_dir.sharded)
             return self.run_dir.sharded.name
         final = self.run_dir.adapter if lora else self.run_dir.model
         if self.writes:
-            temporary = final.with_name(f"{final.name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            try:
-                with self._told(checkpointer):
-                    self.engine.save(temporary)
-                if lora:
-                    write_base(temporary, model_dir, self.config.model.name)
-                replace_directory(temporary, final)
-            except OSError as error:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise TrntuneError(f"{final} can't be written: {error}; free room there") from None
+            with self._told(checkpointer), self._kept(checkpointer):
+                self._write(final, model_dir)
         return final.name
+
+    def _write(self, final: Path, model_dir: Path) -> None:
+        """What the engine saves, in its place. Raises TrntuneError, in one line, for whatever fails."""
+        temporary = final.with_name(f"{final.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            self.engine.save(temporary)
+            if self.config.method.name == "lora":
+                write_base(temporary, model_dir, self.config.model.name)
+            replace_directory(temporary, final)
+        except (TrntuneError, Suspended):
+            raise
+        except Exception as error:  # of the disk, transformers, peft, tokenizers, or of a model's own code
+            shutil.rmtree(temporary, ignore_errors=True)
+            advice = "; free room there" if isinstance(error, OSError) else ""
+            raise TrntuneError(f"{final} can't be written: {in_one_line(error)}{advice}") from None
+
+    @contextmanager
+    def _kept(self, checkpointer: Checkpointer) -> Iterator[None]:
+        """Where what was trained can't be saved as it has to be, say how to get it from a checkpoint all the same."""
+        try:
+            yield
+        except NotFinite:
+            raise
+        except TrntuneError as error:
+            checkpointer.wait()
+            steps = checkpointer.store.steps()
+            if not steps:
+                raise
+            newest = shown(checkpointer.store.directory(steps[-1]))
+            what = "adapter" if self.config.method.name == "lora" else "model"
+            raise TrntuneError(
+                f"{error}; python -m postprocess.consolidate {newest} OUT makes the {what} of step {steps[-1]}"
+            ) from None
+
+    def _rehearse(
+        self, model_dir: Path, tokenizer: Any, rows: int, checkpointer: Checkpointer, progress: Progress
+    ) -> None:
+        """Try what the end of the run needs."""
+        config, run_dir, engine, peers = self.config, self.run_dir, self.engine, checkpointer.peers
+        with self._kept(checkpointer):
+            beside = rehearse(config, run_dir, engine, peers, tokenizer, model_dir)
+        fault = check_room(config, run_dir, engine, peers, model_dir, engine.total_steps(rows), beside)
+        if fault is not None:
+            progress.message(f"warning: {fault}")
 
     def _record_samples(self, data: PreparedData, before: list[str], after: list[str]) -> None:
         if not self.writes or not before:

@@ -10,13 +10,14 @@ from typing import Any
 
 from launcher import units
 from launcher.errors import UsageError
-from launcher.plan import duration, memory, schedule
+from launcher.plan import disk, duration, memory, schedule
 from launcher.plan.duration import Duration
 from launcher.plan.jobs import Job, instances, jobs
 from launcher.plan.memory import Memory
 from launcher.plan.schedule import Epoch, Schedule
 from launcher.plan.tensors import Parameters, count
 from launcher.process import NoAnswer, answer
+from launcher.room import Room
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
 from launcher.variables import variables
 
@@ -77,6 +78,16 @@ class Plan:
         hours, price = self.instance_hours, self.config.accelerator.price_usd_per_hour
         return None if hours is None or price is None else hours * price
 
+    @property
+    def room(self) -> Room | None:
+        """What the run will have on disk; None where it doesn't train."""
+        return disk.estimated_room(self.config, self.parameters, self.schedule.steps)
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory and, for a run on this machine, its disk are large enough."""
+        return self.memory.fits and disk.fault_here(self.config, self.room) is None
+
 
 def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:
     """The architecture and its exact counts: from the facts in the configuration, or from the modules of a local model
@@ -119,6 +130,13 @@ def refuse_what_cannot_run(config: Config) -> None:
             f"{units.gigabytes(memory.available)}, mostly {memory.largest}; plan=true shows it by part, "
             "plan.force=true starts it all the same"
         )
+
+
+def room(config: Config) -> Room | None:
+    """What a run will have on disk; None where that is not known without building the model, or not to be looked at."""
+    if config.model.architecture is None or config.plan.force:
+        return None
+    return preflight(config, config.model.architecture).room
 
 
 def preflight_json(config: Config) -> dict[str, Any] | None:
@@ -168,7 +186,8 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "accelerator": config.accelerator.name,
         "parameters": asdict(plan.parameters),
         "memory_bytes": {**asdict(plan.memory), "available": available, "total": plan.memory.total},
-        "fits": plan.memory.fits,
+        "disk_bytes": None if plan.room is None else plan.room.most,
+        "fits": plan.fits,
         "world_size": world_size(config),
         "data_parallel": parallel.data_parallel,
         "tensor_parallel": parallel.tensor_parallel,

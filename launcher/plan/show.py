@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher import units
+from launcher.plan import disk
 from launcher.plan.build import Plan, to_json
 from launcher.plan.jobs import instances
 from launcher.schema import accumulation_steps, world_size
@@ -58,6 +59,7 @@ def footnotes(plans: list[Plan]) -> list[str]:
     for plan in plans:
         if plan.config.model.architecture is None:
             notes.append("parameters: of the model's own modules; memory and time are those of a Llama of its sizes")
+        notes += [f"note: {note}" for note in disk.generation_notes(plan.config)]
         if plan.epoch is not None:
             notes.append(f"data: {plan.epoch.source}")
         if plan.duration is not None:
@@ -95,6 +97,17 @@ def verdict(plan: Plan) -> str:
         return f"fits: {memory.total / memory.available:.0%} of {units.gigabytes(memory.available)}"
     over = units.gigabytes(memory.total - memory.available)
     return f"DOES NOT FIT: {over} over {units.gigabytes(memory.available)}, mostly {memory.largest}"
+
+
+def on_disk(plan: Plan) -> str:
+    """What a run that trains will have on disk."""
+    return "" if plan.room is None else f"{units.gigabytes(plan.room.most)}: {plan.room.words}"
+
+
+def disk_verdict(plan: Plan) -> str:
+    """Nothing, or why this machine's disk is too small."""
+    fault = disk.fault_here(plan.config, plan.room)
+    return f"DOES NOT FIT: {fault}" if fault else ""
 
 
 def trained(plan: Plan) -> str:
@@ -223,6 +236,8 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
         ("copy for a checkpoint", lambda p: units.gigabytes(p.memory.checkpoint)),
         ("memory a process", lambda p: units.gigabytes(p.memory.total)),
         ("", verdict),
+        ("on disk", on_disk),
+        ("", disk_verdict),
     ),
     (
         ("processes", factors),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
+from launcher.generation_config import repair_of, repaired_texts
 from launcher.rundir import write_atomic, write_json
 from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint, verified
 from postprocess.consolidate.locate import Location, locate
@@ -69,14 +70,17 @@ def consolidate(
     result = finished(out, fingerprint)
     if result is not None:
         return {**result, "reused": True}
+    warn = warn or (lambda _: None)
     warnings = opened.check(options.allow_diverged)
     for warning in warnings:
-        (warn or (lambda _: None))(warning)
+        warn(warning)
     # peft reads an adapter from one file.
     shard_bytes = options.shard_bytes if opened.kind == "model" else 1 + sum(spec.nbytes for spec in opened.specs)
     with whole_directory(out, _work_content(fingerprint), total_bytes(plan_shards(opened.specs, shard_bytes))) as work:
+        for note in _write_texts(opened, work, out):
+            warn(note)
+            warnings = [*warnings, note]
         _write_tensors(opened, work, shard_bytes)
-        _write_texts(opened, work)
         result = _result(opened, work, fingerprint, warnings)
         write_json(work / RESULT, result)
     return result
@@ -160,7 +164,8 @@ def _write_tensors(source: Source, work: Path, shard_bytes: int) -> None:
         raise TrntuneError(f"{work} cannot be written: {error.strerror}") from None
 
 
-def _write_texts(source: Source, work: Path) -> None:
+def _write_texts(source: Source, work: Path, out: Path) -> tuple[str, ...]:
+    """All but the tensors. Returns what was put right, since the model could not be saved again with it."""
     names = _MODEL if source.kind == "model" else _TOKENIZER
     for name in names:
         found = next((path for place in source.companions if (path := place / name).is_file()), None)
@@ -168,3 +173,12 @@ def _write_texts(source: Source, work: Path) -> None:
             shutil.copyfile(found, work / name)
     for name, text in source.texts.items():
         write_atomic(work / name, text)
+    if source.kind == "adapter":
+        return ()
+    repair = repair_of(work, out)
+    for name, changed in repaired_texts(work, repair).items():
+        if changed is None:
+            (work / name).unlink()
+        else:
+            write_atomic(work / name, changed)
+    return repair.notes

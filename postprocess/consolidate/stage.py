@@ -12,7 +12,7 @@ from launcher.rundir import RunDir
 from launcher.schema import Config
 from postprocess.consolidate.output import RESULT
 from postprocess.consolidate.run import Options, consolidate
-from postprocess.staged import discard
+from postprocess.staged import discard, refuse_foreign
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
@@ -23,9 +23,20 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
         raise TrntuneError(f"{run_dir.path}: stage consolidate needs the result of stage train: stages=[fetch,train]")
     if trained["saved"] != run_dir.sharded.name:
         return {"status": "finished", "saved": trained["saved"], "seconds": 0.0}
-    final = run_dir.adapter if config.method.name == "lora" else run_dir.model
+    final = _made(config, run_dir)
     discard(final, RESULT)  # of shards that have been trained on since
     base = Path(fetched["model_dir"])
     record = consolidate(run_dir.sharded, final, Options(base=base), lambda text: print(text, file=sys.stderr))
     print(f"consolidated into {final}: {record['tensors']} tensors of {record['input']['tensor_parallel_ranks']} ranks")
     return {"status": "finished", "saved": final.name, "seconds": time.perf_counter() - start}
+
+
+def rehearse(config: Config, run_dir: RunDir, saved: Path | None) -> None:
+    """Before training: raise TrntuneError where something is in the way of what will be made. ``saved`` is None where
+    there is something to consolidate: the ranks of a split model save in parts."""
+    if saved is None:
+        refuse_foreign(_made(config, run_dir), RESULT)
+
+
+def _made(config: Config, run_dir: RunDir) -> Path:
+    return run_dir.adapter if config.method.name == "lora" else run_dir.model

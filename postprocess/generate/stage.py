@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from launcher.schema import Config
 from postprocess.generate.answer import Sampling
@@ -30,3 +32,12 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     scores = {"scores": outcome.summary, "rouge_l": ROUGE_L}
     return {"status": "finished", "settings": asdict(settings), **scores, "seconds": seconds}
+
+
+def rehearse(config: Config, run_dir: RunDir, saved: Path | None) -> None:
+    """Before training: raise TrntuneError where no question can be asked, or none of the answers be written."""
+    directory = run_dir.path / "generate"
+    if directory.exists() and not directory.is_dir():
+        raise TrntuneError(f"{directory} is in the way: it is a file: move it")
+    if not held_out(run_dir, config.generate.questions):
+        raise TrntuneError("there is no question to answer")

@@ -64,6 +64,8 @@ def _merge(arguments: argparse.Namespace) -> int:
     if record.get("reused"):
         print(f"{shown(arguments.out)} is this merge already: nothing to do")
         return 0
+    for note in record["repaired"]:
+        print(f"note: {note}", file=sys.stderr)
     for line in _report(record):
         print(line)
     print(f"merged model  {shown(arguments.out)} ({gigabytes(record['bytes'])})")

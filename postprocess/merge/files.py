@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,15 @@ def _is_side_file(file: Path) -> bool:
     return file.is_file() and not (file.suffix in _WEIGHTS or index or hidden or file.name in _LEFT)
 
 
-def copy_side_files(files: list[Path], directory: Path) -> None:
-    """Copy files and folders, and force them to disk."""
+def copy_side_files(files: list[Path], directory: Path, texts: Mapping[str, str | None]) -> None:
+    """Copy files and folders, and force them to disk. ``texts``: what some have instead, None for one to leave out."""
     for file in files:
         target = directory / file.name
+        if file.name in texts:
+            text = texts[file.name]
+            if text is not None:
+                write_durably(target, text)
+            continue
         if file.is_dir():
             shutil.copytree(file, target)
         else:

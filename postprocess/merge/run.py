@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import TrntuneError, UsageError
+from launcher.generation_config import repair_of, repaired_texts
 from launcher.record import installed
 from postprocess.merge.adapter import Adapter, read_adapter
 from postprocess.merge.files import RECORD, adapt_config, check_tokenizer, copy_side_files, side_files
@@ -14,7 +15,7 @@ from postprocess.merge.options import DTYPES, MergeOptions
 from postprocess.merge.readahead import read_ahead
 from postprocess.merge.room import check_room
 from postprocess.safetensors_stream import SourceTensor, plan_shards, source_tensors, total_bytes, write_durably
-from postprocess.staged import MARKER, check_apart, staged
+from postprocess.staged import MARKER, check_apart, check_free, staged
 from trainer.models.fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -37,6 +38,14 @@ def run(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> dict
     if done is not None:
         return {**done, "reused": True}
     return _Merge(base, adapter, out, options).run(tensors, inputs)
+
+
+def check(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> None:
+    """Raise what ``run`` would raise before it writes, for an adapter as it will be but for its numbers."""
+    check_free(out)
+    adapter = read_adapter(adapter_dir)
+    check_apart(out, (base, adapter_dir))
+    _Merge(base, adapter, out, options).check(source_tensors(base))
 
 
 def _inputs(base: Path, adapter: Adapter, options: MergeOptions) -> dict[str, Any]:
@@ -77,24 +86,29 @@ def _finished(out: Path, inputs: dict[str, Any]) -> dict[str, Any] | None:
 class _Merge:
     def __init__(self, base: Path, adapter: Adapter, out: Path, options: MergeOptions) -> None:
         self.base, self.adapter, self.out, self.options = base, adapter, out, options
+        self.repair = repair_of(base)
 
     def run(self, tensors: dict[str, SourceTensor], inputs: dict[str, Any]) -> dict[str, Any]:
         # torch, transformers and peft take seconds to import: what needs none of them has been checked by now, and the
         # disk can use the time.
         read_ahead(tensors.values())
-        from postprocess.merge.layout import read_layout
-        from postprocess.merge.outputs import plan_outputs
-
-        layout = read_layout(self.base, self.adapter)
-        dtype = DTYPES[self.options.dtype] if self.options.dtype else None
-        outputs = plan_outputs(self.base, tensors, layout, self.adapter, dtype)
-        files = self._check_files(layout, outputs)
+        outputs, files = self.check(tensors)
         with staged(self.out) as directory:
             record = self._write(directory, outputs, files, self._same_base(inputs))
             record = {"inputs": inputs, **record}
             text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_durably(directory / RECORD, text)
         return record
+
+    def check(self, tensors: dict[str, SourceTensor]) -> tuple[Outputs, list[Path]]:
+        """What to write and what to copy. Raises TrntuneError for an adapter that doesn't fit, and what is refused."""
+        from postprocess.merge.layout import read_layout
+        from postprocess.merge.outputs import plan_outputs
+
+        layout = read_layout(self.base, self.adapter)
+        dtype = DTYPES[self.options.dtype] if self.options.dtype else None
+        outputs = plan_outputs(self.base, tensors, layout, self.adapter, dtype)
+        return outputs, self._check_files(layout, outputs)
 
     def _check_files(self, layout: Layout, outputs: Outputs) -> list[Path]:
         """The files to copy. Raises TrntuneError for a tokenizer that doesn't fit and for too little room."""
@@ -115,7 +129,7 @@ class _Merge:
         """Write and prove; returns what merge.json says besides the inputs."""
         from postprocess.merge.write import write_tensors
 
-        copy_side_files(files, directory)
+        copy_side_files(files, directory, repaired_texts(self.base, self.repair))
         adapt_config(directory, self.options.dtype, outputs.untied)
         written = write_tensors(directory, outputs, self.adapter, self.options.shard_bytes)
         logits = self._logits(directory, outputs)
@@ -127,6 +141,7 @@ class _Merge:
             "method": self.adapter.method,
             "rank": self.adapter.config.get("r"),
             "embeddings_untied": outputs.untied,
+            "repaired": list(self.repair.notes),
             "tensors": _counts(written),
             "zero_change": sorted(written.unchanged),
             "logits": logits,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,9 @@ from launcher.sizes import parse_size
 from postprocess.merge import MergeOptions, merge
 from postprocess.merge.files import RECORD
 from postprocess.merge.options import UNSTATED
-from postprocess.staged import discard
+from postprocess.merge.run import check
+from postprocess.safetensors_stream import source_tensors
+from postprocess.staged import discard, refuse_foreign
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
@@ -31,15 +34,33 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     settings = {"status": "finished", "settings": asdict(config.merge)}
     if config.method.name == "full":
         return {**settings, "model": str(run_dir.model), "seconds": 0.0}
-    options = MergeOptions(
-        config.merge.dtype, parse_size(config.merge.shard_size, "merge.shard_size"), config.merge.logits
-    )
     discard(run_dir.merged, RECORD)  # of an adapter that has been trained on since, or of other settings
-    record = merge(Path(fetched["model_dir"]), run_dir.adapter, run_dir.merged, options)
+    record = merge(Path(fetched["model_dir"]), run_dir.adapter, run_dir.merged, _options(config))
+    for note in record["repaired"]:
+        print(f"note: {note}", file=sys.stderr)
     if record["same_base"] is None:
         print(f"base not checked: {UNSTATED}")
     print(f"merged into {run_dir.merged}: {record['tensors']['changed']} tensors changed, {_proof(record)}")
     return {**settings, "model": str(run_dir.merged), "seconds": time.perf_counter() - start}
+
+
+def rehearse(config: Config, run_dir: RunDir, saved: Path | None) -> None:
+    """Before training: raise TrntuneError for what the merge would refuse after it. ``saved`` is the adapter as it
+    begins, None where the ranks of a split model will save it in parts."""
+    fetched = run_dir.stage_result("fetch")
+    if config.method.name == "full" or fetched is None:
+        return
+    base = Path(fetched["model_dir"])
+    refuse_foreign(run_dir.merged, RECORD)
+    if saved is None:
+        source_tensors(base)
+    else:
+        check(base, saved, run_dir.merged, _options(config))
+
+
+def _options(config: Config) -> MergeOptions:
+    size = parse_size(config.merge.shard_size, "merge.shard_size")
+    return MergeOptions(config.merge.dtype, size, config.merge.logits)
 
 
 def _proof(record: dict[str, Any]) -> str:

@@ -169,12 +169,12 @@ def test_companions_come_from_the_input_first_then_from_the_base(tmp_path: Path)
     base.mkdir()
     (run / "tokenizer.json").write_text("run's")
     for name in ("tokenizer.json", "generation_config.json", "chat_template.jinja"):
-        (base / name).write_text("base's")
+        (base / name).write_text('{"of": "base"}')
     (base / "config.json").write_bytes((run / "config.json").read_bytes())
     consolidate(run, tmp_path / "out", Options(base=base))
     texts = {path.name: path.read_text() for path in (tmp_path / "out").iterdir() if path.suffix != ".safetensors"}
     assert texts["tokenizer.json"] == "run's"
-    assert texts["generation_config.json"] == texts["chat_template.jinja"] == "base's"
+    assert texts["generation_config.json"] == texts["chat_template.jinja"] == '{"of": "base"}'
 
 
 def test_the_command_tells_what_it_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

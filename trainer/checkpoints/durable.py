@@ -14,10 +14,13 @@ from safetensors.torch import save_file
 _CHUNK = 1 << 22
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON and fsync. Python's floats are written so that they are read back bit for bit."""
+def write_json(path: Path, value: Any, allow_nan: bool = False) -> None:
+    """Write ``value`` as JSON and fsync. Python's floats are written so that they are read back bit for bit.
+
+    ``allow_nan``: also NaN and infinity, which JSON has no numbers for, as Python and transformers write and read them.
+    """
     with path.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1, ensure_ascii=False, allow_nan=False)
+        json.dump(value, stream, indent=1, ensure_ascii=False, allow_nan=allow_nan)
         stream.flush()
         os.fsync(stream.fileno())
 

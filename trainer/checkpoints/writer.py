@@ -93,7 +93,8 @@ def write_files(snapshot: Snapshot, directory: Path) -> dict[str, FileEntry]:
     for name, tensors in snapshot.tensors.items():
         durable.write_tensors(directory / name, tensors)
     for name, value in snapshot.documents.items():
-        durable.write_json(directory / name, value)
+        # Some families' config.json has an infinite limit.
+        durable.write_json(directory / name, value, allow_nan=name.startswith(WEIGHTS))
     if snapshot.beside is not None and snapshot.beside.exists():
         durable.sync_file(snapshot.beside)
     names = (*snapshot.tensors, *snapshot.documents)

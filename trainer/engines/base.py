@@ -133,6 +133,8 @@ class Engine(Protocol):
     replicas: int
     sharded: bool
     """the trained weights lie over the ranks: each of them calls ``save``, and stage consolidate makes them whole"""
+    notes: Sequence[str]
+    """what ``load`` has put right in the model, to be told"""
     can_answer: bool
     """``answer`` can be called; where it can't, stage generate answers with the merged model"""
 
@@ -168,6 +170,15 @@ class Engine(Protocol):
 
     def save(self, directory: Path) -> None:
         """Write the adapter (LoRA) or the whole model (full) into ``directory``. Rank 0 only; all ranks if sharded."""
+        ...
+
+    def rehearse(self, directory: Path) -> None:
+        """Write all that ``save``, and a checkpoint, write beside the weights: what can't be saved fails before
+        training. Called by whom ``save`` is, after ``load``; raises whatever the libraries do."""
+        ...
+
+    def saved_bytes(self) -> tuple[int, int]:
+        """Bytes that this rank writes: of what is trained at the end, and of one checkpoint."""
         ...
 
     def peak_memory(self) -> tuple[int, int | None]:

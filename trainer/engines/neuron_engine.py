@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ class NeuronEngine:
 
     sharded = True
     can_answer = False
+    notes: Sequence[str] = ()
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -186,6 +188,25 @@ class NeuronEngine:
         if self.rank == 0:
             self.tokenizer.save_pretrained(directory)
 
+    def rehearse(self, directory: Path) -> None:
+        """What this rank will say of the weights, and on rank 0 the tokenizer. The device isn't used."""
+        for name, document in self._documents().items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            durable.write_json(directory / name, document)
+        if self.rank == 0:
+            self.tokenizer.save_pretrained(directory)
+
+    def saved_bytes(self) -> tuple[int, int]:
+        """Replicas share one file of the weights; under ZeRO-1 each writes its part of the optimizer's state."""
+        trained, parallel = neuron_state.trained_weights(self.trainer.model).values(), self.config.parallelism
+        first = self.place.holds_first_copy
+        weights = sum(tensor.nbytes for tensor in trained) if first else 0
+        # Two fp32 moments, and under bf16 fp32 master weights.
+        state_bytes = (12 if self.dtype == torch.bfloat16 else 8) * sum(tensor.numel() for tensor in trained)
+        own = state_bytes // self.replicas if parallel.zero_1 else state_bytes * first
+        best = 0 if self.config.training.early_stopping_patience is None else weights
+        return weights, weights + own + best
+
     def peak_memory(self) -> tuple[int, int | None]:
         """The Neuron runtime tells no peak of a core's memory."""
         host = self.together.exchange(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -265,16 +286,22 @@ class NeuronEngine:
         self, tensors: dict[str, state.Tensors] | None = None
     ) -> tuple[dict[str, state.Tensors], dict[str, Any]]:
         """This rank's file of weights, and what says how they lie; nothing on replicas of another rank's."""
-        method, model, place = self.config.method.name, self.trainer.model, self.place
-        tensors, documents = dict(tensors or {}), {}
-        if place.holds_first_copy:
-            tensors[weights_file(method, place)] = state.copied(neuron_state.trained_weights(model))
-            if place.tensor == 0:
-                documents[metadata_file(method, place)] = self.neuron_model.metadata(model)
+        tensors = dict(tensors or {})
+        if self.place.holds_first_copy:
+            file = weights_file(self.config.method.name, self.place)
+            tensors[file] = state.copied(neuron_state.trained_weights(self.trainer.model))
+        return tensors, self._documents()
+
+    def _documents(self) -> dict[str, Any]:
+        """What says how this rank's weights lie, by file name."""
+        documents: dict[str, Any] = {}
+        if self.place.holds_first_copy and self.place.tensor == 0:
+            file = metadata_file(self.config.method.name, self.place)
+            documents[file] = self.neuron_model.metadata(self.trainer.model)
         if self.rank == 0:
             name, document = config_document(self.model_dir, self.config)
             documents[name] = document
-        return tensors, documents
+        return documents
 
     def _take_up(self, resumed: RestoredState) -> None:
         """Weights and the best evaluation; the rest is put back when the optimizer is made."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from launcher.errors import TrntuneError
 from launcher.schema import Config, accumulation_steps
 from trainer.attention import DOCUMENT_ATTENTION
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
+from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Alone, Peers
 from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
@@ -39,6 +40,7 @@ from trainer.families.choose import enable_checkpointing, way_of_training
 from trainer.families.pairs import Reaches, layer_reaches
 from trainer.families.proof import Way
 from trainer.fused import fuse
+from trainer.models.generation import mend_generation
 from trainer.models.load import apply_method, count_parameters, load_model
 from trainer.stopping import Stop
 from trainer.throughput import ModelSize, Stopwatch
@@ -86,6 +88,7 @@ class TorchEngine:
 
     sharded = False
     can_answer = True
+    notes: Sequence[str] = ()
     model: PreTrainedModel | PeftModel
     module: CausalLMLoss
     way: Way
@@ -109,6 +112,8 @@ class TorchEngine:
         self.way = way_of_training(model_dir, self.config)
         self.attention = DOCUMENT_ATTENTION if self.way.packed is None else self.way.attention
         base = load_model(model_dir, self.config, attn_implementation=self.attention)
+        if self.config.method.name == "full":  # an adapter is saved without them
+            self.notes = mend_generation(base, model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
         self.model = apply_method(base, self.config)
@@ -197,10 +202,29 @@ class TorchEngine:
                 f"after the last step {bad} holds numbers that are not finite, so the weights are not saved; lower "
                 "training.learning_rate"
             )
+        self._write(directory)
+
+    def rehearse(self, directory: Path) -> None:
+        """An adapter as it begins, of a model one number of each tensor; tied ones stay tied."""
+        name, document = state.config_document(self.model)
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        durable.write_json(directory / name, document, allow_nan=True)
+        self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(self.model))
+
+    def _write(self, directory: Path, tensors: state.Tensors | None = None) -> None:
         # The attention function is this process's: a reader of config.json must not look for it.
         with self._plain_attention():
-            self.model.save_pretrained(str(directory))
+            self.model.save_pretrained(str(directory), state_dict=tensors)
         self.tokenizer.save_pretrained(directory)
+
+    def saved_bytes(self) -> tuple[int, int]:
+        """Rank 0 writes for all; AdamW keeps two moments of what is trained, in its dtype."""
+        if self.rank != 0:
+            return 0, 0
+        weights = sum(tensor.nbytes for tensor in state.live_weights(self.model).values())
+        moments = sum(2 * p.nbytes for p in self.model.parameters() if p.requires_grad)
+        best = 0 if self.config.training.early_stopping_patience is None else weights
+        return weights, weights + moments + best
 
     def peak_memory(self) -> tuple[int, int | None]:
         host = torch.tensor(float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024), dtype=torch.float64)

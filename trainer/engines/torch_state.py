@@ -61,6 +61,13 @@ def copied(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
+def first_numbers(model: nn.Module) -> Tensors:
+    """The first number of each tensor, by the names that a model is saved by, in the storage of the whole: what shares
+    one still does."""
+    found = model.state_dict()
+    return {name: tensor.detach().as_strided((min(1, tensor.numel()),), (1,)) for name, tensor in found.items()}
+
+
 def put(tensors: Tensors, stored: Tensors) -> None:
     """Copy ``stored`` into ``tensors`` in place. Raises KeyError or RuntimeError where names or shapes differ."""
     if tensors.keys() != stored.keys():

@@ -1,0 +1,66 @@
+"""Bytes that a run will have on disk, by the configuration alone; the training stage counts the very tensors."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.errors import UsageError
+from launcher.generation_config import repair_of
+from launcher.plan.tensors import Parameters
+from launcher.room import Room, Sizes, little_room, merges, room_of
+from launcher.schema import Config
+
+# Of the models that are converted or built here; others are mostly stored in 16 bits.
+_STORED_BYTES = {"wheel": 4, "builtin": 4}
+
+
+def estimated_room(config: Config, parameters: Parameters, steps: int | None) -> Room | None:
+    """What the run will need; None for one that doesn't train."""
+    return room_of(config, sizes(config, parameters), steps) if "train" in config.stages else None
+
+
+def sizes(config: Config, parameters: Parameters) -> Sizes:
+    """As the engines save: fp32 weights and two moments (torch); on Neuron under bf16 bf16 weights, and fp32 master
+    weights beside the moments, on every tensor-parallel rank what it trains."""
+    neuron, bf16 = config.accelerator.engine == "neuron", config.training.precision == "bf16"
+    trained = sum(parameters.trainable_local) * config.parallelism.tensor_parallel
+    weights = (2 if neuron and bf16 else 4) * trained
+    best = weights if config.training.early_stopping_patience is not None else 0
+    state = (12 if neuron and bf16 else 8) * trained
+    base = Path(config.model.path).expanduser() if config.model.path else None
+    return Sizes(weights, weights + state + best, merged_bytes(config, base, parameters.total))
+
+
+def merged_bytes(config: Config, base: Path | None, parameters: int) -> int:
+    """Of the merged model, 0 where none is made: the base's own bytes where it is at hand and its dtype is kept."""
+    dtype = config.merge.dtype
+    if not merges(config):
+        return 0
+    if dtype is not None:
+        return parameters * (4 if dtype == "float32" else 2)
+    stored = sum(file.stat().st_size for file in base.glob("*.safetensors")) if base is not None else 0
+    return stored or parameters * _STORED_BYTES.get(config.model.source, 2)
+
+
+def fault_here(config: Config, room: Room | None) -> str | None:
+    """Why this machine's disk is too small for a run on it, or None. Of a run elsewhere the disk isn't known."""
+    if room is None or config.accelerator.device != "cpu" or config.cluster.name != "local":
+        return None
+    return little_room(Path(config.output_dir).expanduser().absolute(), [room])
+
+
+def refuse_little_room(where: Path, rooms: Sequence[Room]) -> None:
+    """Raise UsageError where the runs of a command line, which all stay on disk, don't fit on it."""
+    fault = little_room(where, rooms) if rooms else None
+    if fault:
+        raise UsageError(fault)
+
+
+def generation_notes(config: Config) -> list[str]:
+    """What a saved model will say of generation other than its base, where the base is on this machine."""
+    if config.method.name == "lora" and not merges(config):
+        return []  # an adapter says nothing of it
+    file = importlib.import_module("trainer.fetch").tokenizer_at_hand(config.model)
+    return [] if file is None else list(repair_of(file.parent).notes)

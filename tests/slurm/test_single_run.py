@@ -60,7 +60,8 @@ def test_a_stage_that_fails_ends_the_chain_and_retry_does_the_rest(user, slurm):
         json.dumps({"instruction": f"What is {n}?", "response": f"A number: {n}."}) + "\n" for n in range(60)
     )
     rows.write_text(text)
-    data = ("dataset=jsonl", "dataset.path=rows.jsonl", "dataset.eval_samples=8")
+    # The rows fill two batches: no step may be left out of the measurement.
+    data = ("dataset=jsonl", "dataset.path=rows.jsonl", "dataset.eval_samples=8", "tracking.skip_steps=0")
     ledger = user.submit("r", *data, "cluster.sbatch_args=[--hold]")
     rows.unlink()
     fetch, train = ledger.ids()

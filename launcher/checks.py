@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.adapters import faults, static_faults
 from launcher.changes import check_allowed_names
 from launcher.directories import blocked
 from launcher.errors import UsageError, nearest
@@ -20,6 +21,7 @@ from launcher.model_facts import read_architecture
 from launcher.neuron.checks import check_environment, check_neuron
 from launcher.parallel_checks import PARALLEL_CHECKS
 from launcher.paths import shown
+from launcher.plan.tensors import modules
 from launcher.problem import Check, Problem
 from launcher.schema import Config
 from launcher.secrets import ADVICE, redact, strings, token_keys, without_credentials
@@ -28,9 +30,6 @@ from launcher.sizes import size_fault
 from launcher.slurm.checks import check_cluster
 from launcher.stage import STAGES
 from launcher.tracking_address import address_fault, credentials_fault
-
-# Linear layers of a decoder block: the same names in transformers' Llama and Qwen3.
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def check_values(config: Any) -> Iterator[Problem]:
@@ -105,22 +104,16 @@ def check_heads(config: Config) -> Iterator[Problem]:
         yield Problem("model.architecture.heads", facts.heads, why, "correct the architecture facts or config.json")
 
 
-def check_lora_targets(config: Config) -> Iterator[Problem]:
-    """The layers that get an adapter exist, each named once."""
+def check_lora(config: Config) -> Iterator[Problem]:
+    """The adapter reaches what its settings name. Other families than the plan knows are looked at by
+    launcher.families."""
     if config.method.name != "lora":
         return
-    targets, key = config.lora.target_modules, "lora.target_modules"
-    listed = f"[{','.join(targets)}]"
-    if not targets:
-        yield Problem(key, listed, "no layer gets an adapter", f"give some of {', '.join(LINEAR_LAYERS)}")
-    for name in sorted({name for name in targets if targets.count(name) > 1}):
-        yield Problem(key, listed, f"{name} is listed twice", "list it once")
-    unknown = [name for name in targets if name not in LINEAR_LAYERS] if config.model.architecture else []
-    for name in unknown:
-        near = nearest(name, LINEAR_LAYERS)
-        family = config.model.architecture.family if config.model.architecture else ""
-        why = f"{family} has no linear layer {name}: allowed are {', '.join(LINEAR_LAYERS)}"
-        yield Problem(key, listed, why, f"did you mean {near}?" if near else "")
+    facts = config.model.architecture
+    found = list(static_faults(config.lora))
+    yield from found
+    if facts is not None and config.lora.target_modules and not found:
+        yield from faults(config.lora, modules(facts), facts.family)
 
 
 def check_steps(config: Config) -> Iterator[Problem]:
@@ -297,7 +290,7 @@ CHECKS: tuple[Check, ...] = (
     check_batch,
     check_length,
     check_heads,
-    check_lora_targets,
+    check_lora,
     check_steps,
     check_allowed_names,
     *PARALLEL_CHECKS,

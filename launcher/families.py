@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from launcher.errors import UsageError
 from launcher.process import ask
@@ -10,7 +11,8 @@ from launcher.schema import Config
 
 
 def refuse_family(config: Config) -> None:
-    """Raise UsageError where training would be of another model than transformers computes (trainer.families).
+    """Raise UsageError where training would be of another model than transformers computes (trainer.families), or the
+    adapter of another kind than its settings say (trainer.models.adapt).
 
     It is found out by a process of its own, from the model's config.json. Llama and Qwen3 need none; a model on the
     Hub, or one with code of its own, is looked at when it trains.
@@ -24,6 +26,7 @@ def refuse_family(config: Config) -> None:
         "model_dir": model.path,
         "length": config.training.max_length,
         "packing": config.dataset.packing,
+        "lora": asdict(config.lora) if config.method.name == "lora" else None,
     }
     found = ask("trainer.families.choose", json.dumps(request), "whether samples can be packed is seen when it trains")
     if found is not None and found.get("error"):

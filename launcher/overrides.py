@@ -12,13 +12,19 @@ from launcher.secrets import ADVICE, looks_like_token
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+_SHORT = {
+    "plan=true": "plan.show=true",
+    "plan=false": "plan.show=false",
+    "lora.target_modules=all-linear": "lora.target_modules=[all-linear]",
+}
 # Choices of a group, or an empty list when there is no such group.
 GroupOptions = Callable[[str], list[str]]
 
 
 def expand(arguments: Iterable[str]) -> list[str]:
-    """``plan=true`` is short for ``plan.show=true``: plan itself is a group of keys."""
-    return [f"plan.show={line[5:]}" if line in ("plan=true", "plan=false") else line for line in arguments]
+    """``plan=true`` is short for ``plan.show=true``: plan itself is a group of keys. peft's word for all linear layers
+    stands for a list."""
+    return [_SHORT.get(line, line) for line in arguments]
 
 
 def refuse_tokens(arguments: Iterable[str]) -> None:

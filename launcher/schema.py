@@ -135,9 +135,27 @@ class LoraConfig:
     r: int = setting(16, "rank", ge=1)
     alpha: int = setting(16, "scale: alpha/r, or alpha/sqrt(r) with use_rslora", ge=1)
     dropout: float = setting(0.05, "dropout on the adapter's input", ge=0, lt=1)
-    target_modules: list[str] = setting(["q_proj", "v_proj"], "linear layers that get an adapter")
+    target_modules: list[str] = setting(
+        ["q_proj", "v_proj"], "linear layers that get an adapter, by the last parts of their names; [all-linear]: all"
+    )
+    exclude_modules: list[str] | None = setting(None, "layers among them that get none, by the last parts of their names")
+    layers_to_transform: list[int] | None = setting(None, "decoder layers that get adapters; null: all", ge=0)
     use_dora: bool = setting(False, "weight-decomposed LoRA")
     use_rslora: bool = setting(False, "rank-stabilised scaling")
+    rank_pattern: dict[str, int] | None = setting(
+        None, "other ranks than r, by the last part of a layer's name or a regular expression for it", ge=1
+    )
+    alpha_pattern: dict[str, int] | None = setting(None, "other alphas than alpha, in the same way", ge=1)
+    init_lora_weights: str = setting(
+        "true", "how A begins: true (uniform), gaussian, or orthogonal with B; B A begins with zero"
+    )
+    bias: str = setting(
+        "none", "biases of the base that are trained: of layers with adapters, or all", choices=("none", "lora_only", "all")
+    )
+    modules_to_save: list[str] | None = setting(
+        None, "linear layers, norms, embedding or head that are trained in full, by the last parts of their names"
+    )
+    trainable_token_indices: list[int] | None = setting(None, "rows of the input embedding that are trained in full", ge=0)
 
 
 @dataclass

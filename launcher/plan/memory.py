@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input
-from launcher.plan.tensors import Parameters, adapted_layers
+from launcher.adapters import saved_modules
+from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input, reached_layers
+from launcher.plan.tensors import HEAD, Parameters, adapted_layers, modules
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps
 from launcher.slurm.resources import processes_per_node
 
@@ -109,7 +110,7 @@ def _activations(config: Config, facts: ArchitectureConfig) -> float:
     """Bytes of one micro batch, or of as many as a pipeline has in flight."""
     parallel, training = config.parallelism, config.training
     tokens = training.micro_batch_size * training.max_length
-    layers = math.ceil(facts.layers / parallel.pipeline_parallel)
+    layers = math.ceil(reached_layers(config, facts) / parallel.pipeline_parallel)
     whole = kept_by_layer(config, facts).on_rank(parallel.tensor_parallel, parallel.sequence_parallel)
     if training.gradient_checkpointing:
         kept = layer_input(facts).on_rank(parallel.tensor_parallel, parallel.sequence_parallel) * layers + whole
@@ -117,16 +118,17 @@ def _activations(config: Config, facts: ArchitectureConfig) -> float:
         kept = whole * layers
     ends = 3 * 4 * facts.hidden_size / (parallel.tensor_parallel if parallel.sequence_parallel else 1)
     in_flight = min(parallel.pipeline_parallel, accumulation_steps(config))
-    return tokens * (kept * in_flight + ends) + _dora_constants(config, facts, layers)
+    return tokens * (kept * in_flight + ends) + _dora_constants(config, facts)
 
 
-def _dora_constants(config: Config, facts: ArchitectureConfig, layers: int) -> float:
+def _dora_constants(config: Config, facts: ArchitectureConfig) -> float:
     """peft's DoRA passes an identity matrix [inputs, inputs] through each adapter to get the product of A and B."""
     if config.method.name != "lora" or not config.lora.use_dora:
         return 0.0
     width = PRODUCT_BYTES[config.training.precision]
     adapted = adapted_layers(facts, config.lora)
-    return width * layers * sum(linear.inputs * (linear.inputs + config.lora.r) for linear in adapted)
+    products = sum(each.linear.inputs * (each.linear.inputs + each.r) for each in adapted)
+    return width * products / config.parallelism.pipeline_parallel
 
 
 def _overhead(config: Config) -> float:
@@ -134,10 +136,27 @@ def _overhead(config: Config) -> float:
 
 
 def _torch_loss(config: Config, facts: ArchitectureConfig) -> float:
-    """Two chunks of fp32 logits; when the head is trained also its gradient, twice while a chunk is added."""
+    """Two chunks of fp32 logits; when the head is trained also its gradient, twice while a chunk is added; when rows of
+    the embedding are, what peft makes of them in each pass."""
     logits = 2 * 4 * LOSS_CHUNK * facts.vocab_size
-    head = 2 * 4 * facts.vocab_size * facts.hidden_size if config.method.name == "full" else 0
-    return float(logits + head)
+    head = 2 * 4 * facts.vocab_size * facts.hidden_size if _trains_head(config, facts) else 0
+    return float(logits + head + _token_matrices(config, facts))
+
+
+def _trains_head(config: Config, facts: ArchitectureConfig) -> bool:
+    if config.method.name == "full":
+        return True
+    rows = bool(config.lora.trainable_token_indices) and facts.tied_embeddings
+    return rows or HEAD in saved_modules(config.lora, modules(facts))
+
+
+def _token_matrices(config: Config, facts: ArchitectureConfig) -> float:
+    """Trained rows are written into a copy of the whole embedding, one for each use of it, and the embedding's gradient
+    is a whole one, too [peft's tuners/trainable_tokens/layer.py]."""
+    if config.method.name == "full" or not config.lora.trainable_token_indices:
+        return 0.0
+    copies = (2 if facts.tied_embeddings else 1) * PRODUCT_BYTES[config.training.precision] + 4
+    return float(copies * facts.vocab_size * facts.hidden_size)
 
 
 def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:

@@ -6,10 +6,12 @@ on the meta device. They are written out here because a launcher that built the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from launcher.adapters import Modules, first_layer, trained
 from launcher.neuron.graphs import fuses_qkv
 from launcher.schema import ArchitectureConfig, Config, LoraConfig, ParallelismConfig
 
@@ -104,15 +106,71 @@ def _block(facts: ArchitectureConfig, layer: int, tensor_parallel: int) -> Itera
         split = 0 if linear.split == COLUMN else 1
         yield Tensor(f"{prefix}.{linear.path}.weight", (linear.outputs, linear.inputs), layer, split, copies)
     if facts.family == "qwen3":
-        for name in ("q_norm", "k_norm"):
+        for name in HEAD_NORMS:
             yield Tensor(f"{prefix}.{ATTENTION}.{name}.weight", (facts.head_dim,), layer)
-    for name in ("input_layernorm", "post_attention_layernorm"):
+    for name in BLOCK_NORMS:
         yield Tensor(f"{prefix}.{name}.weight", (facts.hidden_size,), layer)
 
 
-def adapted_layers(facts: ArchitectureConfig, lora: LoraConfig) -> list[Linear]:
-    """The linear layers of a block that get an adapter."""
-    return [linear for linear in linear_layers(facts) if linear.name in lora.target_modules]
+LAYERS, EMBEDDING, NORM, HEAD = "model.layers", "model.embed_tokens", "model.norm", "lm_head"
+BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm")
+HEAD_NORMS = ("q_norm", "k_norm")
+
+
+def modules(facts: ArchitectureConfig) -> Modules:
+    """The names of transformers' modules of a plain Llama or Qwen3."""
+    return _modules(facts.family, facts.layers, facts.vocab_size, tuple(each.path for each in linear_layers(facts)))
+
+
+@functools.lru_cache(maxsize=64)
+def _modules(family: str, layers: int, vocabulary: int, linear: tuple[str, ...]) -> Modules:
+    blocks = [f"{LAYERS}.{layer}" for layer in range(layers)]
+    inner = [name for block in blocks for name in (block, *(f"{block}.{part}" for part in _parts(family, linear)))]
+    names = ("model", EMBEDDING, LAYERS, *inner, NORM, "model.rotary_emb", HEAD)
+    return Modules(
+        names=names,
+        linear=tuple(f"{block}.{part}" for block in blocks for part in linear),
+        leaves=frozenset(name for name in names if name in (EMBEDDING, HEAD) or name.endswith(("_proj", "norm"))),
+        biases=frozenset(),
+        layers=LAYERS,
+        count=layers,
+        embedding=EMBEDDING,
+        head=HEAD,
+        vocabulary=vocabulary,
+    )
+
+
+def _parts(family: str, linear: tuple[str, ...]) -> list[str]:
+    """A block's modules below itself, in transformers' order."""
+    attention, mlp = ([name for name in linear if name.startswith(block)] for block in (ATTENTION, MLP))
+    norms = [f"{ATTENTION}.{name}" for name in HEAD_NORMS] if family == "qwen3" else []
+    return [ATTENTION, *attention, *norms, MLP, *mlp, f"{MLP}.act_fn", *BLOCK_NORMS]
+
+
+@dataclass(frozen=True)
+class LayerAdapter:
+    """An adapter of rank ``r`` on a linear layer of decoder layer ``layer``."""
+
+    layer: int
+    linear: Linear
+    r: int
+
+
+def adapted_layers(facts: ArchitectureConfig, lora: LoraConfig) -> list[LayerAdapter]:
+    """The linear layers that get an adapter, in the model's order."""
+    known, by_path = modules(facts), {linear.path: linear for linear in linear_layers(facts)}
+    found = []
+    for adapter in trained(lora, known).adapters:
+        layer = known.layer_of(adapter.name)
+        assert layer is not None
+        found.append(LayerAdapter(layer, by_path[adapter.name.removeprefix(f"{LAYERS}.{layer}.")], adapter.r))
+    return found
+
+
+def first_reached(facts: ArchitectureConfig, lora: LoraConfig) -> int:
+    """The first decoder layer that the backward pass reaches."""
+    known = modules(facts)
+    return first_layer(lora, trained(lora, known), known)
 
 
 def sharing_a(config: Config, facts: ArchitectureConfig) -> frozenset[str]:
@@ -128,16 +186,32 @@ def adapter_tensors(
 ) -> Iterator[Tensor]:
     """LoRA's A [r, inputs] and B [outputs, r], and DoRA's magnitude [outputs]. What the split cuts in the base layer
     it cuts in the adapter; the other matrix is whole on every rank. ``sharing``: layers that have no A of their own."""
-    for layer in range(facts.layers):
-        for linear in adapted_layers(facts, lora):
-            prefix = f"model.layers.{layer}.{linear.path}"
-            column = linear.split == COLUMN
-            copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
-            if linear.name not in sharing:
-                yield Tensor(f"{prefix}.lora_A", (lora.r, linear.inputs), layer, None if column else 1)
-            yield Tensor(f"{prefix}.lora_B", (linear.outputs, lora.r), layer, 0 if column else None, copies)
-            if lora.use_dora:
-                yield Tensor(f"{prefix}.magnitude", (linear.outputs,), layer, 0 if column else None, copies)
+    for adapter in adapted_layers(facts, lora):
+        layer, linear, r = adapter.layer, adapter.linear, adapter.r
+        prefix = f"{LAYERS}.{layer}.{linear.path}"
+        column = linear.split == COLUMN
+        copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
+        if linear.name not in sharing:
+            yield Tensor(f"{prefix}.lora_A", (r, linear.inputs), layer, None if column else 1)
+        yield Tensor(f"{prefix}.lora_B", (linear.outputs, r), layer, 0 if column else None, copies)
+        if lora.use_dora:
+            yield Tensor(f"{prefix}.magnitude", (linear.outputs,), layer, 0 if column else None, copies)
+
+
+def other_tensors(facts: ArchitectureConfig, lora: LoraConfig) -> Iterator[Tensor]:
+    """What is trained beside A and B: copies of the modules that are trained in full, and rows of the embedding."""
+    found = trained(lora, modules(facts))
+    for tensor in (*base_tensors(facts), *_tied_head(facts)):
+        if tensor.name.removesuffix(".weight") in found.saved:
+            yield tensor
+    if found.tokens:
+        yield Tensor(f"{EMBEDDING}.tokens", (len(found.tokens), facts.hidden_size), FIRST)
+
+
+def _tied_head(facts: ArchitectureConfig) -> list[Tensor]:
+    """The output head where ``base_tensors`` leaves it out: trained in full it is a copy of its own."""
+    size = (facts.vocab_size, facts.hidden_size)
+    return [Tensor(f"{HEAD}.weight", size, LAST, split=0)] if facts.tied_embeddings else []
 
 
 def stage_of(tensor: Tensor, layers: int, pipeline_parallel: int) -> int:
@@ -157,12 +231,20 @@ class Parameters:
     """of the model, without adapters"""
     trainable: int
     adapter: int
-    """of the adapter; 0 for full fine-tuning"""
+    """trained with an adapter: its matrices and what is trained beside them; 0 for full fine-tuning"""
     matmul: int
     """of the model, without an embedding that is only looked up"""
     local: tuple[int, ...]
     """model and adapter on a rank of each pipeline stage"""
     trainable_local: tuple[int, ...]
+    low_rank: int = 0
+    """of ``adapter``: its matrices and magnitudes"""
+    saved_matmul: int = 0
+    """of ``adapter``: linear layers, and an output head, that are trained in full"""
+    forward_only: int = 0
+    """of ``matmul``: in decoder layers that the backward pass doesn't reach"""
+    first_layer: int = 0
+    """the first decoder layer that it reaches"""
 
     @property
     def fullest(self) -> int:
@@ -172,23 +254,24 @@ class Parameters:
 
 def count(config: Config, facts: ArchitectureConfig) -> Parameters:
     """Count the parameters of a run."""
-    parallel = config.parallelism
+    parallel, lora = config.parallelism, config.lora if config.method.name == "lora" else None
     base = list(base_tensors(facts, parallel.tensor_parallel))
-    sharing = sharing_a(config, facts)
-    adapter = (
-        list(adapter_tensors(facts, config.lora, parallel.tensor_parallel, sharing))
-        if config.method.name == "lora"
-        else []
-    )
-    trained = adapter or base
+    matrices = list(adapter_tensors(facts, lora, parallel.tensor_parallel, sharing_a(config, facts))) if lora else []
+    others = list(other_tensors(facts, lora)) if lora else []
+    adapter = matrices + others
+    trained_ones, first = adapter or base, first_reached(facts, lora) if lora else 0
     total = sum(tensor.size for tensor in base)
     return Parameters(
         total=total,
-        trainable=sum(tensor.size for tensor in trained),
+        trainable=sum(tensor.size for tensor in trained_ones),
         adapter=sum(tensor.size for tensor in adapter),
         matmul=total - (0 if facts.tied_embeddings else facts.vocab_size * facts.hidden_size),
         local=_local(base + adapter, facts, parallel, tied=facts.tied_embeddings),
-        trainable_local=_local(trained, facts, parallel, tied=facts.tied_embeddings and not adapter),
+        trainable_local=_local(trained_ones, facts, parallel, tied=facts.tied_embeddings and not adapter),
+        low_rank=sum(tensor.size for tensor in matrices),
+        saved_matmul=sum(tensor.size for tensor in others if tensor.name.endswith(("_proj.weight", f"{HEAD}.weight"))),
+        forward_only=sum(tensor.size for tensor in base if 0 <= tensor.layer < first),
+        first_layer=first,
     )
 
 

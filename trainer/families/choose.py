@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.errors import TrntuneError, UsageError
-from launcher.schema import Config
+from launcher.schema import Config, LoraConfig
 from trainer.families.proof import Way, examine, prove
 from trainer.families.small import WINDOWS
+from trainer.models.adapt import refuse_faults
 from trainer.models.load import refuse_code_of_others
 
 
@@ -104,6 +105,10 @@ def main(arguments: list[str]) -> int:
     found = None
     try:
         refuse(found_way(model_dir, request["length"]), model_dir, request["packing"], request["length"])
+        if request["lora"] is not None:
+            from trainer.models.meta import on_meta  # it imports this package
+
+            refuse_faults(on_meta(model_dir), LoraConfig(**request["lora"]))
     except TrntuneError as error:
         found = str(error)
     print(json.dumps({"error": found}))

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from launcher.errors import TrntuneError, nearest
-from launcher.schema import Config, LoraConfig
+from launcher.errors import TrntuneError
+from launcher.schema import Config
+from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, train_in_fp32
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -78,64 +77,25 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     """For LoRA the model with adapters initialized by ``config.seed``, its base frozen; for full the model itself."""
     if config.method.name == "full":
         return model
-    lora = config.lora
-    check_targets(model, lora.target_modules)
+    modules = refuse_faults(model, config.lora)
     torch.manual_seed(config.seed)
-    adapter = peft_config(lora)
+    adapter = peft_config(config.lora, modules)
     adapter.base_model_name_or_path = config.model.hub_id or str(model.name_or_path)
     try:
         adapted = get_peft_model(model, adapter)
     except (ValueError, TypeError) as error:  # layers that peft can't adapt in this family
         raise TrntuneError(f"lora.target_modules: {_first_line(error)}") from None
     assert isinstance(adapted, PeftModel)
+    refuse_other(adapted, config.lora, modules)
+    train_in_fp32(adapted)
     return adapted
-
-
-def peft_config(lora: LoraConfig) -> PeftLoraConfig:
-    """The adapter in peft's terms."""
-    return PeftLoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        use_dora=lora.use_dora,
-        use_rslora=lora.use_rslora,
-        task_type="CAUSAL_LM",
-    )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Distinct parameters of the base model, and distinct trainable ones. ``parameters()`` gives tied ones once."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    base = sum(p.numel() for name, p in model.named_parameters() if not is_added(name))
     return base, trainable
-
-
-def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """Raise TrntuneError for a target without a layer: peft takes it in silence as long as another one matches."""
-    head = model.get_output_embeddings()
-    linear = {name for name, module in model.named_modules() if is_linear(module) and module is not head}
-    leaves = sorted({name.rpartition(".")[2] for name in linear})
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in linear):
-            close = nearest(target, leaves)
-            hint = f", nearest is {close}" if close else ""
-            if any(name.rpartition(".")[2] == target and p.dim() == 3 for name, p in model.named_parameters()):
-                hint = f"; {target} is one parameter of all experts, which gets no adapter here"
-            raise TrntuneError(
-                f"lora.target_modules: the model has no linear layer {target!r} (there are: {', '.join(leaves)}{hint})"
-            )
-
-
-def is_linear(module: nn.Module) -> bool:
-    """True for a layer that gives the product with its weight: some routers are Linear by class, and give more."""
-    if not isinstance(module, nn.Linear | Conv1D):
-        return False
-    if type(module).forward in (nn.Linear.forward, Conv1D.forward):
-        return True
-    width = module.in_features if isinstance(module, nn.Linear) else module.nx
-    with torch.no_grad():
-        return torch.is_tensor(module(module.weight.new_zeros(1, width)))
 
 
 def _first_line(error: Exception) -> str:

@@ -15,10 +15,12 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from launcher.adapters import first_layer, trained
 from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
 from trainer.families.experts import idle_parameters
-from trainer.models.load import check_targets, count_parameters, peft_config
+from trainer.models.adapt import is_added, modules_of, peft_config, refuse_faults
+from trainer.models.load import count_parameters
 
 
 def on_meta(directory: Path) -> PreTrainedModel:
@@ -56,14 +58,32 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
     found = facts(model)
     lookup = 0 if found["tied_embeddings"] else model.get_input_embeddings().weight.numel()
     idle = idle_parameters(model, model.config.get_text_config())
+    total, trainable = count_parameters(model)
+    parts = {}
     if lora is not None:
         adapter = LoraConfig(**lora)
-        check_targets(model, adapter.target_modules)
+        parts = adapted_parts(model, adapter)
         with torch.device("meta"):
-            total, trainable = count_parameters(get_peft_model(model, peft_config(adapter), low_cpu_mem_usage=True))
-    else:
-        total, trainable = count_parameters(model)
-    return {"total": total, "trainable": trainable, "matmul": total - lookup - idle, "facts": found}
+            adapted = get_peft_model(model, peft_config(adapter, refuse_faults(model, adapter)), low_cpu_mem_usage=True)
+        total, trainable = count_parameters(adapted)
+        parts["low_rank"] = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
+    return {"total": total, "trainable": trainable, "matmul": total - lookup - idle, **parts, "facts": found}
+
+
+def adapted_parts(model: PreTrainedModel, lora: LoraConfig) -> dict[str, int]:
+    """What the time of a step depends on, of a model that peft hasn't changed yet: ``saved_matmul``, ``first_layer``,
+    ``forward_only`` of launcher.plan.tensors.Parameters."""
+    modules = refuse_faults(model, lora)
+    found = trained(lora, modules)
+    first = first_layer(lora, found, modules)
+    below = [(name, p) for name, p in model.named_parameters() if (layer := modules.layer_of(name)) is not None and layer < first]
+    idle = idle_parameters(model, model.config.get_text_config())
+    products = {*modules.linear, modules.head}
+    return {
+        "saved_matmul": sum(model.get_submodule(name).weight.numel() for name in found.saved if name in products),
+        "first_layer": first,
+        "forward_only": sum(p.numel() for _, p in below) - idle * first // max(1, modules.count),
+    }
 
 
 def main(arguments: list[str]) -> int:

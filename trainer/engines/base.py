@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from launcher.adapters import Modules, first_layer, trained
 from launcher.errors import TrntuneError
 from launcher.schema import Config
 from trainer.checkpoints.peers import Peers
@@ -140,62 +141,44 @@ class Engine(Protocol):
 
     def parameters(self) -> ParameterCounts: ...
 
-    def model_size(self) -> ModelSize: ...
-
-    def evaluate(self, rows: Rows) -> float:
-        """Mean negative log-likelihood a trained token over all ``rows``, nats, the same on every rank."""
-        ...
-
-    def total_steps(self, rows: int) -> int:
-        """Optimizer steps of a run on ``rows`` training rows."""
-        ...
-
-    def peers(self) -> Peers:
-        """The ranks of this run, for what they write together beside the training. Called once, by all of them."""
-        ...
-
-    def fit(
-        self, rows: Rows, eval_rows: Rows, observer: Observer, checkpoints: Checkpoints, stopwatch: Stopwatch
-    ) -> FitResult:
-        """Train from the beginning, or from where ``checkpoints.resumed`` stands, until the steps are done, evaluation
-        stops improving, or a stop is asked for. Evaluations and saves in between are counted in the stopwatch's parts
-        "eval" and "save"."""
-        ...
-
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuations of the prompts, without the prompt, ended by EOS or by ``max_new_tokens``."""
-        ...
-
-    def save(self, directory: Path) -> None:
-        """Write the adapter (LoRA) or the whole model (full) into ``directory``. Rank 0 only; all ranks if sharded."""
-        ...
-
-    def peak_memory(self) -> tuple[int, int | None]:
-        """Peak host memory summed over the processes, peak device memory of the fullest one or None; bytes."""
-        ...
-
-    def close(self) -> None: ...
-
-
-def total_steps(config: Config, rows: int) -> int:
-    """Optimizer steps of the run: by epochs, at most max_steps. An epoch is whole steps (prepare sees to it)."""
-    by_epochs = math.ceil(config.training.epochs * (rows // config.training.global_batch_size))
-    return by_epochs if config.training.max_steps is None else min(by_epochs, config.training.max_steps)
-
-
-def model_size(base: Any, counts: ParameterCounts, config: Config) -> ModelSize:
+    def model_size(base: Any, counts: ParameterCounts, config: Config, modules: Modules) -> ModelSize:
     """Parameters of transformers' model ``base`` that take part in a token's matrix products, and the width of
-    attention."""
+    attention. ``modules``: its names before peft changed it."""
     from trainer.families.experts import idle_parameters  # imports torch
+    from trainer.models.adapt import plain
 
     facts = base.config.get_text_config()
-    tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
-    lookup = 0 if tied else base.get_input_embeddings().weight.numel()
-    head_size = getattr(facts, "head_dim", None) or facts.hidden_size // facts.num_attention_heads
-    return ModelSize(
-        matmul_params=counts.total - lookup - idle_parameters(base, facts),
-        adapter_params=counts.trainable if config.method.name == "lora" else 0,
-        attention_width=facts.num_hidden_layers * facts.num_attention_heads * head_size,
+    embedding, head = plain(base.get_input_embeddings()).weight, plain(base.get_output_embeddings()).weight
+    idle, head_size = idle_parameters(base, facts), getattr(facts, "head_dim", None)
+    width = facts.num_attention_heads * (head_size or facts.hidden_size // facts.num_attention_heads)
+    size = ModelSize(
+        matmul_params=counts.total - (0 if head is embedding else embedding.numel()) - idle,
+        adapter_params=0,
+        attention_width=facts.num_hidden_layers * width,
+    )
+    return size if config.method.name == "full" else _with_adapter(size, base, counts, config, modules, idle)
+
+
+def _with_adapter(
+    size: ModelSize, base: Any, counts: ParameterCounts, config: Config, modules: Modules, idle: int
+) -> ModelSize:
+    """What an adapter adds to the products, and what its backward pass doesn't reach. ``idle``: of all layers."""
+    from trainer.models.adapt import is_added, plain
+
+    found = trained(config.lora, modules)
+    first = first_layer(config.lora, found, modules)
+    named = list(base.named_parameters())
+    # Neuron's base is one without its adapter, beside which nothing else is trained there.
+    matrices = sum(p.numel() for name, p in named if "lora_" in name) or counts.trainable
+    saved = [name for name in found.saved if name in (*modules.linear, modules.head)]
+    layers = [(modules.layer_of(name), p.numel()) for name, p in named if not is_added(name)]
+    below = sum(numel for layer, numel in layers if layer is not None and layer < first)
+    return replace(
+        size,
+        adapter_params=matrices,
+        saved_params=sum(plain(base.get_submodule(name)).weight.numel() for name in saved),
+        forward_only_params=below - idle * first // max(1, modules.count),
+        forward_only_width=size.attention_width * first // max(1, modules.count),
     )
 
 

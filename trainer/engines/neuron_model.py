@@ -22,7 +22,8 @@ from launcher.schema import Config
 from trainer.engines.base import ParameterCounts
 from trainer.engines.neuron_adapter import GATE_UP, QKV, initial_adapter, share_first_half
 from trainer.engines.neuron_patches import is_split, mark_replicated
-from trainer.models.load import check_targets, count_parameters, peft_config, refuse_code_of_others
+from trainer.models.adapt import peft_config, refuse_faults
+from trainer.models.load import count_parameters, refuse_code_of_others
 from trainer.models.meta import on_meta
 
 # What the kernel takes: neuronx_distributed/kernels/flash_attn.py.
@@ -49,8 +50,8 @@ def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
     if config.method.name == "full":
         mark_replicated(model)
         return model
-    check_targets(on_meta(model_dir), config.lora.target_modules)
-    adapted = get_peft_model(model, peft_config(config.lora))
+    modules = refuse_faults(on_meta(model_dir), config.lora)
+    adapted = get_peft_model(model, peft_config(config.lora, modules))
     _put_adapter(adapted, initial_adapter(model_dir, config))
     mark_replicated(adapted)
     return adapted

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from launcher.adapters import Modules
 from launcher.errors import TrntuneError
 from launcher.schema import Config, accumulation_steps
 from trainer.attention import DOCUMENT_ATTENTION
@@ -39,6 +40,7 @@ from trainer.families.choose import enable_checkpointing, way_of_training
 from trainer.families.pairs import Reaches, layer_reaches
 from trainer.families.proof import Way
 from trainer.fused import fuse
+from trainer.models.adapt import modules_of
 from trainer.models.load import apply_method, count_parameters, load_model
 from trainer.stopping import Stop
 from trainer.throughput import ModelSize, Stopwatch
@@ -88,6 +90,7 @@ class TorchEngine:
     can_answer = True
     model: PreTrainedModel | PeftModel
     module: CausalLMLoss
+    modules: Modules
     way: Way
     reaches: Reaches
 
@@ -111,6 +114,7 @@ class TorchEngine:
         base = load_model(model_dir, self.config, attn_implementation=self.attention)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
+        self.modules = modules_of(base)
         self.model = apply_method(base, self.config)
         nn.Module.to(self.model, self.device)
         fuse(self.model)
@@ -122,7 +126,7 @@ class TorchEngine:
         return ParameterCounts(total, trainable, trainable)
 
     def model_size(self) -> ModelSize:
-        return model_size(self.module.model, self.parameters(), self.config)
+        return model_size(self.module.model, self.parameters(), self.config, self.modules)
 
     def evaluate(self, rows: Rows) -> float:
         """Every replica takes its share of the rows and sums are added: no replica's mean weighs more than others."""
@@ -199,7 +203,7 @@ class TorchEngine:
             )
         # The attention function is this process's: a reader of config.json must not look for it.
         with self._plain_attention():
-            self.model.save_pretrained(str(directory))
+            state.save_weights(self.model, directory)
         self.tokenizer.save_pretrained(directory)
 
     def peak_memory(self) -> tuple[int, int | None]:

@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from trainer.models.adapt import is_added
+
 # transformers' names for them, over all families.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "num_experts_per_token")
@@ -32,7 +34,7 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
     experts = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if "lora_" not in name and _of_experts(name, parameter, count)
+        if not is_added(name) and _of_experts(name, parameter, count)
     )
     return experts - experts * chosen // count
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from trainer.families.cases import LENGTH, Case, cases
 from trainer.families.proof import Way, examine
 from trainer.families.small import small_config, small_model
-from trainer.models.load import is_linear
+from trainer.models.adapt import modules_of
 
 _HEAD = """# Model families
 
@@ -68,9 +68,7 @@ def outcome(case: Case) -> Outcome:
 
 def lora_targets(model: PreTrainedModel) -> list[str]:
     """The last part of the names of linear layers, the output head left out, sorted."""
-    head = model.get_output_embeddings()
-    linear = (name for name, module in model.named_modules() if is_linear(module) and module is not head)
-    return sorted({name.rpartition(".")[2] for name in linear})
+    return sorted({name.rpartition(".")[2] for name in modules_of(model).linear})
 
 
 def lines(outcomes: Iterable[Outcome]) -> Iterator[str]:

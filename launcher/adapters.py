@@ -97,15 +97,15 @@ def saved_modules(lora: LoraConfig, modules: Modules) -> tuple[str, ...]:
     return tuple(name for name in modules.names if any(ends(name, key) for key in keys))
 
 
-def pattern_of(patterns: Mapping[str, int] | None, name: str) -> str | None:
+def pattern_of(patterns: Mapping[str, int], name: str) -> str | None:
     """The first pattern that stands for a layer: a regular expression for its name or for what follows a dot in it
     [utils/other.py: get_pattern_key]."""
-    return next((key for key in patterns or {} if re.match(rf"(.*\.)?({key})$", name)), None)
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
 
 
 def trained(lora: LoraConfig, modules: Modules) -> Trained:
     """Everything that is trained, of settings without ``faults``."""
-    ranks, alphas = lora.rank_pattern or {}, lora.alpha_pattern or {}
+    ranks, alphas = lora.rank_pattern, lora.alpha_pattern
     adapters = tuple(
         Adapted(name, ranks.get(pattern_of(ranks, name) or "", lora.r), alphas.get(pattern_of(alphas, name) or "", lora.alpha))
         for name in targeted(lora, modules)
@@ -170,7 +170,7 @@ def static_faults(lora: LoraConfig) -> Iterator[Problem]:
     start = lora.init_lora_weights
     if start not in STARTS:
         yield Problem("lora.init_lora_weights", start, *_refused_start(start))
-    ranks = [lora.r, *(lora.rank_pattern or {}).values()]
+    ranks = [lora.r, *lora.rank_pattern.values()]
     if start == "orthogonal" and any(rank % 2 for rank in ranks):
         odd = next(rank for rank in ranks if rank % 2)
         yield Problem("lora.init_lora_weights", start, f"an orthogonal start needs even ranks, and {odd} is one", "take an even r")
@@ -306,10 +306,10 @@ def _bad_patterns(lora: LoraConfig, modules: Modules) -> Iterator[Problem]:
     values: peft takes the first, and adapter_config.json has them in alphabetical order [config.py: save_pretrained]."""
     names = targeted(lora, modules)
     for setting in ("rank_pattern", "alpha_pattern"):
-        patterns, key = getattr(lora, setting) or {}, f"lora.{setting}"
+        patterns, key = getattr(lora, setting), f"lora.{setting}"
         broken = [pattern for pattern in patterns if not _is_pattern(pattern)]
         for pattern in broken:
-            yield Problem(key, listed(patterns), f"{pattern} is no regular expression", "write a dot as \\.")
+            yield Problem(key, listed(patterns), f"{pattern} is no regular expression", "such as q_proj, or layers.0.* for all of a layer")
         if broken:
             continue
         for pattern in patterns:

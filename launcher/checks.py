@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.adapters import faults, static_faults
+from launcher.adapters import faults, listed, static_faults
 from launcher.changes import check_allowed_names
 from launcher.directories import blocked
 from launcher.errors import UsageError, nearest
@@ -39,7 +39,8 @@ def check_values(config: Any) -> Iterator[Problem]:
         why = complaint(key, value)
         if why:
             near = nearest(value, key.choices) if key.choices and isinstance(value, str) else None
-            yield Problem(path, value, why, f"did you mean {near}?" if near else "")
+            shown_value = listed(value) if isinstance(value, list | dict) else value
+            yield Problem(path, shown_value, why, f"did you mean {near}?" if near else "")
 
 
 def check_tokens(config: Any) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_origin
 
 from launcher.errors import UsageError, nearest
 from launcher.fields import keys, nodes
@@ -25,6 +25,18 @@ def expand(arguments: Iterable[str]) -> list[str]:
     """``plan=true`` is short for ``plan.show=true``: plan itself is a group of keys. peft's word for all linear layers
     stands for a list."""
     return [_SHORT.get(line, line) for line in arguments]
+
+
+def open_mapping(line: str) -> str:
+    """An override in Hydra's way to add keys, where the schema has a mapping with any names: Hydra's own way to set it
+    takes the names for keys of the schema."""
+    return f"++{line}" if is_mapping(line.partition("=")[0]) else line
+
+
+def is_mapping(path: str) -> bool:
+    """Whether the schema has a mapping with any names at this dotted path."""
+    key = keys().get(path)
+    return key is not None and get_origin(key.type) is dict
 
 
 def refuse_tokens(arguments: Iterable[str]) -> None:

@@ -36,8 +36,8 @@ def setting(
     """
     limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
     metadata = {"help": help, **limits, "may_be_empty": may_be_empty}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -142,10 +142,10 @@ class LoraConfig:
     layers_to_transform: list[int] | None = setting(None, "decoder layers that get adapters; null: all", ge=0)
     use_dora: bool = setting(False, "weight-decomposed LoRA")
     use_rslora: bool = setting(False, "rank-stabilised scaling")
-    rank_pattern: dict[str, int] | None = setting(
-        None, "other ranks than r, by the last part of a layer's name or a regular expression for it", ge=1
+    rank_pattern: dict[str, int] = setting(
+        {}, "other ranks than r, by the last part of a layer's name or a regular expression for it", ge=1
     )
-    alpha_pattern: dict[str, int] | None = setting(None, "other alphas than alpha, in the same way", ge=1)
+    alpha_pattern: dict[str, int] = setting({}, "other alphas than alpha, in the same way", ge=1)
     init_lora_weights: str = setting(
         "true", "how A begins: true (uniform), gaussian, or orthogonal with B; B A begins with zero"
     )

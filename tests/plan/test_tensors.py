@@ -10,12 +10,14 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from launcher.checks import problems
 from launcher.helptext import choices
 from launcher.paths import CONF
-from launcher.plan.tensors import base_tensors, count
+from launcher.plan.tensors import base_tensors, count, modules
 from launcher.schema import ArchitectureConfig
 from tests.launcher.conftest import single
-from trainer.models.load import count_parameters, peft_config
+from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
+from trainer.models.load import count_parameters
 
 MODELS = [name for name in choices([CONF])["model"] if name != "local"]
 ADAPTERS = ["r16_qv", "r16_all_linear", "r64_all_linear", "dora", "rslora"]
@@ -57,12 +59,40 @@ def test_every_shipped_model_has_the_tensors_of_transformers(model):
     assert ours == {name: tuple(p.shape) for name, p in real.named_parameters()}
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("model", ["llama3_8b", "qwen3_0_6b"])
+def test_the_plan_knows_the_names_of_transformers_modules(model):
+    assert modules(config_of(f"model={model}").model.architecture) == modules_of(on_meta(model))
+
+
+ALL = "lora.target_modules=[all-linear]"
+OPTIONS = [
+    (f"lora={adapter}",) for adapter in ADAPTERS
+] + [
+    (ALL,),
+    (ALL, "lora.exclude_modules=[down_proj,layers.0.self_attn.q_proj]"),
+    (ALL, "lora.layers_to_transform=[1,5]", "lora.rank_pattern={down_proj:4}"),
+    ("lora.rank_pattern={q_proj:8,layers.0.self_attn.v_proj:3}", "lora.alpha_pattern={v_proj:2}"),
+    ("lora.rank_pattern={.*layers.1\\d.*proj:2}", "lora.use_dora=true"),
+    ("lora.target_modules=[model.layers.1.self_attn.q_proj,mlp.up_proj]",),
+    ("lora.modules_to_save=[lm_head]",),
+    ("lora.modules_to_save=[embed_tokens,model.norm]",),
+    ("lora.modules_to_save=[input_layernorm,layers.3.mlp.up_proj]", ALL),
+    ("lora.trainable_token_indices=[3,77,5]",),
+    ("lora.init_lora_weights=gaussian",),
+    ("lora.init_lora_weights=orthogonal",),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 @pytest.mark.parametrize("model", ["llama3_8b", "qwen3_0_6b", "smollm2_135m"])
-def test_adapters_have_the_parameters_of_peft(model, adapter):
-    config = config_of(f"model={model}", f"lora={adapter}")
+def test_adapters_have_the_parameters_of_peft(model, options):
+    config = config_of(f"model={model}", *options)
+    assert problems(config) == []
+    base = on_meta(model)
+    modules = refuse_faults(base, config.lora)
     with torch.device("meta"):
-        real = get_peft_model(on_meta(model), peft_config(config.lora), low_cpu_mem_usage=True)
+        real = get_peft_model(base, peft_config(config.lora, modules), low_cpu_mem_usage=True)
+    refuse_other(real, config.lora, modules)
     counts = count(config, config.model.architecture)
     assert (counts.total, counts.trainable) == count_parameters(real)
 

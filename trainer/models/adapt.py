@@ -122,8 +122,8 @@ def peft_config(lora: LoraConfig, modules: Modules | None = None) -> PeftLoraCon
         layers_to_transform=layers,
         # Without it peft takes the last number in a name, which is an expert's in a mixture of experts.
         layers_pattern=pattern,
-        rank_pattern=dict(lora.rank_pattern or {}),
-        alpha_pattern=dict(lora.alpha_pattern or {}),
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
         init_lora_weights=True if lora.init_lora_weights == "true" else lora.init_lora_weights,
         bias=lora.bias,
         modules_to_save=list(lora.modules_to_save) if lora.modules_to_save else None,

@@ -38,6 +38,8 @@ class Modules:
     head: str
     vocabulary: int
     """rows of the input embedding"""
+    tied: bool
+    """whether the output head is the input embedding"""
     no_tokens: str = ""
     """why single rows of the embedding can't be trained; empty where they can"""
 
@@ -273,6 +275,8 @@ def _bad_tokens(lora: LoraConfig, modules: Modules) -> Iterator[Problem]:
         yield Problem(key, listed(tokens), modules.no_tokens, "train the embedding in full: modules_to_save")
     elif modules.embedding in saved_modules(lora, modules):
         yield Problem(key, listed(tokens), f"modules_to_save trains all of {modules.embedding}", "leave one of them out")
+    elif modules.tied and modules.head in saved_modules(lora, modules):
+        yield Problem(key, listed(tokens), f"modules_to_save trains all of {modules.head}, which is tied", "leave one out")
     elif twice is not None:
         yield Problem(key, listed(tokens), f"{twice} is listed twice", "list it once")
     elif beyond is not None:

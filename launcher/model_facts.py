@@ -31,11 +31,12 @@ def read_config_json(directory: Path) -> dict[str, Any]:
 
 
 def _differs(facts: dict[str, Any]) -> bool:
-    """Whether the model attends by a window, or turns positions by the length of a row: neither is a plain Llama or
-    Qwen3, and optimum-neuron computes neither."""
+    """Whether the model attends by a window, turns positions by the length of a row, or has biases: none of it is a
+    plain Llama or Qwen3, the plan's tensors are without, and optimum-neuron computes neither of the first two."""
     rope = facts.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
-    return bool(facts.get("use_sliding_window")) or kind in ("dynamic", "longrope")
+    others = ("use_sliding_window", "attention_bias", "mlp_bias")
+    return any(facts.get(name) for name in others) or kind in ("dynamic", "longrope")
 
 
 def read_architecture(directory: Path) -> ArchitectureConfig | None:

@@ -119,11 +119,12 @@ HEAD_NORMS = ("q_norm", "k_norm")
 
 def modules(facts: ArchitectureConfig) -> Modules:
     """The names of transformers' modules of a plain Llama or Qwen3."""
-    return _modules(facts.family, facts.layers, facts.vocab_size, tuple(each.path for each in linear_layers(facts)))
+    linear = tuple(each.path for each in linear_layers(facts))
+    return _modules(facts.family, facts.layers, facts.vocab_size, facts.tied_embeddings, linear)
 
 
 @functools.lru_cache(maxsize=64)
-def _modules(family: str, layers: int, vocabulary: int, linear: tuple[str, ...]) -> Modules:
+def _modules(family: str, layers: int, vocabulary: int, tied: bool, linear: tuple[str, ...]) -> Modules:
     blocks = [f"{LAYERS}.{layer}" for layer in range(layers)]
     inner = [name for block in blocks for name in (block, *(f"{block}.{part}" for part in _parts(family, linear)))]
     names = ("model", EMBEDDING, LAYERS, *inner, NORM, "model.rotary_emb", HEAD)
@@ -137,6 +138,7 @@ def _modules(family: str, layers: int, vocabulary: int, linear: tuple[str, ...])
         embedding=EMBEDDING,
         head=HEAD,
         vocabulary=vocabulary,
+        tied=tied,
     )
 
 

@@ -141,7 +141,50 @@ class Engine(Protocol):
 
     def parameters(self) -> ParameterCounts: ...
 
-    def model_size(base: Any, counts: ParameterCounts, config: Config, modules: Modules) -> ModelSize:
+    def model_size(self) -> ModelSize: ...
+
+    def evaluate(self, rows: Rows) -> float:
+        """Mean negative log-likelihood a trained token over all ``rows``, nats, the same on every rank."""
+        ...
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of a run on ``rows`` training rows."""
+        ...
+
+    def peers(self) -> Peers:
+        """The ranks of this run, for what they write together beside the training. Called once, by all of them."""
+        ...
+
+    def fit(
+        self, rows: Rows, eval_rows: Rows, observer: Observer, checkpoints: Checkpoints, stopwatch: Stopwatch
+    ) -> FitResult:
+        """Train from the beginning, or from where ``checkpoints.resumed`` stands, until the steps are done, evaluation
+        stops improving, or a stop is asked for. Evaluations and saves in between are counted in the stopwatch's parts
+        "eval" and "save"."""
+        ...
+
+    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+        """Greedy continuations of the prompts, without the prompt, ended by EOS or by ``max_new_tokens``."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the adapter (LoRA) or the whole model (full) into ``directory``. Rank 0 only; all ranks if sharded."""
+        ...
+
+    def peak_memory(self) -> tuple[int, int | None]:
+        """Peak host memory summed over the processes, peak device memory of the fullest one or None; bytes."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def total_steps(config: Config, rows: int) -> int:
+    """Optimizer steps of the run: by epochs, at most max_steps. An epoch is whole steps (prepare sees to it)."""
+    by_epochs = math.ceil(config.training.epochs * (rows // config.training.global_batch_size))
+    return by_epochs if config.training.max_steps is None else min(by_epochs, config.training.max_steps)
+
+
+def model_size(base: Any, counts: ParameterCounts, config: Config, modules: Modules) -> ModelSize:
     """Parameters of transformers' model ``base`` that take part in a token's matrix products, and the width of
     attention. ``modules``: its names before peft changed it."""
     from trainer.families.experts import idle_parameters  # imports torch

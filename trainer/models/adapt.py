@@ -46,6 +46,7 @@ def modules_of(model: PreTrainedModel) -> Modules:
         embedding=name_of.get(id(embedding), ""),
         head=name_of.get(id(head), ""),
         vocabulary=len(embedding.weight),
+        tied=isinstance(head, nn.Linear) and head.weight is embedding.weight,
         no_tokens=_no_tokens(embedding, head),
     )
 

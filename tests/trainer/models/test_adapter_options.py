@@ -1,0 +1,127 @@
+"""Every option of the lora group: it trains what the plan counts, and saves, goes on and merges as it trained."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from launcher.errors import TrntuneError
+from launcher.schema import Config
+from postprocess.merge import MergeOptions, merge
+from tests.launcher.conftest import single
+from tests.postprocess.merge_models import load, make_base, peft_merge, stored
+from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
+from trainer.data.collate import Collator
+from trainer.data.tokenize import Example
+from trainer.engines import torch_state as state
+from trainer.engines.base import ParameterCounts, model_size
+from trainer.families.proof import Way
+from trainer.families.small import small_config, small_model
+from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
+from trainer.models.load import apply_method, count_parameters, load_model
+from trainer.models.meta import describe
+
+ALONE = Way(packed="one at a time is enough here", alone=None, attention="sdpa", plain_head=True)
+ALL = "lora.target_modules=[all-linear]"
+# Of each: the model, the options, and whether tied embeddings come to differ, which peft's merge gets wrong.
+OPTIONS: dict[str, tuple[str, tuple[str, ...], bool]] = {
+    "rank_pattern": ("llama", ("lora.rank_pattern={q_proj:8,layers.1.self_attn.v_proj:3}",), False),
+    "alpha_pattern": ("qwen3", ("lora.alpha_pattern={v_proj:3}", "lora.use_rslora=true"), False),
+    "all_linear": ("qwen3", (ALL, "lora.rank_pattern={mlp.*:4}"), False),
+    "all_linear_conv1d": ("gpt2", (ALL, "lora.exclude_modules=[attn.c_proj]"), False),
+    "exclude_modules": ("llama", (ALL, "lora.exclude_modules=[down_proj,layers.0.self_attn.k_proj]"), False),
+    "layers_to_transform": ("llama", (ALL, "lora.layers_to_transform=[1]"), False),
+    "layers_of_gpt2": ("gpt2", ("lora.target_modules=[c_attn]", "lora.layers_to_transform=[0]"), False),
+    "full_names": ("llama", ("lora.target_modules=[model.layers.1.self_attn.q_proj,mlp.up_proj]",), False),
+    "all_biases": ("llama", ("lora.bias=all",), False),
+    "biases_of_adapted": ("llama", ("lora.bias=lora_only", "lora.rank_pattern={q_proj:2}"), False),
+    "biases_of_gpt2": ("gpt2", ("lora.target_modules=[c_attn]", "lora.bias=all"), False),
+    "gaussian": ("llama", ("lora.init_lora_weights=gaussian", "lora.use_dora=true"), False),
+    "orthogonal": ("llama", ("lora.init_lora_weights=orthogonal",), False),
+    "norms": ("qwen3", ("lora.modules_to_save=[model.norm,input_layernorm,q_norm]",), False),
+    "linear_in_full": ("llama", ("lora.modules_to_save=[layers.0.mlp.up_proj,lm_head]", "lora.bias=all"), False),
+    "embedding_in_full": ("llama", ("lora.modules_to_save=[embed_tokens]", "lora.layers_to_transform=[1]"), False),
+    "tied_head": ("llama_tied", ("lora.modules_to_save=[lm_head]",), True),
+    "tied_embedding": ("qwen3", ("lora.modules_to_save=[embed_tokens]",), True),
+    "both_of_a_tie": ("llama_tied", ("lora.modules_to_save=[embed_tokens,lm_head]",), True),
+    "tokens": ("llama", ("lora.trainable_token_indices=[3,77,5]",), False),
+    "tokens_tied": ("llama_tied", ("lora.trainable_token_indices=[3,77,5]", "lora.modules_to_save=[model.norm]"), False),
+    "tokens_of_gpt2": ("gpt2", ("lora.target_modules=[c_attn]", "lora.trainable_token_indices=[7]"), False),
+}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("bases")
+    return {kind: make_base(directory / kind, kind) for kind in ("llama", "llama_tied", "qwen3", "gpt2")}
+
+
+def config_of(base: Path, *options: str) -> Config:
+    return single("model=local", f"model.path={base}", "lora.dropout=0", *options).config
+
+
+def adapted(base: Path, config: Config) -> PeftModel:
+    return apply_method(load_model(base, config, "sdpa"), config)
+
+
+def train(model: PeftModel, autocast: bool = False) -> None:
+    """Two steps, large enough to be seen everywhere."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=3e-3)
+    module = CausalLMLoss(model, ALONE).train()
+    ids = torch.randint(3, 99, (40,), generator=torch.Generator().manual_seed(0)).tolist()
+    ids[7:9] = [77, 5]
+    batch = Collator(40, pad_token_id=0)([[Example(ids, ids)]])
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            module(**{name: batch[name] for name in MODEL_INPUTS}).backward()
+        assert all(parameter.grad is not None for parameter in trained)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def logits(model) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.arange(3, 90)[None], use_cache=False).logits
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_trains_what_the_plan_counts_and_saves_resumes_and_merges_it(name, bases, tmp_path):
+    kind, options, unties = OPTIONS[name]
+    base, config = bases[kind], config_of(bases[kind], *options)
+    model = adapted(base, config)
+    untrained = {key: tensor.clone() for key, tensor in state.live_weights(model).items()}
+    torch.testing.assert_close(logits(model.eval()), logits(load(base)), atol=1e-5, rtol=1e-5)
+
+    total, trainable = count_parameters(model)
+    counted = describe(str(base), asdict(config.lora))
+    assert (counted["total"], counted["trainable"]) == (total, trainable)
+    assert total == count_parameters(load(base))[0]
+
+    train(model)
+    live = state.live_weights(model)
+    assert sum(tensor.numel() for tensor in live.values()) >= trainable
+    assert all(not torch.equal(live[key], tensor) for key, tensor in untrained.items() if "lora_A" not in key or "orth" in name)
+
+    state.save_weights(model, tmp_path / "adapter")
+    again = PeftModel.from_pretrained(load(base), str(tmp_path / "adapter")).eval()
+    assert torch.equal(logits(again), logits(model))
+
+    resumed = adapted(base, config)
+    state.put(state.live_weights(resumed), state.copied(live))
+    assert torch.equal(logits(resumed.eval()), logits(model))
+
+    record = merge(base, tmp_path / "adapter", tmp_path / "merged", MergeOptions())
+    assert record["logits"]["compared"]
+    assert record["embeddings_untied"] == unties
+    torch.testing.assert_close(logits(load(tmp_path / "merged")), logits(model), atol=2e-5, rtol=1e-4)
+    if not unties:
+        expected = peft_merge(base, tmp_path / "adapter")
+        assert all(torch.equal(tensor, expected[key]) for key, tensor in stored(tmp_path / "merged").items())

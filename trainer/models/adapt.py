@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from launcher.adapters import ALL_LINEAR, Modules, Trained, faults, peft_targets, some, trained
+from launcher.adapters import ALL_LINEAR, Adapted, Modules, Trained, faults, peft_targets, some, trained
 from launcher.errors import TrntuneError, nearest
 from launcher.schema import LoraConfig
 
@@ -145,8 +145,9 @@ def refuse_other(adapted: PeftModel, lora: LoraConfig, modules: Modules) -> None
     if expected.tokens != found.tokens:
         raise TrntuneError(f"lora.trainable_token_indices: peft would train the rows {list(found.tokens)}")
     base: Any = adapted.get_base_model()
-    ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    if expected.tokens and plain(ends[0]).weight is plain(ends[1]).weight and not isinstance(ends[1], TrainableTokensWrapper):
+    head, embedding = base.get_output_embeddings(), plain(base.get_input_embeddings())
+    tied = head is not None and plain(head).weight is embedding.weight
+    if expected.tokens and tied and not isinstance(head, TrainableTokensWrapper):
         raise TrntuneError(
             "lora.trainable_token_indices: the output head is tied to the embedding, and peft doesn't see it: rows "
             "trained in one would stay as they are in the other; leave it out"
@@ -155,8 +156,6 @@ def refuse_other(adapted: PeftModel, lora: LoraConfig, modules: Modules) -> None
 
 def _found(adapted: PeftModel) -> Trained:
     """What peft made of a model."""
-    from launcher.adapters import Adapted
-
     base = adapted.get_base_model()
     modules = [(name, module) for name, module in base.named_modules() if ".modules_to_save." not in name]
     layers = [(name, module) for name, module in modules if isinstance(module, LoraLayer)]

@@ -84,7 +84,7 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     try:
         adapted = get_peft_model(model, adapter)
     except (ValueError, TypeError) as error:  # layers that peft can't adapt in this family
-        raise TrntuneError(f"lora.target_modules: {_first_line(error)}") from None
+        raise TrntuneError(f"lora: {_first_line(error)}") from None
     assert isinstance(adapted, PeftModel)
     refuse_other(adapted, config.lora, modules)
     train_in_fp32(adapted)

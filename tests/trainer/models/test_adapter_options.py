@@ -89,7 +89,7 @@ def train(model: PeftModel, autocast: bool = False) -> None:
 
 def logits(model) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=torch.arange(3, 90)[None], use_cache=False).logits
+        return model(input_ids=torch.tensor([[77, 5, *range(3, 50)]]), use_cache=False).logits
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -8,7 +8,9 @@ from launcher.changes import changes, fixed_part
 from launcher.checks import problems
 from launcher.neuron.graphs import shapes
 from launcher.plan.build import preflight
+from launcher.overrides import expand
 from launcher.plan.tensors import first_reached
+from launcher.record import write_records
 from launcher.rundir import RunDir
 from tests.launcher.conftest import composition, single
 
@@ -102,7 +104,7 @@ def test_what_optimum_neuron_does_not_pass_on_is_refused_there_alone(argument, k
 
 
 def test_what_optimum_neuron_passes_on_counts_there_and_gives_other_graphs(cwd):
-    config = single(*ON_NEURON, "lora.target_modules=all-linear", "lora.layers_to_transform=[3,31]").config
+    config = single(*ON_NEURON, *expand(["lora.target_modules=all-linear"]), "lora.layers_to_transform=[3,31]").config
     assert problems(config) == []
     assert preflight(config, config.model.architecture).parameters.trainable == 39_845_888 * 2 // 32
     assert shapes(config)["LoRA decoder layers"] == [3, 31]
@@ -117,8 +119,6 @@ def test_a_mapping_is_swept_recorded_and_read_back(cwd, tmp_path):
         {"q_proj": 4},
     ]
     assert found.runs[0].overrides == ("lora.rank_pattern={q_proj:8,layers.0.self_attn.v_proj:2}",)
-    from launcher.app import write_records
-
     run, run_dir = found.runs[0], RunDir(tmp_path)
     run_dir.hydra.mkdir(parents=True)
     write_records(run_dir, run.config, run.hydra, run.overrides)

@@ -125,3 +125,86 @@ def test_an_option_trains_what_the_plan_counts_and_saves_resumes_and_merges_it(n
     if not unties:
         expected = peft_merge(base, tmp_path / "adapter")
         assert all(torch.equal(tensor, expected[key]) for key, tensor in stored(tmp_path / "merged").items())
+
+
+def test_what_is_trained_on_a_bf16_base_is_fp32_and_moves_by_less_than_bf16_can_say(bases):
+    options = ("lora.modules_to_save=[lm_head,model.norm]", "lora.bias=all", "lora.trainable_token_indices=[5]")
+    config = config_of(bases["llama"], *options, "training.precision=bf16")
+    model = adapted(bases["llama"], config)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    train(model, autocast=True)
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
+
+
+def test_biases_of_adapted_layers_are_in_the_adapter_though_peft_forgets_them(bases, tmp_path):
+    config = config_of(bases["llama"], "lora.bias=lora_only")
+    model = adapted(bases["llama"], config)
+    model.save_pretrained(str(tmp_path / "theirs"))
+    state.save_weights(model, tmp_path / "ours")
+    theirs, ours = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    layers = [f"base_model.model.model.layers.{n}.self_attn.{name}_proj" for n in (0, 1) for name in "qv"]
+    assert ours.keys() - theirs.keys() == {f"{layer}.base_layer.bias" for layer in layers}
+
+
+def small(family: str):
+    return small_model(small_config(AutoConfig.for_model(family), 64), "eager")
+
+
+def test_layers_to_transform_are_decoder_layers_of_a_mixture_of_experts_too():
+    model, lora = small("mixtral"), config_of(Path("x"), "lora.target_modules=[w1,q_proj]", "lora.layers_to_transform=[1]").lora
+    modules = refuse_faults(model, lora)
+    peft_model = get_peft_model(model, peft_config(lora, modules))
+    refuse_other(peft_model, lora, modules)
+    names = peft_model.base_model.targeted_module_names
+    assert len(names) == 1 + model.config.num_local_experts
+    assert all(name.startswith("model.layers.1.") for name in names)
+
+
+def test_what_peft_makes_otherwise_is_refused():
+    model, lora = small("mixtral"), config_of(Path("x"), "lora.target_modules=[w1]", "lora.layers_to_transform=[1]").lora
+    modules, theirs = modules_of(model), peft_config(lora, modules_of(model))
+    theirs.layers_pattern = None  # as peft finds the layer by itself
+    with pytest.raises(TrntuneError, match=r"peft would train model.layers.0.block_sparse_moe.experts.1.w1, .* and \d+ more"):
+        refuse_other(get_peft_model(model, theirs), lora, modules)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "piece"),
+    [
+        ("gemma3_text", ("lora.trainable_token_indices=[5]",), "Gemma3TextScaledWordEmbedding does more than look rows up"),
+        ("roberta", ("lora.trainable_token_indices=[5]", "lora.target_modules=[query]"), "output head's bias"),
+        ("mixtral", ("lora.modules_to_save=[gate,norm]",), "9 of them|13 of them|5 of them"),
+        ("gpt2", ("lora.target_modules=[c_attn]", "lora.bias=lora_only", "lora.modules_to_save=[ln]"), "no module ln"),
+    ],
+)  # fmt: skip
+def test_what_a_family_cannot_have_is_refused_by_name(family, options, piece):
+    with pytest.raises(TrntuneError, match=piece):
+        refuse_faults(small(family), config_of(Path("x"), *options).lora)
+
+
+def test_all_linear_names_layers_in_full_where_a_last_part_is_another_modules_too():
+    model, lora = small("git"), config_of(Path("x"), ALL).lora
+    modules = refuse_faults(model, lora)
+    adapter = peft_config(lora, modules)
+    assert adapter.target_modules == set(modules.linear)
+    refuse_other(get_peft_model(model, adapter), lora, modules)
+
+
+def test_flops_are_those_of_what_is_trained_and_reached(bases):
+    config = config_of(bases["llama"], "lora.layers_to_transform=[1]", "lora.modules_to_save=[lm_head,model.norm]")
+    base = load_model(bases["llama"], config, "sdpa")
+    modules = modules_of(base)
+    layer = sum(p.numel() for p in base.model.layers[0].parameters())
+    head = base.lm_head.weight.numel()
+    model = apply_method(base, config)
+    size = model_size(model.get_base_model(), ParameterCounts(*count_parameters(model), 0), config, modules)
+    r, hidden, kv = config.lora.r, 48, 24
+    assert size.matmul_params == 2 * layer + head + hidden
+    assert size.adapter_params == r * (hidden + hidden) + r * (hidden + kv)
+    assert (size.saved_params, size.forward_only_params) == (head, layer)
+    assert size.forward_only_width * 2 == size.attention_width
+    counted = describe(str(bases["llama"]), asdict(config.lora))
+    assert counted["low_rank"] == size.adapter_params
+    assert (counted["saved_matmul"], counted["forward_only"], counted["first_layer"]) == (head, layer, 1)

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from launcher.errors import TrntuneError
 from launcher.schema import Config
+from postprocess.generate.models import Answerers, Place
 from postprocess.merge import MergeOptions, merge
 from tests.launcher.conftest import single
 from tests.postprocess.merge_models import load, make_base, peft_merge, stored
@@ -23,8 +24,9 @@ from trainer.engines import torch_state as state
 from trainer.engines.base import ParameterCounts, model_size
 from trainer.families.proof import Way
 from trainer.families.small import small_config, small_model
+from trainer.fetch import fetch_model
 from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
-from trainer.models.load import apply_method, count_parameters, load_model
+from trainer.models.load import apply_method, count_parameters, load_model, load_tokenizer
 from trainer.models.meta import describe
 
 ALONE = Way(packed="one at a time is enough here", alone=None, attention="sdpa", plain_head=True)
@@ -166,7 +168,7 @@ def test_what_peft_makes_otherwise_is_refused():
     model, lora = small("mixtral"), config_of(Path("x"), "lora.target_modules=[w1]", "lora.layers_to_transform=[1]").lora
     modules, theirs = modules_of(model), peft_config(lora, modules_of(model))
     theirs.layers_pattern = None  # as peft finds the layer by itself
-    with pytest.raises(TrntuneError, match=r"peft would train model.layers.0.block_sparse_moe.experts.1.w1, .* and \d+ more"):
+    with pytest.raises(TrntuneError, match=r"peft would train model.layers.0.block_sparse_moe.experts.1.w1, model.layers.1"):
         refuse_other(get_peft_model(model, theirs), lora, modules)
 
 
@@ -208,3 +210,15 @@ def test_flops_are_those_of_what_is_trained_and_reached(bases):
     counted = describe(str(bases["llama"]), asdict(config.lora))
     assert counted["low_rank"] == size.adapter_params
     assert (counted["saved_matmul"], counted["forward_only"], counted["first_layer"]) == (head, layer, 1)
+
+
+def test_answers_of_the_base_are_the_bases_though_an_adapter_with_biases_changes_it(bases, tmp_path):
+    config = config_of(bases["llama"], "lora.bias=all")
+    model = adapted(bases["llama"], config)
+    train(model)
+    state.save_weights(model, tmp_path)
+    load_tokenizer(fetch_model(single("model=tiny_llama").config.model)).save_pretrained(tmp_path)
+    answerers = Answerers(Place(bases["llama"], tmp_path, None, "plain", None), torch.float32, "cpu")
+    with answerers.model("base") as base, answerers.model("tuned") as tuned:
+        assert torch.equal(logits(base), logits(load(bases["llama"])))
+        assert torch.equal(logits(tuned), logits(model))

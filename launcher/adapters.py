@@ -109,7 +109,11 @@ def trained(lora: LoraConfig, modules: Modules) -> Trained:
     """Everything that is trained, of settings without ``faults``."""
     ranks, alphas = lora.rank_pattern, lora.alpha_pattern
     adapters = tuple(
-        Adapted(name, ranks.get(pattern_of(ranks, name) or "", lora.r), alphas.get(pattern_of(alphas, name) or "", lora.alpha))
+        Adapted(
+            name,
+            ranks.get(pattern_of(ranks, name) or "", lora.r),
+            alphas.get(pattern_of(alphas, name) or "", lora.alpha),
+        )
         for name in targeted(lora, modules)
     )
     return Trained(adapters, saved_modules(lora, modules), tuple(lora.trainable_token_indices or ()))
@@ -124,7 +128,10 @@ def first_layer(lora: LoraConfig, found: Trained, modules: Modules) -> int:
     before = set(modules.names[:start])
     reached = [adapter.name for adapter in found.adapters] + list(found.saved)
     layers = [modules.layer_of(name) for name in reached]
-    known = [0 if name in before else modules.count if layer is None else layer for name, layer in zip(reached, layers, strict=True)]
+    known = [
+        0 if name in before else modules.count if layer is None else layer
+        for name, layer in zip(reached, layers, strict=True)
+    ]
     return min(known, default=0)
 
 
@@ -149,7 +156,11 @@ def peft_targets(lora: LoraConfig, modules: Modules | None) -> tuple[list[str] |
 
 def faults(lora: LoraConfig, modules: Modules, model: str) -> Iterator[Problem]:
     """What can't work on this model, or would be another adapter than the settings say. ``model``: its family."""
-    found = [*_unknown_targets(lora, modules, model), *_bad_layers(lora, modules, model), *_bad_saved(lora, modules, model)]
+    found = [
+        *_unknown_targets(lora, modules, model),
+        *_bad_layers(lora, modules, model),
+        *_bad_saved(lora, modules, model),
+    ]
     yield from found
     yield from _bad_tokens(lora, modules)
     if found:  # what follows would be told of layers that are not meant
@@ -175,14 +186,16 @@ def static_faults(lora: LoraConfig) -> Iterator[Problem]:
     ranks = [lora.r, *lora.rank_pattern.values()]
     if start == "orthogonal" and any(rank % 2 for rank in ranks):
         odd = next(rank for rank in ranks if rank % 2)
-        yield Problem("lora.init_lora_weights", start, f"an orthogonal start needs even ranks, and {odd} is one", "take an even r")
+        yield Problem(
+            "lora.init_lora_weights", start, f"an orthogonal start needs even ranks, and {odd} is one", "take an even r"
+        )
 
 
 STARTS = ("true", "gaussian", "orthogonal")
 """Values of init_lora_weights that begin with the base as it is: B A is zero."""
 _CHANGES_BASE = (
-    "takes the adapter's first values off the base's weights, so that base + adapter is no longer what was trained, and "
-    "a run that goes on would have to make the same base again to the last bit"
+    "takes the adapter's first values off the base's weights, so that base + adapter is no longer what was trained, "
+    "and a run that goes on would have to make the same base again to the last bit"
 )
 _NEEDS_DATA = "is made from activations of the data before training, which this project doesn't compute"
 _REFUSED = {
@@ -235,7 +248,9 @@ def _bad_layers(lora: LoraConfig, modules: Modules, model: str) -> Iterator[Prob
     if not layers:
         return
     if modules.layers is None:
-        yield Problem(key, listed(layers), f"{model} has no one list of decoder layers", "name the layers in target_modules")
+        yield Problem(
+            key, listed(layers), f"{model} has no one list of decoder layers", "name the layers in target_modules"
+        )
         return
     for layer in layers:
         if layer >= modules.count:
@@ -243,7 +258,9 @@ def _bad_layers(lora: LoraConfig, modules: Modules, model: str) -> Iterator[Prob
     for target in lora.target_modules:
         if target in modules.linear:
             why = f"peft adapts {target}, which is named in full, whatever layers are asked for"
-            yield Problem(key, listed(layers), why, f"name {target.rpartition('.')[2]}, or leave layers_to_transform out")
+            yield Problem(
+                key, listed(layers), why, f"name {target.rpartition('.')[2]}, or leave layers_to_transform out"
+            )
 
 
 def _bad_saved(lora: LoraConfig, modules: Modules, model: str) -> Iterator[Problem]:
@@ -274,13 +291,19 @@ def _bad_tokens(lora: LoraConfig, modules: Modules) -> Iterator[Problem]:
     if modules.no_tokens:
         yield Problem(key, listed(tokens), modules.no_tokens, "train the embedding in full: modules_to_save")
     elif modules.embedding in saved_modules(lora, modules):
-        yield Problem(key, listed(tokens), f"modules_to_save trains all of {modules.embedding}", "leave one of them out")
+        yield Problem(
+            key, listed(tokens), f"modules_to_save trains all of {modules.embedding}", "leave one of them out"
+        )
     elif modules.tied and modules.head in saved_modules(lora, modules):
-        yield Problem(key, listed(tokens), f"modules_to_save trains all of {modules.head}, which is tied", "leave one out")
+        yield Problem(
+            key, listed(tokens), f"modules_to_save trains all of {modules.head}, which is tied", "leave one out"
+        )
     elif twice is not None:
         yield Problem(key, listed(tokens), f"{twice} is listed twice", "list it once")
     elif beyond is not None:
-        yield Problem(key, listed(tokens), f"{beyond} is no row of the embedding", f"they are 0 to {modules.vocabulary - 1}")
+        yield Problem(
+            key, listed(tokens), f"{beyond} is no row of the embedding", f"they are 0 to {modules.vocabulary - 1}"
+        )
 
 
 def _unmatched_excludes(lora: LoraConfig, modules: Modules) -> Iterator[Problem]:
@@ -307,13 +330,18 @@ def _targets_without_layers(lora: LoraConfig, modules: Modules) -> Iterator[Prob
 
 def _bad_patterns(lora: LoraConfig, modules: Modules) -> Iterator[Problem]:
     """Patterns that stand for no layer, which peft doesn't tell; and those that stand for one layer with different
-    values: peft takes the first, and adapter_config.json has them in alphabetical order [config.py: save_pretrained]."""
+    values: peft takes the first, and adapter_config.json has them by the alphabet [config.py: save_pretrained]."""
     names = targeted(lora, modules)
     for setting in ("rank_pattern", "alpha_pattern"):
         patterns, key = getattr(lora, setting), f"lora.{setting}"
         broken = [pattern for pattern in patterns if not _is_pattern(pattern)]
         for pattern in broken:
-            yield Problem(key, listed(patterns), f"{pattern} is no regular expression", "such as q_proj, or layers.0.* for all of a layer")
+            yield Problem(
+                key,
+                listed(patterns),
+                f"{pattern} is no regular expression",
+                "such as q_proj, or layers.0.* for all of a layer",
+            )
         if broken:
             continue
         for pattern in patterns:
@@ -329,7 +357,8 @@ def _conflicts(key: str, patterns: Mapping[str, int], names: Sequence[str]) -> I
         both = [pattern for pattern in patterns if pattern_of({pattern: 0}, name)]
         if len({patterns[pattern] for pattern in both}) > 1:
             values = " and ".join(f"{patterns[pattern]} by {pattern}" for pattern in both)
-            why = f"{name} is {values}: peft takes the first of them here, and the alphabetically first when it reads the adapter"
+            order = "peft takes the first of them here, and the alphabetically first when it reads the adapter"
+            why = f"{name} is {values}: {order}"
             yield Problem(key, listed(patterns), why, "let each layer have one pattern")
             return
 

@@ -138,7 +138,9 @@ class LoraConfig:
     target_modules: list[str] = setting(
         ["q_proj", "v_proj"], "linear layers that get an adapter, by the last parts of their names; [all-linear]: all"
     )
-    exclude_modules: list[str] | None = setting(None, "layers among them that get none, by the last parts of their names")
+    exclude_modules: list[str] | None = setting(
+        None, "layers among them that get none, by the last parts of their names"
+    )
     layers_to_transform: list[int] | None = setting(None, "decoder layers that get adapters; null: all", ge=0)
     use_dora: bool = setting(False, "weight-decomposed LoRA")
     use_rslora: bool = setting(False, "rank-stabilised scaling")
@@ -150,12 +152,16 @@ class LoraConfig:
         "true", "how A begins: true (uniform), gaussian, or orthogonal with B; B A begins with zero"
     )
     bias: str = setting(
-        "none", "biases of the base that are trained: of layers with adapters, or all", choices=("none", "lora_only", "all")
+        "none",
+        "biases of the base that are trained: of layers with adapters, or all",
+        choices=("none", "lora_only", "all"),
     )
     modules_to_save: list[str] | None = setting(
         None, "linear layers, norms, embedding or head that are trained in full, by the last parts of their names"
     )
-    trainable_token_indices: list[int] | None = setting(None, "rows of the input embedding that are trained in full", ge=0)
+    trainable_token_indices: list[int] | None = setting(
+        None, "rows of the input embedding that are trained in full", ge=0
+    )
 
 
 @dataclass

@@ -28,7 +28,7 @@ _SYSTEM_METRICS_SECONDS = 5
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys; a mapping with keys that MLflow refuses, such as patterns, is a value."""
+    """Nested mappings as one with dotted keys; a mapping with keys that MLflow refuses, as patterns are, is a value."""
     if not isinstance(value, dict) or not all(_NAME.fullmatch(str(key)) for key in value):
         return {prefix: value}
     flat: dict[str, Any] = {}

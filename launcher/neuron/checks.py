@@ -136,7 +136,9 @@ def check_adapter(config: Config) -> Iterator[Problem]:
     if facts is None:
         return
     linear = [each.name for each in linear_layers(facts)]
-    names = set(linear if is_all_linear(lora) else (name for name in linear if name in _last_parts(lora.target_modules)))
+    names = set(
+        linear if is_all_linear(lora) else (name for name in linear if name in _last_parts(lora.target_modules))
+    )
     if fuses_qkv(facts, parallel) and 0 < len(set(QKV) & names) < 3:
         why = (
             f"at tensor_parallel={parallel.tensor_parallel} optimum-neuron fuses q_proj, k_proj and v_proj "
@@ -154,8 +156,8 @@ def _last_parts(names: Sequence[str]) -> set[str]:
 
 
 _RENAMED = (
-    "optimum-neuron puts the names of the layers that it fuses (gate_up_proj, qkv_proj) into target_modules alone, so that "
-    "peft finds none of them by this setting"
+    "optimum-neuron puts the names of the layers that it fuses (gate_up_proj, qkv_proj) into target_modules alone, so "
+    "that peft finds none of them by this setting"
 )
 _SHARDS = "optimum-neuron's shards don't say how such tensors lie over the ranks, so that they couldn't be put together"
 _NOT_HERE = "leave it out, or train with accelerator=cuda"
@@ -172,7 +174,10 @@ def _unsupported(lora: LoraConfig) -> Iterator[Problem]:
         ("alpha_pattern", _RENAMED),
         ("exclude_modules", _RENAMED),
         ("modules_to_save", _SHARDS),
-        ("trainable_token_indices", "optimum-neuron's embedding is split by rows, and peft's layer for single rows isn't"),
+        (
+            "trainable_token_indices",
+            "optimum-neuron's embedding is split by rows, and peft's layer for single rows isn't",
+        ),
     ):
         value = getattr(lora, setting)
         if value:
@@ -184,7 +189,9 @@ def _unsupported(lora: LoraConfig) -> Iterator[Problem]:
         yield Problem("lora.init_lora_weights", lora.init_lora_weights, why, "take true or gaussian")
     full = [name for name in lora.target_modules if "." in name]
     if full:
-        yield Problem("lora.target_modules", listed(lora.target_modules), f"{full[0]}: {_RENAMED}", "name q_proj, ... alone")
+        yield Problem(
+            "lora.target_modules", listed(lora.target_modules), f"{full[0]}: {_RENAMED}", "name q_proj, ... alone"
+        )
 
 
 def check_no_compile(config: Config) -> Iterator[Problem]:

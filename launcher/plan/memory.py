@@ -136,27 +136,21 @@ def _overhead(config: Config) -> float:
 
 
 def _torch_loss(config: Config, facts: ArchitectureConfig) -> float:
-    """Two chunks of fp32 logits; when the head is trained also its gradient, twice while a chunk is added; when rows of
-    the embedding are, what peft makes of them in each pass."""
+    """Two chunks of fp32 logits; when the head is trained also its gradient, in full training twice while a chunk is
+    added; and what trained rows of the embedding take."""
     logits = 2 * 4 * LOSS_CHUNK * facts.vocab_size
-    head = 2 * 4 * facts.vocab_size * facts.hidden_size if _trains_head(config, facts) else 0
-    return float(logits + head + _token_matrices(config, facts))
+    full = config.method.name == "full"
+    gradients = 2 if full else int(HEAD in saved_modules(config.lora, modules(facts)))
+    return float(logits + gradients * 4 * facts.vocab_size * facts.hidden_size + _rows(config, facts))
 
 
-def _trains_head(config: Config, facts: ArchitectureConfig) -> bool:
-    if config.method.name == "full":
-        return True
-    rows = bool(config.lora.trainable_token_indices) and facts.tied_embeddings
-    return rows or HEAD in saved_modules(config.lora, modules(facts))
-
-
-def _token_matrices(config: Config, facts: ArchitectureConfig) -> float:
-    """Trained rows are written into a copy of the whole embedding, one for each use of it, and the embedding's gradient
-    is a whole one, too [peft's tuners/trainable_tokens/layer.py]."""
+def _rows(config: Config, facts: ArchitectureConfig) -> float:
+    """The embedding's gradient is a whole matrix although few rows are trained; a tied head is a copy of the embedding
+    with those rows [peft's tuners/trainable_tokens/layer.py]. Measured: docs/planning.md."""
     if config.method.name == "full" or not config.lora.trainable_token_indices:
         return 0.0
-    copies = (2 if facts.tied_embeddings else 1) * PRODUCT_BYTES[config.training.precision] + 4
-    return float(copies * facts.vocab_size * facts.hidden_size)
+    copy = PRODUCT_BYTES[config.training.precision] if facts.tied_embeddings else 0
+    return float((4 + copy) * facts.vocab_size * facts.hidden_size)
 
 
 def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:

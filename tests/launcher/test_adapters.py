@@ -7,8 +7,8 @@ import pytest
 from launcher.changes import changes, fixed_part
 from launcher.checks import problems
 from launcher.neuron.graphs import shapes
-from launcher.plan.build import preflight
 from launcher.overrides import expand
+from launcher.plan.build import preflight
 from launcher.plan.tensors import first_reached
 from launcher.record import write_records
 from launcher.rundir import RunDir

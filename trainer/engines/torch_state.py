@@ -44,7 +44,9 @@ def live_weights(model: PreTrainedModel | PeftModel) -> Tensors:
 def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
     """As peft and transformers save; an adapter with everything that was trained."""
     model.save_pretrained(str(directory))
-    if isinstance(model, PeftModel) and any(left_out(model, get_peft_model_state_dict(model, save_embedding_layers=False))):
+    if isinstance(model, PeftModel) and any(
+        left_out(model, get_peft_model_state_dict(model, save_embedding_layers=False))
+    ):
         save_file(copied(live_weights(model)), directory / Path(ADAPTER).name, metadata={"format": "pt"})
 
 

@@ -1,4 +1,4 @@
-"""peft's adapter on a real model: what it will be is settled by launcher.adapters, and what it became is held against that.
+"""peft's adapter on a real model: launcher.adapters settles what it will be, and what it became is held against that.
 
 Where peft 0.17 would do something else in silence, training doesn't begin.
 """
@@ -54,12 +54,14 @@ def modules_of(model: PreTrainedModel) -> Modules:
 def _decoder_layers(model: PreTrainedModel) -> tuple[str | None, int]:
     """Name and length of the list that has as many entries as the model has layers: the outermost one."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    lists = [
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
     return (min(lists, key=lambda name: name.count(".")), int(count or 0)) if lists else (None, 0)
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """A linear layer, an embedding, or a norm: what is called with one tensor, and has no modules with weights inside."""
+    """A linear layer, an embedding, or a norm: called with one tensor, and without modules with weights inside."""
     own = list(module.parameters(recurse=False))
     if not own or len(own) != len(list(module.parameters())):
         return False
@@ -141,7 +143,9 @@ def refuse_other(adapted: PeftModel, lora: LoraConfig, modules: Modules) -> None
     differing = sorted(set(expected.adapters) ^ set(found.adapters), key=lambda adapter: adapter.name)
     names = [adapter.name for adapter in differing] or sorted(set(expected.saved) ^ set(found.saved))
     if names:
-        raise TrntuneError(f"lora: peft would train {some(names)} otherwise than the settings say: name the layers in full")
+        raise TrntuneError(
+            f"lora: peft would train {some(names)} otherwise than the settings say: name the layers in full"
+        )
     if expected.tokens != found.tokens:
         raise TrntuneError(f"lora.trainable_token_indices: peft would train the rows {list(found.tokens)}")
     base: Any = adapted.get_base_model()

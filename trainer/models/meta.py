@@ -19,7 +19,7 @@ from launcher.adapters import first_layer, trained
 from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
 from trainer.families.experts import idle_parameters
-from trainer.models.adapt import is_added, modules_of, peft_config, refuse_faults
+from trainer.models.adapt import peft_config, refuse_faults
 from trainer.models.load import count_parameters
 
 
@@ -76,7 +76,11 @@ def adapted_parts(model: PreTrainedModel, lora: LoraConfig) -> dict[str, int]:
     modules = refuse_faults(model, lora)
     found = trained(lora, modules)
     first = first_layer(lora, found, modules)
-    below = [(name, p) for name, p in model.named_parameters() if (layer := modules.layer_of(name)) is not None and layer < first]
+    below = [
+        (name, p)
+        for name, p in model.named_parameters()
+        if (layer := modules.layer_of(name)) is not None and layer < first
+    ]
     idle = idle_parameters(model, model.config.get_text_config())
     products = {*modules.linear, modules.head}
     return {

@@ -53,7 +53,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "tied_embedding": ("qwen3", ("lora.modules_to_save=[embed_tokens]",), True),
     "both_of_a_tie": ("llama_tied", ("lora.modules_to_save=[embed_tokens,lm_head]",), True),
     "tokens": ("llama", ("lora.trainable_token_indices=[3,77,5]",), False),
-    "tokens_tied": ("llama_tied", ("lora.trainable_token_indices=[3,77,5]", "lora.modules_to_save=[model.norm]"), False),
+    "tokens_tied": (
+        "llama_tied",
+        ("lora.trainable_token_indices=[3,77,5]", "lora.modules_to_save=[model.norm]"),
+        False,
+    ),
     "tokens_of_gpt2": ("gpt2", ("lora.target_modules=[c_attn]", "lora.trainable_token_indices=[7]"), False),
 }
 
@@ -110,7 +114,9 @@ def test_an_option_trains_what_the_plan_counts_and_saves_resumes_and_merges_it(n
     train(model)
     live = state.live_weights(model)
     assert sum(tensor.numel() for tensor in live.values()) >= trainable
-    assert all(not torch.equal(live[key], tensor) for key, tensor in untrained.items() if "lora_A" not in key or "orth" in name)
+    assert all(
+        not torch.equal(live[key], tensor) for key, tensor in untrained.items() if "lora_A" not in key or "orth" in name
+    )
 
     state.save_weights(model, tmp_path / "adapter")
     again = PeftModel.from_pretrained(load(base), str(tmp_path / "adapter")).eval()
@@ -155,7 +161,10 @@ def small(family: str):
 
 
 def test_layers_to_transform_are_decoder_layers_of_a_mixture_of_experts_too():
-    model, lora = small("mixtral"), config_of(Path("x"), "lora.target_modules=[w1,q_proj]", "lora.layers_to_transform=[1]").lora
+    model, lora = (
+        small("mixtral"),
+        config_of(Path("x"), "lora.target_modules=[w1,q_proj]", "lora.layers_to_transform=[1]").lora,
+    )
     modules = refuse_faults(model, lora)
     peft_model = get_peft_model(model, peft_config(lora, modules))
     refuse_other(peft_model, lora, modules)
@@ -165,17 +174,22 @@ def test_layers_to_transform_are_decoder_layers_of_a_mixture_of_experts_too():
 
 
 def test_what_peft_makes_otherwise_is_refused():
-    model, lora = small("mixtral"), config_of(Path("x"), "lora.target_modules=[w1]", "lora.layers_to_transform=[1]").lora
+    model, lora = (
+        small("mixtral"),
+        config_of(Path("x"), "lora.target_modules=[w1]", "lora.layers_to_transform=[1]").lora,
+    )
     modules, theirs = modules_of(model), peft_config(lora, modules_of(model))
     theirs.layers_pattern = None  # as peft finds the layer by itself
-    with pytest.raises(TrntuneError, match=r"peft would train model.layers.0.block_sparse_moe.experts.1.w1, model.layers.1"):
+    with pytest.raises(
+        TrntuneError, match=r"peft would train model.layers.0.block_sparse_moe.experts.1.w1, model.layers.1"
+    ):
         refuse_other(get_peft_model(model, theirs), lora, modules)
 
 
 @pytest.mark.parametrize(
     ("family", "options", "piece"),
     [
-        ("gemma3_text", ("lora.trainable_token_indices=[5]",), "Gemma3TextScaledWordEmbedding does more than look rows up"),
+        ("gemma3_text", ("lora.trainable_token_indices=[5]",), "ScaledWordEmbedding does more than look rows up"),
         ("roberta", ("lora.trainable_token_indices=[5]", "lora.target_modules=[query]"), "output head's bias"),
         ("mixtral", ("lora.modules_to_save=[gate,norm]",), "9 of them|13 of them|5 of them"),
         ("gpt2", ("lora.target_modules=[c_attn]", "lora.bias=lora_only", "lora.modules_to_save=[ln]"), "no module ln"),

@@ -33,7 +33,8 @@ def is_added(name: str) -> bool:
 def modules_of(model: PreTrainedModel) -> Modules:
     """The names of a model's modules, before peft changes it; it may be on the meta device."""
     named = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     name_of = {id(module): name for name, module in named}
     layers, count = _decoder_layers(model)
     return Modules(
@@ -68,7 +69,7 @@ def _is_leaf(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.Embedding | Conv1D) or all(parameter.dim() == 1 for parameter in own)
 
 
-def _no_tokens(embedding: nn.Module, head: nn.Module | None) -> str:
+def _no_tokens(embedding: nn.Module, head: Any) -> str:
     """peft looks rows up by itself, and multiplies by a tied head's matrix alone [tuners/trainable_tokens/layer.py]."""
     kind = type(embedding)
     if not isinstance(embedding, nn.Embedding) or kind.forward is not nn.Embedding.forward:
@@ -116,6 +117,8 @@ def peft_config(lora: LoraConfig, modules: Modules | None = None) -> PeftLoraCon
     """The adapter in peft's terms. ``modules``: of the model, which all-linear and layers_to_transform need."""
     targets, layers = peft_targets(lora, modules)
     pattern = modules.layers.rpartition(".")[2] if layers and modules is not None and modules.layers else None
+    start: Any = True if lora.init_lora_weights == "true" else lora.init_lora_weights
+    bias: Any = lora.bias  # peft has its words as literals
     return PeftLoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -127,8 +130,8 @@ def peft_config(lora: LoraConfig, modules: Modules | None = None) -> PeftLoraCon
         layers_pattern=pattern,
         rank_pattern=dict(lora.rank_pattern),
         alpha_pattern=dict(lora.alpha_pattern),
-        init_lora_weights=True if lora.init_lora_weights == "true" else lora.init_lora_weights,
-        bias=lora.bias,
+        init_lora_weights=start,
+        bias=bias,
         modules_to_save=list(lora.modules_to_save) if lora.modules_to_save else None,
         trainable_token_indices=list(lora.trainable_token_indices) if lora.trainable_token_indices else None,
         use_dora=lora.use_dora,

@@ -84,10 +84,15 @@ def adapted_parts(model: PreTrainedModel, lora: LoraConfig) -> dict[str, int]:
     idle = idle_parameters(model, model.config.get_text_config())
     products = {*modules.linear, modules.head}
     return {
-        "saved_matmul": sum(model.get_submodule(name).weight.numel() for name in found.saved if name in products),
+        "saved_matmul": sum(_weight(model, name) for name in found.saved if name in products),
         "first_layer": first,
         "forward_only": sum(p.numel() for _, p in below) - idle * first // max(1, modules.count),
     }
+
+
+def _weight(model: PreTrainedModel, name: str) -> int:
+    module: Any = model.get_submodule(name)
+    return int(module.weight.numel())
 
 
 def main(arguments: list[str]) -> int:

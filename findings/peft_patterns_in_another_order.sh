@@ -14,7 +14,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet --disable-pip-version-check peft==0.17.0 transformers==4.57.1 torch==2.8.0
+"$work/venv/bin/pip" install --quiet --disable-pip-version-check peft==0.17.0 transformers==4.57.6 torch==2.13.0
 cat >"$work/patterns.py" <<'PYTHON'
 import copy
 import sys

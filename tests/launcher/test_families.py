@@ -23,8 +23,9 @@ def model(tmp_path, **facts) -> str:
 
 
 def test_a_state_space_model_is_refused_with_packing(tmp_path):
-    arguments = ("model=local", model(tmp_path, model_type="mamba", architectures=["MambaForCausalLM"]))
-    done = launch(tmp_path, *arguments, "lora.target_modules=[in_proj]")
+    named = model(tmp_path, model_type="mamba", architectures=["MambaForCausalLM"])
+    arguments = ("model=local", named, "lora.target_modules=[in_proj]")
+    done = launch(tmp_path, *arguments)
     assert done.returncode == 2
     assert "MambaForCausalLM has layers of its own" in done.stderr
     assert "dataset.packing=false works" in done.stderr
@@ -46,6 +47,20 @@ def test_a_state_space_model_is_refused_with_packing(tmp_path):
 def test_what_would_train_another_model_is_refused(tmp_path, facts, message):
     with pytest.raises(UsageError, match=message):
         refuse_family(single("model=local", model(tmp_path, **facts), "dataset.packing=false").config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("lora.target_modules=[q_prog]",), "no linear layer 'q_prog' .*nearest is q_proj"),
+        (("lora.modules_to_save=[norm]",), "5 of them: model.layers.0.input_layernorm, .* such as model.norm"),
+        (("lora.exclude_modules=[w1]",), "w1 is none of the 4 layers that get an adapter"),
+        (("lora.layers_to_transform=[2]",), "mistral has no layer 2; they are 0 to 1"),
+    ],
+)
+def test_an_adapter_that_would_be_another_one_is_refused(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        refuse_family(single("model=local", model(tmp_path, model_type="mistral"), *options).config)
 
 
 def test_a_window_is_no_reason_to_refuse(tmp_path):

@@ -14,7 +14,7 @@ from trainer.data.collate import Collator
 from trainer.data.tokenize import IGNORE, Example
 from trainer.families.experts import idle_parameters
 from trainer.families.small import small_config, small_model
-from trainer.models.load import check_targets
+from trainer.models.adapt import check_targets
 
 
 def mixtral(**changes):

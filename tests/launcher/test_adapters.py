@@ -9,6 +9,7 @@ from launcher.checks import problems
 from launcher.neuron.graphs import shapes
 from launcher.overrides import expand
 from launcher.plan.build import preflight
+from launcher.plan.show import beside
 from launcher.plan.tensors import first_reached
 from launcher.record import write_records
 from launcher.rundir import RunDir
@@ -154,3 +155,13 @@ def test_the_backward_pass_ends_where_nothing_below_is_trained(arguments, first,
     assert first_reached(facts, config.lora) == first
     parameters = preflight(config, facts).parameters
     assert parameters.forward_only == first * (576 * 576 * 2 + 576 * 192 * 2 + 3 * 576 * 1536 + 2 * 576)
+
+
+def test_the_plan_names_what_is_trained_in_full(cwd):
+    config = single("lora.modules_to_save=[model.norm,lm_head]", "lora.rank_pattern={q_proj:4}").config
+    assert beside(preflight(config, config.model.architecture)) == "model.norm, lm_head"
+    config = single("lora.modules_to_save=[input_layernorm]", "lora.trainable_token_indices=[5,9]").config
+    shown = beside(preflight(config, config.model.architecture))
+    assert shown.startswith("model.layers.0.input_layernorm, model.layers.1.input_layernorm")
+    assert shown.endswith(" and 26 more, 2 rows of the embedding")
+    assert beside(preflight(single().config, config.model.architecture)) == ""

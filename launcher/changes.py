@@ -30,10 +30,14 @@ FIXED = (
     "lora.target_modules",
     "lora.use_dora",
     "lora.use_rslora",
+    *("lora.rank_pattern", "lora.alpha_pattern", "lora.modules_to_save", "lora.trainable_token_indices", "lora.bias"),
+    *("lora.exclude_modules", "lora.layers_to_transform", "lora.init_lora_weights"),
     "seed",
     "training.max_length",
     "training.global_batch_size",
 )
+# Fixed settings that checkpoints of earlier versions don't have, and what those were made with.
+LATER = {"lora.bias": "none", "lora.init_lora_weights": "true"}
 # Where the same model or data lies; their contents are compared by hash.
 PLACES = ("model.path", "dataset.path")
 
@@ -77,7 +81,8 @@ def config_sha256(config: Config) -> str:
 
 def fixed_part(config: Config) -> dict[str, Any]:
     """The settings that a checkpoint can't be used without."""
-    return {key: value for key, value in describes(config).items() if is_fixed(key)}
+    fixed = {key: value for key, value in describes(config).items() if is_fixed(key)}
+    return {key: value for key, value in fixed.items() if key not in LATER or value != LATER[key]}
 
 
 def is_fixed(key: str) -> bool:

@@ -17,6 +17,7 @@ from launcher.schema import Config
 _root: ContextVar[type] = ContextVar("root", default=Config)
 
 TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+_CONTAINERS: dict[Any, str] = {list: "a list such as [a,b]", dict: "a mapping such as {a:1}"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Key:
     @property
     def type_name(self) -> str:
         """The type in words: "an integer or null"."""
-        name = "a list such as [a,b]" if get_origin(self.type) is list else TYPE_NAMES[self.type]
+        name = _CONTAINERS.get(get_origin(self.type)) or TYPE_NAMES[self.type]
         return f"{name} or null" if self.optional else name
 
     @property
@@ -120,9 +121,13 @@ def lookup(config: Any, path: str) -> Any:
 
 
 def complaint(key: Key, value: Any) -> str | None:
-    """Why ``value`` of the right type is not allowed at ``key``, or None. NaN and infinity never are."""
+    """Why ``value`` of the right type is not allowed at ``key``, or None. NaN and infinity never are; of a list or a
+    mapping each number is looked at."""
     if value is None:
         return None
+    if isinstance(value, list | dict):
+        numbers = (each for each in (value.values() if isinstance(value, dict) else value) if not isinstance(each, str))
+        return next((why for each in numbers if (why := complaint(key, each))), None)
     if isinstance(value, str) and not value.strip() and not key.may_be_empty:
         return "must not be empty" + ("; null leaves it out" if key.optional else "")
     if isinstance(value, float) and not math.isfinite(value):

@@ -35,7 +35,8 @@ def _differs(facts: dict[str, Any]) -> bool:
     Granite or Qwen3, and optimum-neuron computes neither."""
     rope = facts.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
-    return bool(facts.get("use_sliding_window")) or kind in ("dynamic", "longrope")
+    others = ("use_sliding_window", "attention_bias", "mlp_bias")
+    return any(facts.get(name) for name in others) or kind in ("dynamic", "longrope")
 
 
 def family_of(directory: Path) -> str:
@@ -69,5 +70,5 @@ def read_architecture(directory: Path) -> ArchitectureConfig | None:
         max_positions=facts.get("max_position_embeddings") or 2048,  # transformers' own default for Llama
         tied_embeddings=bool(facts.get("tie_word_embeddings", False)),
         attention_bias=bool(facts.get("attention_bias", False)),
-        mlp_bias=family == "llama" and bool(facts.get("mlp_bias", False)),  # Qwen3 has no such switch
+        mlp_bias=family != "qwen3" and bool(facts.get("mlp_bias", False)),  # which has no such switch
     )

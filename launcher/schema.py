@@ -38,8 +38,8 @@ def setting(
     """
     limits = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
     metadata = {"help": help, **limits, "may_be_empty": may_be_empty}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -140,10 +140,33 @@ class LoraConfig:
     alpha: int = setting(16, "scale: alpha/r, or alpha/sqrt(r) with use_rslora", ge=1)
     dropout: float = setting(0.05, "dropout on the adapter's input", ge=0, lt=1)
     target_modules: list[str] = setting(
-        ["q_proj", "v_proj"], "linear layers that get an adapter; [all-linear]: all but the output head"
+        ["q_proj", "v_proj"],
+        "linear layers that get an adapter, by the last parts of their names; [all-linear]: all but the output head",
     )
+    exclude_modules: list[str] | None = setting(
+        None, "layers among them that get none, by the last parts of their names"
+    )
+    layers_to_transform: list[int] | None = setting(None, "decoder layers that get adapters; null: all", ge=0)
     use_dora: bool = setting(False, "weight-decomposed LoRA")
     use_rslora: bool = setting(False, "rank-stabilised scaling")
+    rank_pattern: dict[str, int] = setting(
+        {}, "other ranks than r, by the last part of a layer's name or a regular expression for it", ge=1
+    )
+    alpha_pattern: dict[str, int] = setting({}, "other alphas than alpha, in the same way", ge=1)
+    init_lora_weights: str = setting(
+        "true", "how A begins: true (uniform), gaussian, or orthogonal with B; B A begins with zero"
+    )
+    bias: str = setting(
+        "none",
+        "biases of the base that are trained: of layers with adapters, or all",
+        choices=("none", "lora_only", "all"),
+    )
+    modules_to_save: list[str] | None = setting(
+        None, "linear layers, norms, embedding or head that are trained in full, by the last parts of their names"
+    )
+    trainable_token_indices: list[int] | None = setting(
+        None, "rows of the input embedding that are trained in full", ge=0
+    )
 
 
 @dataclass

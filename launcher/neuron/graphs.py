@@ -29,6 +29,7 @@ def shapes(config: Config) -> Shapes:
         "LoRA dropout": lora.dropout,
         "LoRA layers": sorted(lora.target_modules),
         "rank-stabilised LoRA": lora.use_rslora,
+        **({"LoRA decoder layers": sorted(lora.layers_to_transform)} if lora.layers_to_transform else {}),
     }
     return {
         "model": config.model.name,

@@ -92,13 +92,18 @@ class Answerers:
     @contextmanager
     def model(self, name: str) -> Iterator[Any]:
         """The model of that name, on the device."""
-        if self._adapted is not None:
+        if self._adapted is not None and (name != "base" or self._restores):
             with self._adapted.disable_adapter() if name == "base" else nullcontext():
                 yield self._adapted
             return
-        path = self.place.base if name == "base" else self.place.model
+        path = self.place.base if name == "base" else self.place.model  # trained biases stay in an adapted base
         assert path is not None
         yield self._load(path, self.way(name))
+
+    @property
+    def _restores(self) -> bool:
+        """Whether the base is as it was while the adapter is off."""
+        return all(config.bias == "none" for config in self._adapted.peft_config.values())
 
     def way(self, name: str) -> Answering:
         """How the model of that name answers exactly. Raises TrntuneError where it can't."""

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from launcher.checks import LINEAR_LAYERS, problems
+from launcher.checks import problems
 from launcher.errors import UsageError
 from launcher.helptext import choices
 from launcher.paths import CONF
@@ -58,7 +58,11 @@ PAIRS = [
 def test_all_linear_is_the_layers_of_a_known_family_by_name(cwd):
     config = single("lora.target_modules=[all-linear]").config
     assert problems(config) == []
-    assert config.lora.target_modules == list(LINEAR_LAYERS)
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert config.lora.target_modules == layers
+    config = single("lora=r16_all_linear", "lora.exclude_modules=[down_proj]").config
+    assert problems(config) == []
+    assert config.lora.target_modules == ["all-linear"]
 
 
 @pytest.mark.parametrize(("arguments", "key", "piece"), PAIRS, ids=lambda value: str(value)[:60])

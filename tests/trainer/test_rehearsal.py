@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from launcher.errors import TrntuneError
 from launcher.generation_config import applied, repairs
@@ -30,7 +31,7 @@ from trainer.checkpoints.manifest import Manifest, Position, World
 from trainer.checkpoints.peers import Alone
 from trainer.checkpoints.writer import Snapshot, write_files
 from trainer.engines.torch_engine import TorchEngine
-from trainer.engines.torch_state import config_document
+from trainer.engines.torch_state import config_document, live_weights
 from trainer.fetch import fetch_model, try_files
 from trainer.models.generation import check_generation, mend_generation
 from trainer.models.load import load_tokenizer
@@ -162,6 +163,28 @@ def test_everything_but_the_weights_is_written_as_it_will_be(tiny: Path, tmp_pat
     [file] = (tmp_path / "saved").glob("*.safetensors")
     assert weights == pytest.approx(file.stat().st_size, rel=0.05)
     assert checkpoint == 3 * weights
+
+
+def biased(tiny: Path, directory: Path) -> Path:
+    """The tiny model with biases in its attention."""
+    shutil.copytree(tiny, directory, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    config = AutoConfig.from_pretrained(tiny, attention_bias=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def test_all_that_an_adapter_trains_is_in_the_rehearsed_save_and_merges(tiny: Path, tmp_path: Path) -> None:
+    options = ("lora.bias=lora_only", "lora.modules_to_save=[model.norm]", "lora.trainable_token_indices=[65,66]")
+    engine, run = prepared(biased(tiny, tmp_path / "base"), tmp_path / "run", "stages=[fetch,train,merge]", *options)
+    assert rehearse(engine, run) is None
+    engine.rehearse(tmp_path / "tried")
+    engine.save(tmp_path / "saved")
+    tried, saved = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("tried", "saved"))
+    assert tried.keys() == saved.keys() == live_weights(engine.model).keys()
+    for part in ("q_proj.base_layer.bias", "model.norm.weight", "trainable_tokens_delta"):
+        assert any(part in name for name in tried), part
+    assert engine.saved_bytes()[0] == sum(tensor.nbytes for tensor in saved.values())
+    rehearse_merge(engine.config, run, tmp_path / "tried")
 
 
 def test_weights_that_transformers_cannot_save_are_found_before_training(tiny: Path, tmp_path: Path) -> None:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError
-from launcher.schema import Config, LoraConfig
+from launcher.schema import Config
 from launcher.stage import is_rank_zero
 from launcher.weights import incomplete, missing_text, too_few_rows
-from trainer.models.targets import resolved_targets
+from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, train_in_fp32
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -124,35 +123,24 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     """For LoRA the model with adapters initialized by ``config.seed``, its base frozen; for full the model itself."""
     if config.method.name == "full":
         return model
-    targets = resolved_targets(model, config.lora.target_modules)
+    modules = refuse_faults(model, config.lora)
     torch.manual_seed(config.seed)
-    adapter = peft_config(config.lora, targets)
+    adapter = peft_config(config.lora, modules)
     adapter.base_model_name_or_path = config.model.hub_id or str(model.name_or_path)
     try:
         adapted = get_peft_model(model, adapter)
     except (ValueError, TypeError) as error:  # layers that peft can't adapt in this family
-        raise TrntuneError(f"lora.target_modules: {_first_line(error)}") from None
+        raise TrntuneError(f"lora: {_first_line(error)}") from None
     assert isinstance(adapted, PeftModel)
+    refuse_other(adapted, config.lora, modules)
+    train_in_fp32(adapted)
     return adapted
-
-
-def peft_config(lora: LoraConfig, targets: list[str] | None = None) -> PeftLoraConfig:
-    """The adapter in peft's terms; ``targets`` in place of lora.target_modules where those stand for others."""
-    return PeftLoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules if targets is None else targets),
-        use_dora=lora.use_dora,
-        use_rslora=lora.use_rslora,
-        task_type="CAUSAL_LM",
-    )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Distinct parameters of the base model, and distinct trainable ones. ``parameters()`` gives tied ones once."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    base = sum(p.numel() for name, p in model.named_parameters() if not is_added(name))
     return base, trainable
 
 

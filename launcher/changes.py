@@ -37,7 +37,10 @@ FIXED = (
     "training.global_batch_size",
 )
 # Fixed settings that checkpoints of earlier versions don't have, and what those were made with.
-LATER = {"lora.bias": "none", "lora.init_lora_weights": "true"}
+LATER = {
+    **{"lora.bias": "none", "lora.init_lora_weights": "true"},
+    **{"model.architecture.attention_bias": False, "model.architecture.mlp_bias": False},
+}
 # Where the same model or data lies; their contents are compared by hash.
 PLACES = ("model.path", "dataset.path")
 

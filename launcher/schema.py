@@ -67,7 +67,7 @@ class ArchitectureConfig:
     max_positions: int = setting(MISSING, "longest sequence that the model was built for, tokens", ge=1)
     tied_embeddings: bool = setting(MISSING, "whether the output head is the input embedding")
     attention_bias: bool = setting(False, "whether the four linear layers of attention have biases")
-    mlp_bias: bool = setting(False, "whether the three linear layers of a Llama's MLP have biases")
+    mlp_bias: bool = setting(False, "whether the three linear layers of a Llama's or Granite's MLP have biases")
 
 
 @dataclass

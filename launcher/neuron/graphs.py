@@ -33,7 +33,7 @@ def shapes(config: Config) -> Shapes:
     }
     return {
         "model": config.model.name,
-        "architecture": None if config.model.architecture is None else asdict(config.model.architecture),
+        "architecture": None if config.model.architecture is None else _facts(config.model.architecture),
         "method": config.method.name,
         **(adapter if config.method.name == "lora" else {}),
         "row length": training.max_length,
@@ -53,6 +53,11 @@ def shapes(config: Config) -> Shapes:
         "fused softmax": None if neuron is None else neuron.fuse_softmax,
         "cores a device": None if neuron is None else neuron.logical_nc,
     }
+
+
+def _facts(facts: ArchitectureConfig) -> dict[str, Any]:
+    """Without biases, which no model has here: graphs that were compiled before these were facts stay valid."""
+    return {key: value for key, value in asdict(facts).items() if value or not key.endswith("_bias")}
 
 
 def fuses_qkv(facts: ArchitectureConfig, parallel: ParallelismConfig) -> bool:

@@ -109,7 +109,9 @@ def test_what_optimum_neuron_passes_on_counts_there_and_gives_other_graphs(cwd):
     assert problems(config) == []
     assert preflight(config, config.model.architecture).parameters.trainable == 39_845_888 * 2 // 32
     assert shapes(config)["LoRA decoder layers"] == [3, 31]
-    assert "LoRA decoder layers" not in shapes(single(*ON_NEURON).config)
+    without = shapes(single(*ON_NEURON).config)
+    assert "LoRA decoder layers" not in without
+    assert without["architecture"].keys().isdisjoint({"attention_bias", "mlp_bias"})  # as before they were facts
     assert problems(single(*ON_NEURON, "lora.init_lora_weights=gaussian").config) == []
 
 

@@ -226,6 +226,19 @@ def test_flops_are_those_of_what_is_trained_and_reached(bases):
     assert (counted["saved_matmul"], counted["forward_only"], counted["first_layer"]) == (head, layer, 1)
 
 
+@pytest.mark.parametrize("option", ["lora.modules_to_save=[embed_tokens]", "lora.trainable_token_indices=[5]"])
+@pytest.mark.parametrize("kind", ["llama", "llama_tied"])
+def test_a_trained_embedding_is_no_product_and_is_looked_up_once(kind, option, bases):
+    config = config_of(bases[kind], option)
+    base = load_model(bases[kind], config, "sdpa")
+    modules, total = modules_of(base), base.num_parameters()
+    looked_up = 0 if modules.tied else base.get_input_embeddings().weight.numel()
+    model = apply_method(base, config)
+    size = model_size(model.get_base_model(), ParameterCounts(*count_parameters(model), 0), config, modules)
+    assert size.matmul_params == total - looked_up == describe(str(bases[kind]), asdict(config.lora))["matmul"]
+    assert size.saved_params == 0
+
+
 def test_answers_of_the_base_are_the_bases_though_an_adapter_with_biases_changes_it(bases, tmp_path):
     config = config_of(bases["llama"], "lora.bias=all")
     model = adapted(bases["llama"], config)

@@ -35,7 +35,7 @@ FIXED = (
     "training.global_batch_size",
 )
 # Where the same model or data lies; their contents are compared by hash.
-PLACES = ("model.path", "dataset.path")
+PLACES = ("model.path", "dataset.path", "dataset.eval_path", "dataset.chat_template")
 
 
 @dataclass(frozen=True)

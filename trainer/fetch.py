@@ -17,7 +17,7 @@ from typing import Any
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from launcher.schema import Config, DatasetConfig, ModelConfig
-from trainer.data import python_docs
+from trainer.data import imports, python_docs
 from trainer.models import cache
 
 # Raised when a conversion or a built-in model changes: it is in the cache entry's name.
@@ -39,9 +39,9 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
 def tokenize_dataset(config: Config, model_dir: Path, data: Path) -> None:
     """Have the training stage find its tokens and its packing in the cache. Raises TrntuneError for broken data."""
     from trainer.data.prepare import prepare
-    from trainer.models.load import load_tokenizer
+    from trainer.models.load import run_tokenizer
 
-    prepare(config, data, load_tokenizer(model_dir, config.model.trust_remote_code))
+    prepare(config, data, run_tokenizer(config, model_dir))
 
 
 def fetch_model(model: ModelConfig) -> Path:
@@ -67,16 +67,26 @@ def fetch_dataset(dataset: DatasetConfig) -> Path:
     if dataset.source == "python_docs":
         return cache.entry(python_docs.cache_name(), _build_python_docs) / "rows.jsonl"
     if dataset.path is not None:
+        return _local(dataset)
+    from trainer.models.hub import fetch_dataset_file
+
+    assert dataset.hub_id is not None
+    _say(f"looking for {dataset.hub_id} on the Hugging Face Hub")
+    if dataset.hub_file is None:
+        from trainer.models.hub_sets import fetch_splits
+
+        return fetch_splits(dataset)
+    return fetch_dataset_file(dataset.hub_id, dataset.hub_file, dataset.revision)
+
+
+def _local(dataset: DatasetConfig) -> Path:
+    """The user's own JSONL file, or one that is put together from what he has."""
+    if dataset.source != "files" and dataset.eval_path is None:
         path = Path(dataset.path).expanduser().absolute()
         if not path.is_file():
             raise TrntuneError(f"dataset.path={dataset.path}: there is no such file")
         return path
-    from trainer.models.hub import fetch_dataset_file
-
-    assert dataset.hub_id is not None
-    assert dataset.hub_file is not None
-    _say(f"looking for {dataset.hub_id} on the Hugging Face Hub")
-    return fetch_dataset_file(dataset.hub_id, dataset.hub_file, dataset.revision)
+    return imports.local_file(dataset)
 
 
 def tokenizer_at_hand(model: ModelConfig) -> Path | None:
@@ -92,7 +102,8 @@ def tokenizer_at_hand(model: ModelConfig) -> Path | None:
 
 
 def dataset_at_hand(dataset: DatasetConfig) -> Path | None:
-    """The JSONL file of a data set that was fetched before, or None; nothing is downloaded or built."""
+    """The JSONL file of a data set that was fetched before, or None; nothing is downloaded, and nothing built but what
+    puts local files together."""
     if dataset.source == "python_docs":
         file = cache.root() / python_docs.cache_name() / "rows.jsonl"
         return file if file.is_file() else None
@@ -101,7 +112,10 @@ def dataset_at_hand(dataset: DatasetConfig) -> Path | None:
     from trainer.models.hub import cached_file
 
     assert dataset.hub_id is not None
-    assert dataset.hub_file is not None
+    if dataset.hub_file is None:
+        from trainer.models.hub_sets import splits_at_hand
+
+        return splits_at_hand(dataset)
     return cached_file(dataset.hub_id, dataset.hub_file, dataset.revision, repo_type="dataset")
 
 

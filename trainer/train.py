@@ -25,11 +25,11 @@ from trainer.checkpoints.manifest import Position
 from trainer.checkpoints.writer import Outcome
 from trainer.compilation.trial import tracing
 from trainer.compilation.watch import Graphs, Watched, refuse_other_graphs, watch
-from trainer.data.prepare import PreparedData, prepare
+from trainer.data.prepare import PreparedData, data_notes, prepare
 from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
 from trainer.history import History
 from trainer.models.fingerprint import fingerprint, write_base
-from trainer.models.load import load_tokenizer
+from trainer.models.load import run_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
 from trainer.report import train_result
@@ -119,7 +119,7 @@ class TrainRun:
         if self.writes:
             self.graphs = watch(self.config, self.run_dir, lambda text: print(text, file=sys.stderr, flush=True))
         with self.stopwatch.part("load"):
-            tokenizer = load_tokenizer(model_dir, self.config.model.trust_remote_code)
+            tokenizer = run_tokenizer(self.config, model_dir)
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
         with self.stopwatch.part("load"):
@@ -279,13 +279,9 @@ class TrainRun:
             f"{self.config.training.max_length} tokens ({report.padding_fraction:.1%} padding), "
             f"{report.eval_examples} held out"
         )
-        for count, what in (
-            (report.rows_skipped, "broken rows were skipped"),
-            (report.truncated, "examples were cut at training.max_length"),
-            (report.dropped, "examples were dropped: their prompt alone fills training.max_length"),
-        ):
-            if count:
-                progress.message(f"note: {count:,} {what}")
+        progress.message(f"data: {report.rows_read:,} rows, {report.found}")
+        for note in data_notes(report):
+            progress.message(f"note: {note}")
 
     def _evaluate(self, data: PreparedData, recorder: Recorder, step: int) -> float:
         """The held-out loss of the weights of ``step``; what training has just evaluated is not done again."""

@@ -66,7 +66,7 @@ def epoch(config: Config) -> Epoch | None:
         shape.trained,
         shape.pairs,
         shape.eval_rows,
-        f"measured on the data{part}",
+        f"measured on the data{part}, format {shape.format}",
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from postprocess.generate.questions import Question
-from trainer.data.tokenize import IGNORE, prompt_ids, tokenize
+from trainer.data.tokenize import IGNORE, end_id, prompt_ids, tokenize
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,15 @@ def answer(
     that a question's answer doesn't depend on what was asked in other batches.
     """
     prompts = [prompt_ids(question.row, prompt, tokenizer) for question in questions]
+    end = end_id(questions[0].row, tokenizer)
     answers: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
         torch.manual_seed(sampling.seed * 1_000_003 + start)
-        answers += _batch(model, tokenizer, prompts[start : start + batch_size], sampling)
+        answers += _batch(model, tokenizer, prompts[start : start + batch_size], sampling, end)
     return answers
 
 
-def _batch(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling) -> list[Answer]:
+def _batch(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, end: int) -> list[Answer]:
     batch = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
@@ -56,15 +57,14 @@ def _batch(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampl
             **batch,
             **(drawn if sampling.temperature > 0 else greedy),
             max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end,
             pad_token_id=tokenizer.pad_token_id,
         )
     new = output[:, batch["input_ids"].shape[1] :].tolist()
-    return [_answer(ids, tokenizer) for ids in new]
+    return [_answer(ids, tokenizer, end) for ids in new]
 
 
-def _answer(ids: list[int], tokenizer: Any) -> Answer:
-    eos = tokenizer.eos_token_id
+def _answer(ids: list[int], tokenizer: Any, eos: int) -> Answer:
     ended = eos in ids
     kept = ids[: ids.index(eos)] if ended else ids
     return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept), ended)

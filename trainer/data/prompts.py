@@ -5,14 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.errors import TrntuneError
-from trainer.data.rows import InstructionRow
+from trainer.data.formats import PairRow, TextRow
+from trainer.data.rows import InstructionRow, Row
 
 
-def render(row: InstructionRow, prompt: str, tokenizer: Any) -> tuple[str, str]:
+def render(row: Row, prompt: str, tokenizer: Any) -> tuple[str, str]:
     """The prompt and the answer as text, to be tokenized apart and put together. No EOS yet.
 
     ``prompt`` is "plain" or "chat". Raises TrntuneError when the tokenizer has no chat template.
     """
+    if isinstance(row, TextRow):
+        return "", row.text
+    if isinstance(row, PairRow):
+        if prompt == "plain" or not row.own_prompt:
+            return row.prompt, row.completion
+        row = InstructionRow(row.prompt, "", row.completion)
+    assert isinstance(row, InstructionRow)
     return plain(row) if prompt == "plain" else chat(row, tokenizer)
 
 

@@ -1,18 +1,42 @@
-"""Instruction rows: one schema, read from JSON lines with every broken row named."""
+"""Rows of every format, read from JSON lines with every broken row named; and instruction rows, the first of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from launcher.errors import TrntuneError, nearest
 from launcher.schema import ColumnsConfig
+from trainer.data.readers import BROKEN
 
 _DEFAULT_CONTEXT = ColumnsConfig().context
 _BOM = b"\xef\xbb\xbf"
+
+
+class Row(Protocol):
+    """One example of the data set: what is common to the formats."""
+
+    @property
+    def instruction(self) -> str:
+        """What is asked, for people."""
+
+    @property
+    def context(self) -> str:
+        """What was given with it; may be empty."""
+
+    @property
+    def response(self) -> str:
+        """The right answer; empty where nothing is asked."""
+
+    @property
+    def line(self) -> int:
+        """Where it is in its file, from 1."""
+
+    def hashed(self) -> tuple[str, str]:
+        """Question and answer, by whose hashes rows are held out and told apart."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +49,14 @@ class InstructionRow:
     line: int = field(default=0, compare=False)
     """where it is in its file, from 1"""
 
+    def hashed(self) -> tuple[str, str]:
+        return f"{self.instruction}\0{self.context}", self.response
 
-Located = tuple[int, InstructionRow]
+
+Located = tuple[int, Row]
 """Byte offset of a row's line, and the row."""
+Parse = Callable[[dict[str, Any], int], Row]
+"""From a record and its line to a row. Raises BadRow."""
 
 
 class BadRow(Exception):
@@ -42,8 +71,19 @@ class JsonLines:
     left (then with what is wrong with the first). ``skipped`` counts broken rows.
     """
 
-    def __init__(self, path: Path, columns: ColumnsConfig, on_bad_row: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        columns: ColumnsConfig,
+        on_bad_row: str,
+        parse: Parse | None = None,
+        place: Callable[[int], str] | None = None,
+    ) -> None:
+        """``parse`` makes the rows, by default instruction rows; ``place`` says where a line comes from, by default
+        FILE:LINE."""
         self.path, self.columns, self.on_bad_row = path, columns, on_bad_row
+        self._to_row = parse or instruction_rows(columns)
+        self.place = place or (lambda line: f"{path}:{line}")
         self.skipped = 0
         self._first_problem = ""
         self._context_seen = False
@@ -54,7 +94,7 @@ class JsonLines:
             try:
                 record = _parse(line)
                 self._context_seen |= self.columns.context in record
-                row = _to_row(record, self.columns, number)
+                row = self._to_row(record, number)
             except BadRow as problem:
                 self._skip(number, problem)
                 continue
@@ -65,10 +105,14 @@ class JsonLines:
     def _skip(self, number: int, problem: BadRow) -> None:
         if self.on_bad_row == "stop":
             raise TrntuneError(
-                f"{self.path}:{number}: {problem}; fix the row, or leave such rows out with dataset.on_bad_row=skip"
+                f"{self.place(number)}: {problem}; fix the row, or leave such rows out with dataset.on_bad_row=skip"
             ) from None
         self.skipped += 1
-        self._first_problem = self._first_problem or f"; line {number}: {problem}"
+        self._first_problem = self._first_problem or f"; {self._named(number)}: {problem}"
+
+    def _named(self, number: int) -> str:
+        place = self.place(number)
+        return f"line {number}" if place == f"{self.path}:{number}" else place
 
     def _check(self, rows: int) -> None:
         """What can only be said of the whole file."""
@@ -84,26 +128,48 @@ class JsonLines:
 def read_jsonl(path: Path, columns: ColumnsConfig, on_bad_row: str) -> tuple[list[InstructionRow], int]:
     """All rows of a JSONL file that fits into memory, and how many were skipped. Raises as JsonLines."""
     lines = JsonLines(path, columns, on_bad_row)
-    rows = [row for _, row in lines]
+    rows = [row for _, row in lines if isinstance(row, InstructionRow)]
     return rows, lines.skipped
 
 
-def read_at(path: Path, columns: ColumnsConfig, places: Sequence[tuple[int, int]]) -> list[InstructionRow]:
+def instruction_rows(columns: ColumnsConfig) -> Parse:
+    """Reads instruction rows whose fields have these names."""
+
+    def parse(record: dict[str, Any], line: int) -> InstructionRow:
+        return _to_row(record, columns, line)
+
+    return parse
+
+
+def read_at(path: Path, parse: Parse, places: Sequence[tuple[int, int]]) -> list[Row]:
     """The rows at (byte offset, line number) of a file that was read before. Raises TrntuneError for one that is no
     row any more: the file has changed since."""
     try:
         with path.open("rb") as stream:
-            return [_row_at(stream, columns, offset, line) for offset, line in places]
+            return [_row_at(stream, parse, offset, line) for offset, line in places]
     except OSError as error:
         raise _unreadable(path, error) from None
     except BadRow:
         raise TrntuneError(f"{path} was changed while it was in use; start the run again") from None
 
 
-def _row_at(stream: BinaryIO, columns: ColumnsConfig, offset: int, line: int) -> InstructionRow:
+def _row_at(stream: BinaryIO, parse: Parse, offset: int, line: int) -> Row:
     stream.seek(offset)
     text = stream.readline()
-    return _to_row(_parse(text.removeprefix(_BOM) if line == 1 else text), columns, line)
+    return parse(_parse(text.removeprefix(_BOM) if line == 1 else text), line)
+
+
+def first_records(path: Path, most: int) -> list[dict[str, Any]]:
+    """The first records of a JSONL file, without those that are broken."""
+    found: list[dict[str, Any]] = []
+    for _, _, line in _lines(path):
+        try:
+            found.append(_parse(line))
+        except BadRow:
+            continue
+        if len(found) == most:
+            break
+    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -134,6 +200,8 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise BadRow(f"not JSON ({error})") from None
     if not isinstance(record, dict):
         raise BadRow(f"a JSON object is wanted, not {type(record).__name__}")
+    if BROKEN in record:
+        raise BadRow(str(record[BROKEN]))
     return record
 
 
@@ -142,15 +210,15 @@ def _to_row(record: dict[str, Any], columns: ColumnsConfig, line: int) -> Instru
     if context is not None and not isinstance(context, str):
         raise BadRow(f"field {columns.context!r} must be text, not {type(context).__name__}")
     return InstructionRow(
-        instruction=_text(record, columns.instruction, "instruction"),
-        context=_encodable(context or "", columns.context or ""),
-        response=_text(record, columns.response, "response"),
+        instruction=text_of(record, columns.instruction, "instruction"),
+        context=encodable(context or "", columns.context or ""),
+        response=text_of(record, columns.response, "response"),
         line=line,
     )
 
 
-def _text(record: dict[str, Any], name: str, role: str) -> str:
-    """The required text field ``name``."""
+def text_of(record: dict[str, Any], name: str, role: str) -> str:
+    """The required text field ``name``, which dataset.columns.``role`` names. Raises BadRow."""
     if name not in record:
         close = nearest(name, record)
         hint = f", nearest is {close!r}" if close else ""
@@ -163,10 +231,10 @@ def _text(record: dict[str, Any], name: str, role: str) -> str:
         raise BadRow(f"field {name!r} must be text, not {type(value).__name__}")
     if not value.strip():
         raise BadRow(f"field {name!r} is empty")
-    return _encodable(value, name)
+    return encodable(value, name)
 
 
-def _encodable(value: str, name: str) -> str:
+def encodable(value: str, name: str) -> str:
     """``value``, unless it holds half a surrogate pair, which JSON can say and no tokenizer can read."""
     try:
         value.encode("utf-8")

@@ -169,7 +169,7 @@ class NeuronEngine:
         finished = "early_stopped" if self.best.ended else "finished"
         return FitResult("interrupted" if trainer.stop == Stop.FINISH else finished, steps, self.best.step)
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
         raise TrntuneError(
             "the model is split for training and can't generate: use stages consolidate, merge, generate"
         )

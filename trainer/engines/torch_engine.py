@@ -168,7 +168,7 @@ class TorchEngine:
         best.put_back()
         return FitResult(status, trainer.state.global_step, best.step)
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
         """Greedy decoding of all prompts in one left-padded batch."""
         batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(self.device)
         base: Any = self.module.model
@@ -180,12 +180,10 @@ class TorchEngine:
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=self.tokenizer.eos_token_id,
+                eos_token_id=end,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        return [
-            until_eos(ids, self.tokenizer.eos_token_id) for ids in output[:, batch["input_ids"].shape[1] :].tolist()
-        ]
+        return [until_eos(ids, end) for ids in output[:, batch["input_ids"].shape[1] :].tolist()]
 
     def save(self, directory: Path) -> None:
         """safetensors in Hugging Face's layout: peft's for an adapter, a model directory with tokenizer for full.

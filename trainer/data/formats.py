@@ -121,7 +121,7 @@ def find(records: Sequence[Mapping[str, Any]], dataset: DatasetConfig, where: st
             f"say which by dataset.format={names[0]}"
         )
     if not fitting:
-        if dataset.source != "files" and not fields:
+        if not records or (dataset.source != "files" and not fields):
             return _given("instruction", {}, records, dataset, fields, False)  # whose errors name file and line
         raise TrntuneError(_none(records, dataset.columns, fields, where))
     [(name, columns)] = fitting.items()

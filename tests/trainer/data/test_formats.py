@@ -95,6 +95,12 @@ def test_a_broken_first_row_does_not_change_what_the_others_are(tmp_path, tokeni
         prepared(tokenizer, tmp_path / "rows.jsonl")
 
 
+def test_rows_of_which_none_can_be_read_are_named(tmp_path, tokenizer):
+    (tmp_path / "rows.jsonl").write_text("x\ny\n")
+    with pytest.raises(TrntuneError, match=r"rows\.jsonl:1: not JSON"):
+        prepared(tokenizer, tmp_path / "rows.jsonl")
+
+
 def test_rows_of_instructions_are_what_they_were_before_there_were_other_formats(tmp_path, monkeypatch):
     """Digests and tokens of the commit before."""
     path = tmp_path / "rows.jsonl"

@@ -40,9 +40,11 @@ FIXED = (
 LATER = {
     **{"lora.bias": "none", "lora.init_lora_weights": "true"},
     **{"model.architecture.attention_bias": False, "model.architecture.mlp_bias": False},
+    **{"dataset.weights": [], "dataset.split": "train", "dataset.too_long": "cut"},
+    **{f"dataset.columns.{name}": name for name in ("prompt", "completion", "text")},
 }
 # Where the same model or data lies; their contents are compared by hash.
-PLACES = ("model.path", "dataset.path")
+PLACES = ("model.path", "dataset.path", "dataset.eval_path", "dataset.chat_template")
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,11 @@ def config_sha256(config: Config) -> str:
 
 def fixed_part(config: Config) -> dict[str, Any]:
     """The settings that a checkpoint can't be used without."""
-    fixed = {key: value for key, value in describes(config).items() if is_fixed(key)}
+    return since({key: value for key, value in describes(config).items() if is_fixed(key)})
+
+
+def since(fixed: dict[str, Any]) -> dict[str, Any]:
+    """Fixed settings without those that mean the same as none, as in checkpoints of earlier versions."""
     return {key: value for key, value in fixed.items() if key not in LATER or value != LATER[key]}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.adapters import faults, is_all_linear, listed, static_faults
 from launcher.changes import check_allowed_names
+from launcher.data_files import check_files, check_format
 from launcher.directories import blocked
 from launcher.errors import TrntuneError, UsageError, nearest
 from launcher.fields import complaint, keys, lookup
@@ -218,23 +219,12 @@ def check_model_files(config: Config) -> Iterator[Problem]:
 def check_dataset_source(config: Config) -> Iterator[Problem]:
     """The rows can be found."""
     dataset = config.dataset
-    path = dataset.path
-    if dataset.source == "python_docs" and path:
-        yield Problem("dataset.path", path, "is not read by dataset.source=python_docs", "use dataset=jsonl")
-    elif path and not Path(path).expanduser().is_file():
-        why = "is not a file" if Path(path).expanduser().exists() else "does not exist"
-        yield Problem("dataset.path", path, why, "give a JSONL file")
-    elif dataset.source == "jsonl" and not path:
-        yield Problem("dataset.path", path, "dataset.source=jsonl needs a file", "give dataset.path=FILE")
-    if dataset.source == "hub" and not path:
-        for name in ("hub_id", "hub_file"):
-            if not getattr(dataset, name):
-                yield Problem(
-                    f"dataset.{name}",
-                    None,
-                    "dataset.source=hub needs it",
-                    f"give dataset.{name}=... or dataset.path=FILE",
-                )
+    if dataset.source == "hub" and not dataset.path and not dataset.hub_id:
+        remedy = "give dataset.hub_id=OWNER/NAME or dataset.path=FILE"
+        yield Problem("dataset.hub_id", None, "dataset.source=hub needs it", remedy)
+    own = dataset.eval_path is not None or dataset.eval_split is not None
+    if own:
+        return
     if dataset.max_samples is not None and dataset.max_samples <= dataset.eval_samples:
         why = f"dataset.eval_samples={dataset.eval_samples} leaves no row to train on"
         yield Problem("dataset.max_samples", dataset.max_samples, why, f"at least {dataset.eval_samples + 1}")
@@ -295,6 +285,8 @@ CHECKS: tuple[Check, ...] = (
     check_trust,
     check_names,
     check_dataset_source,
+    check_files,
+    check_format,
     check_batch,
     check_length,
     check_heads,

@@ -61,11 +61,17 @@ def _of_run(run_dir: RunDir, base: Path | None, prompt: str | None) -> Place:
     fetched = run_dir.stage_result("fetch")
     if fetched is None or run_dir.stage_result("train") is None:
         raise TrntuneError(f"{run_dir.path}: its training has not finished")
-    style = prompt or run_dir.load_config().dataset.prompt
+    style = prompt or _style(run_dir)
     found = base or Path(fetched["model_dir"])
     if run_dir.adapter.is_dir():
         return Place(found, run_dir.adapter, None, style, run_dir)
     return Place(found, None, run_dir.model, style, run_dir)
+
+
+def _style(run_dir: RunDir) -> str:
+    """chat for whatever a chat template has written, conversations among it."""
+    trained = run_dir.stage_result("train") or {}
+    return "chat" if trained.get("data", {}).get("template_sha256") else run_dir.load_config().dataset.prompt
 
 
 class Answerers:

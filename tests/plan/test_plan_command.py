@@ -15,7 +15,7 @@ def test_the_plan_of_a_run_agrees_with_the_run(run_tiny, plan):
     assert run.process.returncode == 0, run.process.stderr
     found = plan(*arguments)
     result, data = run.result, run.result["data"]
-    assert found["epoch"]["source"] == "measured on the data"
+    assert found["epoch"]["source"] == "measured on the data, format instruction"
     assert found["parameters"]["total"] == result["total_params"]
     assert found["parameters"]["trainable"] == result["trainable_params"]
     assert found["steps"] == result["steps"]

@@ -201,14 +201,14 @@ def test_weights_that_transformers_cannot_save_are_found_before_training(tiny: P
 def test_a_tokenizer_that_changes_as_it_is_saved_is_found_before_training(tiny: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny)
     tokenizer.save_pretrained(tmp_path)
-    rehearsal.try_tokenizer(tokenizer, "plain", tmp_path, False)
+    rehearsal.try_tokenizer(tokenizer, rehearsal.QUESTION, "plain", tmp_path, False)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|endoftext|>"}))
     with pytest.raises(TrntuneError, match="saved and read again, makes other ids"):
-        rehearsal.try_tokenizer(tokenizer, "plain", tmp_path, False)
+        rehearsal.try_tokenizer(tokenizer, rehearsal.QUESTION, "plain", tmp_path, False)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TrntuneError, match="the tokenizer can't be saved and read again, so nothing is trained"):
-        rehearsal.try_tokenizer(tokenizer, "plain", tmp_path, False)
+        rehearsal.try_tokenizer(tokenizer, rehearsal.QUESTION, "plain", tmp_path, False)
 
 
 @pytest.mark.parametrize("name", ["adapter.tmp", "checkpoints", "merged", "merged.tmp", "generate"])
@@ -283,11 +283,39 @@ TEMPLATE = "{% for message in messages %}\n{{ message['content'] }}\n{% endfo %}
 )
 def test_a_chat_template_that_cannot_be_rendered_is_told_with_file_and_line(base, template: str, words: str) -> None:
     directory = base(chat_template=template)
+    rows = instructions(directory)
     with pytest.raises(TrntuneError, match=words) as caught:
-        try_files(composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory)
+        try_files(composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory, rows)
     assert str(directory) in str(caught.value)
     assert "\n" not in str(caught.value)
-    try_files(composed("experiment=tiny", *local(directory)), directory)
+    try_files(composed("experiment=tiny", *local(directory)), directory, rows)
+
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+ENDED = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}: {{ turn.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+)
+
+
+def test_conversations_are_tried_with_the_template_that_they_will_be_written_by(base, tmp_path: Path) -> None:
+    directory, rows, own = base(chat_template=TEMPLATE), tmp_path / "chats.jsonl", tmp_path / "own.jinja"
+    rows.write_text(json.dumps({"messages": TURNS}))
+    where = (*local(directory), "dataset=jsonl", f"dataset.path={rows}")
+    with pytest.raises(TrntuneError, match=r"base/chat_template\.jinja, line 3: .*endfo"):
+        try_files(composed("experiment=tiny", *where), directory, rows)
+    given = (*where, f"dataset.chat_template={own}")
+    own.write_text(ENDED)
+    try_files(composed("experiment=tiny", *given), directory, rows)
+    own.write_text(f"{ENDED}\n{{{{ 1 // 0 }}}}")
+    with pytest.raises(TrntuneError, match=r"question and its answer: dataset\.chat_template, line 2: .*zero; correct"):
+        try_files(composed("experiment=tiny", *given), directory, rows)
+
+
+def instructions(directory: Path) -> Path:
+    rows = directory.with_name("rows.jsonl")
+    rows.write_text(json.dumps({"instruction": "a", "response": "b"}))
+    return rows
 
 
 def test_templates_without_a_default_are_named(base) -> None:
@@ -297,7 +325,9 @@ def test_templates_without_a_default_are_named(base) -> None:
     named = [{"name": name, "template": "x"} for name in ("tool_use", "rag")]
     (directory / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": named}))
     with pytest.raises(TrntuneError, match=r"several chat templates \(rag, tool_use\), and none is called default"):
-        try_files(composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory)
+        try_files(
+            composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory, instructions(directory)
+        )
 
 
 @pytest.mark.parametrize(

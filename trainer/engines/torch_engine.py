@@ -198,15 +198,14 @@ class TorchEngine:
     def checksums(self) -> dict[str, int]:
         return checksums(state.live_weights(self.model))
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
         """Greedy decoding, of all prompts in one left-padded batch where the family computes the same then."""
-        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         self.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own.
         with self._plain_attention(), self._autocast():
-            settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": eos}
-            found = continuations(self.module.model, prompts, self.answering, pad, **settings)
-        return [until_eos(ids, eos) for ids in found]
+            settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": end}
+            found = continuations(self.module.model, prompts, self.answering, self.tokenizer.pad_token_id, **settings)
+        return [until_eos(ids, end) for ids in found]
 
     @cached_property
     def answering(self) -> Answering:

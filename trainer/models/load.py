@@ -37,6 +37,20 @@ def load_tokenizer(model_dir: Path, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def run_tokenizer(config: Config, model_dir: Path) -> Any:
+    """The tokenizer of a run: the model's, with dataset.chat_template where that is given. It is saved beside what is
+    trained, so that answers are asked for by the same template."""
+    tokenizer = load_tokenizer(model_dir, config.model.trust_remote_code)
+    if config.dataset.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(config.dataset.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TrntuneError(
+                f"dataset.chat_template={config.dataset.chat_template}: can't be read: {_first_line(error)}"
+            ) from None
+    return tokenizer
+
+
 def weight_dtype(config: Config) -> torch.dtype:
     """bf16 for a frozen base under bf16; trained weights stay fp32, and bf16 is then a matter of autocast."""
     frozen = config.method.name == "lora"

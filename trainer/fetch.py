@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.data_files import entries
 from launcher.errors import TrntuneError
 from launcher.generation_config import repair_of
 from launcher.rundir import RunDir
@@ -140,9 +141,10 @@ def fetch_dataset(dataset: DatasetConfig) -> Path:
 def _local(dataset: DatasetConfig) -> Path:
     """The user's own JSONL file, or one that is put together from what he has."""
     if dataset.source != "files" and dataset.eval_path is None:
-        path = Path(dataset.path).expanduser().absolute()
+        [entry] = entries(dataset.path)
+        path = Path(entry).expanduser().absolute()
         if not path.is_file():
-            raise TrntuneError(f"dataset.path={dataset.path}: there is no such file")
+            raise TrntuneError(f"dataset.path={entry}: there is no such file")
         return path
     return imports.local_file(dataset)
 

@@ -15,7 +15,7 @@ from tests.trainer.data.families import tokenizer as of_family
 from tests.trainer.data.test_chats import trained_text
 from tests.trainer.data.test_files import prepared, write_jsonl
 from trainer.data import tokenize as tokenizing
-from trainer.data.prepare import prepare
+from trainer.data.prepare import data_notes, prepare
 from trainer.data.tokenize import IGNORE, end_id, prompt_ids
 from trainer.models.tiny_llama import byte_tokenizer
 
@@ -78,6 +78,68 @@ def test_two_formats_or_none_is_an_error_that_names_columns_and_the_nearest(tmp_
         prepared(tokenizer, tmp_path / "rows.jsonl")
     assert "\n" not in str(caught.value)
     assert str(tmp_path / "rows.jsonl") in str(caught.value)
+
+
+PASSAGE = "dataset.prompt_template='{passage} {prompt}'"
+AS_INSTRUCTION = ("dataset.format=instruction", "dataset.columns.response=output", "dataset.columns.context=passage")
+LOST = {
+    "alpaca": (
+        {"instruction": "a", "input": "", "output": "b", "passage": "p"},
+        (),
+        "take it with dataset.format=instruction dataset.columns.response=output dataset.columns.context=passage, or",
+        AS_INSTRUCTION,
+    ),
+    "text": (
+        {"prompt": "a", "completion": "b", "passage": "p"},
+        (),
+        "write the prompt by a dataset.prompt_template that names it, {passage}, or",
+        (PASSAGE,),
+    ),
+    "turns": (
+        {"prompt": TURNS[:1], "completion": TURNS[1:], "passage": ["p"]},
+        (),
+        "write it into the turns of the prompt, or",
+        ("dataset.columns.context=null",),
+    ),
+    "template": (
+        {"prompt": "a", "response": "b", "passage": "p"},
+        ("dataset.prompt_template='Q: {prompt}'",),
+        "write it as {passage} into dataset.prompt_template, or",
+        (PASSAGE,),
+    ),
+}
+
+
+@pytest.mark.parametrize(("record", "settings", "remedy", "by"), LOST.values(), ids=LOST)
+def test_a_context_that_a_format_has_no_place_for_stops_the_run(tmp_path, tokenizer, record, settings, remedy, by):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(numbered(record)))
+    with pytest.raises(TrntuneError) as caught:
+        prepared(tokenizer, path, *settings)
+    assert str(caught.value).startswith(f"{path}: field 'passage' looks like a context and would be left out, ")
+    assert str(caught.value).endswith(f"{remedy} leave it out with dataset.columns.context=null")
+    left_out = prepared(tokenizer, path, *settings, "dataset.columns.context=null").report
+    assert list(left_out.unused) == ["passage"]
+    found = prepared(tokenizer, path, *by)
+    assert list(found.report.unused) == (["passage"] if "context=null" in by[0] else [])
+    if by == (PASSAGE,):
+        assert all("p a" in tokenizer.decode(example.input_ids) for row in found.train for example in row)
+
+
+@pytest.mark.parametrize(
+    ("record", "unused"),
+    [
+        ({"messages": TURNS, "context": "c"}, ["context"]),
+        ({"text": "a b", "document": "c", "id": 3}, ["document"]),
+        ({"instruction": "a", "input": "i", "output": "b", "passage": "p"}, ["passage"]),
+        ({"instruction": "a", "response": "b", "context": "c", "passage": "p"}, ["passage"]),
+    ],
+)
+def test_other_fields_that_are_not_read_are_only_told(tmp_path, tokenizer, record, unused):
+    write_jsonl(tmp_path / "rows.jsonl", numbered(record))
+    report = prepared(tokenizer, tmp_path / "rows.jsonl").report
+    assert list(report.unused) == unused
+    assert data_notes(report)[-1].startswith(f"fields of the data that are not used: '{unused[0]}' ")
 
 
 def test_other_names_are_mapped(tmp_path, tokenizer):

@@ -308,7 +308,7 @@ def test_conversations_are_tried_with_the_template_that_they_will_be_written_by(
     own.write_text(ENDED)
     try_files(composed("experiment=tiny", *given), directory, rows)
     own.write_text(f"{ENDED}\n{{{{ 1 // 0 }}}}")
-    with pytest.raises(TrntuneError, match=r"question and its answer: dataset\.chat_template, line 2: .*zero; correct"):
+    with pytest.raises(TrntuneError, match=r"question and its answer: dataset\.chat_template, line 3: .*zero; correct"):
         try_files(composed("experiment=tiny", *given), directory, rows)
 
 

@@ -279,7 +279,6 @@ def test_a_held_out_set_of_ones_own_is_all_that_is_held_out_and_twins_are_told(t
     config = composed("dataset=jsonl", f"dataset.path={tmp_path / 'train.jsonl'}", own, "training.max_length=256")
     same = prepare(config, fetch_dataset(config.dataset), tokenizer)
     assert same.held_out == data.held_out
-    assert same.digest() == data.digest()
     write_csv(tmp_path / "eval.csv", held_out)
     other = prepared(tokenizer, tmp_path / "train.jsonl", own)
     assert other.train.digest() == data.train.digest()

@@ -45,7 +45,7 @@ def test_a_local_model_of_another_family_is_counted_by_its_own_modules(plan, lau
     assert counts["total"] == counts["trainable"] == sum(p.numel() for p in real.parameters())
     refused = launch(*arguments, "method=lora", "plan=true")
     assert refused.returncode == 2
-    assert "no linear layer 'q_proj'" in refused.stderr
+    assert "no linear layer q_proj" in refused.stderr
 
 
 def test_plan_force_starts_it_all_the_same(run_tiny):

@@ -112,7 +112,7 @@ def test_the_plan_tells_of_fields_that_are_not_used(settings):
 
 
 def test_a_plan_by_an_estimate_says_what_will_be_refused(settings, monkeypatch):
-    monkeypatch.setattr(schedule, "measured", lambda config: None)
+    monkeypatch.setattr(schedule, "measured", lambda config, extents: None)
     facts = ("dataset.rows=40", "dataset.tokens_per_row=500", "training.warmup_ratio=0.5")
     plan = build.make(settings(*facts, "training.global_batch_size=64"))
     [note] = [note for note in show.footnotes([plan]) if "by that estimate it will be refused" in note]

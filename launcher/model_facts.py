@@ -35,8 +35,7 @@ def _differs(facts: dict[str, Any]) -> bool:
     Granite or Qwen3, and optimum-neuron computes neither."""
     rope = facts.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
-    others = ("use_sliding_window", "attention_bias", "mlp_bias")
-    return any(facts.get(name) for name in others) or kind in ("dynamic", "longrope")
+    return bool(facts.get("use_sliding_window")) or kind in ("dynamic", "longrope")
 
 
 def family_of(directory: Path) -> str:

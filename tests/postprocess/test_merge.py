@@ -294,8 +294,8 @@ def test_a_tokenizer_that_is_copied_wrong_is_no_merge(tmp_path: Path, monkeypatc
     save_tokenizer(tmp_path / "other", "Italy")
     copied = run.copy_side_files
 
-    def copy(files: list[Path], directory: Path) -> None:
-        copied(files, directory)
+    def copy(files: list[Path], directory: Path, texts: dict[str, str]) -> None:
+        copied(files, directory, texts)
         shutil.copyfile(tmp_path / "other" / "tokenizer.json", directory / "tokenizer.json")
 
     monkeypatch.setattr(run, "copy_side_files", copy)

@@ -38,7 +38,7 @@ from trainer.data.collate import Collator
 from trainer.data.packed import Row
 from trainer.data.tokenize import IGNORE, Example
 from trainer.fused import fuse
-from trainer.models.load import peft_config
+from trainer.models.adapt import peft_config
 
 _WINDOW = 512
 _BATCH = 4

@@ -30,12 +30,21 @@ FIXED = (
     "lora.target_modules",
     "lora.use_dora",
     "lora.use_rslora",
+    *("lora.rank_pattern", "lora.alpha_pattern", "lora.modules_to_save", "lora.trainable_token_indices", "lora.bias"),
+    *("lora.exclude_modules", "lora.layers_to_transform", "lora.init_lora_weights"),
     "seed",
     "training.max_length",
     "training.global_batch_size",
 )
+# Fixed settings that checkpoints of earlier versions don't have, and what those were made with.
+LATER = {
+    **{"lora.bias": "none", "lora.init_lora_weights": "true"},
+    **{"model.architecture.attention_bias": False, "model.architecture.mlp_bias": False},
+    **{"dataset.weights": [], "dataset.split": "train", "dataset.too_long": "cut"},
+    **{f"dataset.columns.{name}": name for name in ("prompt", "completion", "text")},
+}
 # Where the same model or data lies; their contents are compared by hash.
-PLACES = ("model.path", "dataset.path")
+PLACES = ("model.path", "dataset.path", "dataset.eval_path", "dataset.chat_template")
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,12 @@ def config_sha256(config: Config) -> str:
 
 def fixed_part(config: Config) -> dict[str, Any]:
     """The settings that a checkpoint can't be used without."""
-    return {key: value for key, value in describes(config).items() if is_fixed(key)}
+    return since({key: value for key, value in describes(config).items() if is_fixed(key)})
+
+
+def since(fixed: dict[str, Any]) -> dict[str, Any]:
+    """Fixed settings without those that mean the same as none, as in checkpoints of earlier versions."""
+    return {key: value for key, value in fixed.items() if key not in LATER or value != LATER[key]}
 
 
 def is_fixed(key: str) -> bool:

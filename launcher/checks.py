@@ -12,7 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.adapters import faults, is_all_linear, listed, static_faults
 from launcher.changes import check_allowed_names
+from launcher.data_files import check_files, check_format
 from launcher.directories import blocked
 from launcher.errors import TrntuneError, UsageError, nearest
 from launcher.fields import complaint, keys, lookup
@@ -21,8 +23,9 @@ from launcher.model_facts import read_architecture
 from launcher.neuron.checks import check_environment, check_neuron
 from launcher.parallel_checks import PARALLEL_CHECKS
 from launcher.paths import shown
+from launcher.plan.tensors import linear_layers, modules
 from launcher.problem import Check, Problem
-from launcher.schema import ALL_LINEAR, Config
+from launcher.schema import Config
 from launcher.secrets import ADVICE, redact, strings, token_keys, without_credentials
 from launcher.sizes import ADVICE as SIZE_ADVICE
 from launcher.sizes import size_fault
@@ -32,9 +35,6 @@ from launcher.steps import step_problems
 from launcher.tracking_address import address_fault, credentials_fault
 from launcher.weights import incomplete
 
-# Linear layers of a decoder block: the same names in transformers' Llama, Granite and Qwen3.
-LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
 
 def check_values(config: Any) -> Iterator[Problem]:
     """Limits and choices of the schema (``fields.keys``), key by key."""
@@ -43,7 +43,8 @@ def check_values(config: Any) -> Iterator[Problem]:
         why = complaint(key, value)
         if why:
             near = nearest(value, key.choices) if key.choices and isinstance(value, str) else None
-            yield Problem(path, value, why, f"did you mean {near}?" if near else "")
+            shown_value = listed(value) if isinstance(value, list | dict) else value
+            yield Problem(path, shown_value, why, f"did you mean {near}?" if near else "")
 
 
 def check_tokens(config: Any) -> Iterator[Problem]:
@@ -108,26 +109,16 @@ def check_heads(config: Config) -> Iterator[Problem]:
         yield Problem("model.architecture.heads", facts.heads, why, "correct the architecture facts or config.json")
 
 
-def check_lora_targets(config: Config) -> Iterator[Problem]:
-    """The layers that get an adapter exist, each named once."""
+def check_lora(config: Config) -> Iterator[Problem]:
+    """The adapter reaches what its settings name. Other families than the plan knows are looked at by
+    launcher.families."""
     if config.method.name != "lora":
         return
-    targets, key = config.lora.target_modules, "lora.target_modules"
-    listed = f"[{','.join(targets)}]"
-    if not targets:
-        yield Problem(key, listed, "no layer gets an adapter", f"give some of {', '.join(LINEAR_LAYERS)}")
-    if ALL_LINEAR in targets and len(targets) > 1:
-        why = f"{ALL_LINEAR} stands for every layer, so it stands alone"
-        yield Problem(key, listed, why, f"write {key}=[{ALL_LINEAR}]")
-        return
-    for name in sorted({name for name in targets if targets.count(name) > 1}):
-        yield Problem(key, listed, f"{name} is listed twice", "list it once")
-    unknown = [name for name in targets if name not in LINEAR_LAYERS] if config.model.architecture else []
-    for name in unknown:
-        near = nearest(name, LINEAR_LAYERS)
-        family = config.model.architecture.family if config.model.architecture else ""
-        why = f"{family} has no linear layer {name}: allowed are {', '.join(LINEAR_LAYERS)}"
-        yield Problem(key, listed, why, f"did you mean {near}?" if near else "")
+    facts = config.model.architecture
+    found = list(static_faults(config.lora))
+    yield from found
+    if facts is not None and config.lora.target_modules and not found:
+        yield from faults(config.lora, modules(facts), facts.family)
 
 
 def check_steps(config: Config) -> Iterator[Problem]:
@@ -228,23 +219,12 @@ def check_model_files(config: Config) -> Iterator[Problem]:
 def check_dataset_source(config: Config) -> Iterator[Problem]:
     """The rows can be found."""
     dataset = config.dataset
-    path = dataset.path
-    if dataset.source == "python_docs" and path:
-        yield Problem("dataset.path", path, "is not read by dataset.source=python_docs", "use dataset=jsonl")
-    elif path and not Path(path).expanduser().is_file():
-        why = "is not a file" if Path(path).expanduser().exists() else "does not exist"
-        yield Problem("dataset.path", path, why, "give a JSONL file")
-    elif dataset.source == "jsonl" and not path:
-        yield Problem("dataset.path", path, "dataset.source=jsonl needs a file", "give dataset.path=FILE")
-    if dataset.source == "hub" and not path:
-        for name in ("hub_id", "hub_file"):
-            if not getattr(dataset, name):
-                yield Problem(
-                    f"dataset.{name}",
-                    None,
-                    "dataset.source=hub needs it",
-                    f"give dataset.{name}=... or dataset.path=FILE",
-                )
+    if dataset.source == "hub" and not dataset.path and not dataset.hub_id:
+        remedy = "give dataset.hub_id=OWNER/NAME or dataset.path=FILE"
+        yield Problem("dataset.hub_id", None, "dataset.source=hub needs it", remedy)
+    own = dataset.eval_path is not None or dataset.eval_split is not None
+    if own:
+        return
     if dataset.max_samples is not None and dataset.max_samples <= dataset.eval_samples:
         why = f"dataset.eval_samples={dataset.eval_samples} leaves no row to train on"
         yield Problem("dataset.max_samples", dataset.max_samples, why, f"at least {dataset.eval_samples + 1}")
@@ -305,10 +285,12 @@ CHECKS: tuple[Check, ...] = (
     check_trust,
     check_names,
     check_dataset_source,
+    check_files,
+    check_format,
     check_batch,
     check_length,
     check_heads,
-    check_lora_targets,
+    check_lora,
     check_steps,
     check_allowed_names,
     *PARALLEL_CHECKS,
@@ -342,14 +324,15 @@ def check_two_warmups(overrides: Collection[str]) -> Iterator[Problem]:
 
 def fill_architecture(config: Config) -> None:
     """Read the facts of a local model into the configuration, so that checks and records have them; and the names that
-    all-linear stands for, where they are known without the model."""
+    all-linear stands for, where they are known without the model and all of them are meant."""
     model = config.model
     if model.source == "local" and model.architecture is None and model.path:
         directory = Path(model.path).expanduser()
         if directory.is_dir():
             model.architecture = read_architecture(directory)
-    if model.architecture is not None and config.lora.target_modules == [ALL_LINEAR]:
-        config.lora.target_modules = list(LINEAR_LAYERS)
+    lora = config.lora
+    if model.architecture is not None and is_all_linear(lora) and not lora.exclude_modules and not lora.modules_to_save:
+        lora.target_modules = [linear.name for linear in linear_layers(model.architecture)]
 
 
 def problems(config: Config, overrides: Collection[str] = (), swept: Collection[str] = ()) -> list[Problem]:

@@ -70,7 +70,8 @@ def config_complaint(error: OmegaConfBaseException) -> str:
         return unknown_key(key, ())
     known = keys().get(key)
     value = re.search(r"Value '(.*)' of type|Invalid value '(.*)',", message)
-    if known and (value or "assigned" in message or "not Optional" in message):
+    wrong_kind = re.match(r"Cannot (merge|assign) ", message)
+    if known and (value or wrong_kind or "assigned" in message or "not Optional" in message):
         given = next((group for group in value.groups() if group is not None), "") if value else None
         return f"{key}={given}: must be {known.type_name}" if given is not None else f"{key} must be {known.type_name}"
     merge = re.match(r"Merge error: (\w+) is not a subclass of (\w+)Config. value: (.*)", message)

@@ -43,7 +43,7 @@ from launcher.complaints import complaint, first_line
 from launcher.directories import subdirectory_name
 from launcher.errors import UsageError
 from launcher.fields import keys, nodes
-from launcher.overrides import check_override, refuse_tokens
+from launcher.overrides import check_override, open_mapping, refuse_tokens
 from launcher.paths import CLUSTER_SETUP, CONF
 from launcher.schema import Config
 from launcher.secrets import ADVICE, looks_like_token, token_keys
@@ -176,13 +176,14 @@ class Composer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Hydra's remarks on search paths: the error that follows is enough
             try:
-                return self.loader.load_configuration(self.config_name, [quote_texts(line) for line in lines], mode)
+                opened = [open_mapping(quote_texts(line)) for line in lines]
+                return self.loader.load_configuration(self.config_name, opened, mode)
             except AssertionError as error:  # OmegaConf's, for a key below a node that is null
                 raise UsageError(below_null(lines)) from error
 
     def load_in_sweep(self, hydra: list[str], lines: list[str]) -> DictConfig:
         """As load, but each set of group choices is composed once: Hydra applies values after all files are merged."""
-        lines = [quote_texts(line) for line in lines]  # choice() has taken the quotes off
+        lines = [open_mapping(quote_texts(line)) for line in lines]  # choice() has taken the quotes off
         values = [override for override in OverridesParser.create().parse_overrides(lines) if self.is_value(override)]
         value_lines = [str(override.input_line) for override in values]
         files = (*hydra, *(line for line in lines if line not in value_lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 from launcher.errors import UsageError
 from launcher.process import ask
@@ -10,8 +11,8 @@ from launcher.schema import Config
 
 
 def refuse_family(config: Config) -> None:
-    """Raise UsageError where training would be of another model than transformers computes (trainer.families), or
-    lora.target_modules names layers that the model hasn't.
+    """Raise UsageError where training would be of another model than transformers computes (trainer.families), or the
+    adapter of another kind than its settings say (trainer.models.adapt).
 
     It is found out by a process of its own, from the model's config.json. Llama, Granite and Qwen3 need none; a model
     on the Hub, or one with code of its own, is looked at when it trains.
@@ -25,7 +26,7 @@ def refuse_family(config: Config) -> None:
         "model_dir": model.path,
         "length": config.training.max_length,
         "packing": config.dataset.packing,
-        "targets": config.lora.target_modules if config.method.name == "lora" else [],
+        "lora": asdict(config.lora) if config.method.name == "lora" else None,
     }
     found = ask("trainer.families.choose", json.dumps(request), "whether samples can be packed is seen when it trains")
     if found is not None and found.get("error"):

@@ -17,6 +17,7 @@ from launcher.schema import Config
 _root: ContextVar[type] = ContextVar("root", default=Config)
 
 TYPE_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+_CONTAINERS: dict[Any, str] = {list: "a list such as [a,b]", dict: "a mapping such as {a:1}"}
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class Key:
     lt: float | None = None
     choices: tuple[str, ...] | None = None
     may_be_empty: bool = False
+    one_or_more: bool = False
 
     @property
     def type_name(self) -> str:
         """The type in words: "an integer or null"."""
-        name = "a list such as [a,b]" if get_origin(self.type) is list else TYPE_NAMES[self.type]
+        if self.one_or_more:
+            return "a string, a list such as [a,b], or null"
+        name = _CONTAINERS.get(get_origin(self.type)) or TYPE_NAMES[self.type]
         return f"{name} or null" if self.optional else name
 
     @property
@@ -73,6 +77,8 @@ def walk(cls: type, prefix: str = "") -> Iterator[Key]:
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
             yield from walk(kind, f"{prefix}{field.name}.")
+        elif field.metadata.get("one_or_more"):
+            yield Key(f"{prefix}{field.name}", list[str], True, field_default(field), **field.metadata)
         else:
             yield Key(f"{prefix}{field.name}", kind, optional, field_default(field), **field.metadata)
 
@@ -120,9 +126,15 @@ def lookup(config: Any, path: str) -> Any:
 
 
 def complaint(key: Key, value: Any) -> str | None:
-    """Why ``value`` of the right type is not allowed at ``key``, or None. NaN and infinity never are."""
+    """Why ``value`` of the right type is not allowed at ``key``, or None. NaN and infinity never are; of a list or a
+    mapping each number is looked at."""
     if value is None:
         return None
+    if key.one_or_more and not _one_or_more(value):
+        return "must be a text or a list of texts such as [a,b], none of them empty"
+    if isinstance(value, list | dict):
+        numbers = (each for each in (value.values() if isinstance(value, dict) else value) if not isinstance(each, str))
+        return next((why for each in numbers if (why := complaint(key, each))), None)
     if isinstance(value, str) and not value.strip() and not key.may_be_empty:
         return "must not be empty" + ("; null leaves it out" if key.optional else "")
     if isinstance(value, float) and not math.isfinite(value):
@@ -138,3 +150,8 @@ def complaint(key: Key, value: Any) -> str | None:
     if all(limit is None or holds(limit) for limit, holds in limits):
         return None
     return f"must be {key.allowed}"
+
+
+def _one_or_more(value: Any) -> bool:
+    texts = value if isinstance(value, list) and value else [value]
+    return all(isinstance(text, str) and text.strip() for text in texts)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from launcher.adapters import listed
 from launcher.fields import keys
 from launcher.paths import CLUSTER_SETUP, CONF
 
@@ -72,7 +73,7 @@ def written(value: Any) -> str:
     """A value as it is written in an override."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return listed(value) if isinstance(value, list | dict) else str(value)
 
 
 def rows(pairs: list[tuple[str, str]], indent: int, column: int) -> list[str]:

@@ -69,5 +69,5 @@ def read_architecture(directory: Path) -> ArchitectureConfig | None:
         max_positions=facts.get("max_position_embeddings") or 2048,  # transformers' own default for Llama
         tied_embeddings=bool(facts.get("tie_word_embeddings", False)),
         attention_bias=bool(facts.get("attention_bias", False)),
-        mlp_bias=family == "llama" and bool(facts.get("mlp_bias", False)),  # Qwen3 has no such switch
+        mlp_bias=family != "qwen3" and bool(facts.get("mlp_bias", False)),  # which has no such switch
     )

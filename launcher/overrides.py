@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_origin
 
 from launcher.errors import UsageError, nearest
 from launcher.fields import keys, nodes
@@ -12,13 +12,31 @@ from launcher.secrets import ADVICE, looks_like_token
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
+_SHORT = {
+    "plan=true": "plan.show=true",
+    "plan=false": "plan.show=false",
+    "lora.target_modules=all-linear": "lora.target_modules=[all-linear]",
+}
 # Choices of a group, or an empty list when there is no such group.
 GroupOptions = Callable[[str], list[str]]
 
 
 def expand(arguments: Iterable[str]) -> list[str]:
-    """``plan=true`` is short for ``plan.show=true``: plan itself is a group of keys."""
-    return [f"plan.show={line[5:]}" if line in ("plan=true", "plan=false") else line for line in arguments]
+    """``plan=true`` is short for ``plan.show=true``: plan itself is a group of keys. peft's word for all linear layers
+    stands for a list."""
+    return [_SHORT.get(line, line) for line in arguments]
+
+
+def open_mapping(line: str) -> str:
+    """An override in Hydra's way to add keys, where the schema has a mapping with any names: Hydra's own way to set it
+    takes the names for keys of the schema."""
+    return f"++{line}" if is_mapping(line.partition("=")[0]) else line
+
+
+def is_mapping(path: str) -> bool:
+    """Whether the schema has a mapping with any names at this dotted path."""
+    key = keys().get(path)
+    return key is not None and get_origin(key.type) is dict
 
 
 def refuse_tokens(arguments: Iterable[str]) -> None:

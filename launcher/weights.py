@@ -40,8 +40,8 @@ def _header(file: Path) -> Shapes:
 
 
 def incomplete(directory: Path) -> str | None:
-    """Why the files of a plain Llama or Qwen3 are not the whole model of its own config.json; None where they are, and
-    where that can't be told: of other families, and of files that can't be read."""
+    """Why the files of a plain Llama, Granite or Qwen3 are not the whole model of its own config.json; None where they
+    are, and where that can't be told: of other families, and of files that can't be read."""
     found, facts = stored_shapes(directory), read_architecture(directory)
     if found is None or facts is None:
         return None

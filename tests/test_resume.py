@@ -38,6 +38,10 @@ SETTINGS = (
 )
 DROPOUT = "lora.dropout=0.2"
 LORA, FULL, TWO = (DROPOUT,), ("method=full",), (DROPOUT, "parallelism=ddp2")
+BESIDE = (
+    *(DROPOUT, "lora.target_modules=[all-linear]", "lora.rank_pattern={q_proj:4}", "lora.layers_to_transform=[1]"),
+    *("lora.modules_to_save=[model.norm,layers.0.input_layernorm]", "lora.trainable_token_indices=[65,66]"),
+)
 EARLY = ("training.early_stopping_patience=5",)
 
 
@@ -126,6 +130,10 @@ CHAINS = {
     "full, early stopping": (
         (*FULL, *EARLY),
         [at_line(8), kill("open", r"step-9\.tmp/manifest\.json:w"), kill("mkdir", r"step-12\.tmp$")],
+    ),
+    "what peft trains beside its matrices": (
+        BESIDE,
+        [at_line(5), kill("rename", r"step-6\.tmp$")],
     ),
     "two processes": (
         TWO,

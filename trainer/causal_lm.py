@@ -15,6 +15,7 @@ from trainer.data.tokenize import IGNORE
 from trainer.families.experts import router_coefficient
 from trainer.families.proof import Way, accepted, decoder_of
 from trainer.loss import dense_cross_entropy, linear_cross_entropy
+from trainer.models.adapt import plain
 from trainer.reach import packed_rows
 
 # What the module takes of a collated batch.
@@ -26,7 +27,7 @@ _LOGIT_SETTINGS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 def has_plain_head(model: PreTrainedModel) -> bool:
     """True when the logits are one matrix product of the decoder's output: linear, no bias, nothing applied after."""
-    head = model.get_output_embeddings()
+    head = plain(model.get_output_embeddings())
     changed = any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _LOGIT_SETTINGS)
     return type(head) is nn.Linear and head.bias is None and not changed
 

@@ -11,17 +11,19 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from launcher.data_files import entries
 from launcher.errors import TrntuneError
 from launcher.generation_config import repair_of
 from launcher.rundir import RunDir
 from launcher.schema import Config, DatasetConfig, ModelConfig
 from launcher.steps import refuse_few_rows, row_problems
 from launcher.weights import refuse_unfit
-from trainer.data import python_docs
+from trainer.data import imports, python_docs
+from trainer.data.source import Source
 from trainer.models import cache
 
 # Raised when a conversion or a built-in model changes: it is in the cache entry's name.
@@ -30,7 +32,7 @@ _LARGE = 32 << 20
 """Bytes of a data set that is tokenized here, where no accelerator waits. A smaller one takes the training stage less
 time than importing transformers once more."""
 _FEWEST_TOKENS = 8
-"""of a row with its prompt"""
+"""of an instruction with its prompt"""
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     model = fetch_model(config.model)
     refuse_unfit(model)
     data = fetch_dataset(config.dataset)
-    try_files(config, model)
+    try_files(config, model, data)
     if data.stat().st_size >= _LARGE:
         tokenize_dataset(config, model, data)
     elif "train" in config.stages:
@@ -47,32 +49,33 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     return {"model_dir": str(model), "dataset_path": str(data), "seconds": time.perf_counter() - start}
 
 
-def try_files(config: Config, model_dir: Path) -> None:
+def try_files(config: Config, model_dir: Path, data: Path) -> None:
     """What is known of the end of a run from the base's files, where no accelerator waits.
 
     Raises TrntuneError for a generation_config.json or a chat template that is broken, and for a tokenizer that changes
     when it is saved. The training stage looks again; importing transformers for it here pays on an accelerator only.
     """
     repair_of(model_dir)
-    if config.dataset.prompt != "chat" and config.accelerator.device == "cpu":
+    conversational = Source.of(config, data).found.conversational
+    if not conversational and config.dataset.prompt != "chat" and config.accelerator.device == "cpu":
         return
-    from trainer.models.load import load_tokenizer
-    from trainer.rehearsal import try_tokenizer
+    from trainer.models.load import run_tokenizer
+    from trainer.rehearsal import CONVERSATION, QUESTION, try_tokenizer
 
-    trust = config.model.trust_remote_code
-    tokenizer = load_tokenizer(model_dir, trust)
+    tokenizer = run_tokenizer(config, model_dir)
+    row = replace(CONVERSATION, thinking=config.dataset.thinking) if conversational else QUESTION
     with tempfile.TemporaryDirectory(prefix="trntune-") as folder:
         tokenizer.save_pretrained(folder)
-        try_tokenizer(tokenizer, config.dataset.prompt, Path(folder), trust)
+        try_tokenizer(tokenizer, row, config.dataset.prompt, Path(folder), config.model.trust_remote_code)
 
 
 def tokenize_dataset(config: Config, model_dir: Path, data: Path) -> None:
     """Have the training stage find its tokens and its packing in the cache. Raises TrntuneError for broken data, and
     UsageError for too few."""
     from trainer.data.prepare import prepare
-    from trainer.models.load import load_tokenizer
+    from trainer.models.load import run_tokenizer
 
-    prepared = prepare(config, data, load_tokenizer(model_dir, config.model.trust_remote_code))
+    prepared = prepare(config, data, run_tokenizer(config, model_dir))
     if "train" in config.stages:
         refuse_few_rows(config, prepared.filled_rows)
 
@@ -80,19 +83,24 @@ def tokenize_dataset(config: Config, model_dir: Path, data: Path) -> None:
 def look_at_rows(config: Config, data: Path) -> None:
     """Raise what the training stage would raise for broken data and for too few of them, here where no accelerator
     waits. Rows are tokenized only where their number alone doesn't tell that they suffice."""
-    from trainer.data.rows import JsonLines
-    from trainer.data.source import Source
-
     source, dataset = Source.of(config, data), config.dataset
-    there = sum(1 for _ in JsonLines(data, source.columns, source.on_bad_row))
-    used = min(there, dataset.max_samples or there) - dataset.eval_samples
-    least = used * _FEWEST_TOKENS // config.training.max_length if dataset.packing else used
-    if next(row_problems(config, least), None) is not None:
+    there = sum(1 for _, row in source.lines() if source.border is None or row.line < source.border)
+    used = min(there, dataset.max_samples or there) - (dataset.eval_samples if source.border is None else 0)
+    if next(row_problems(config, _fewest(config, source, used)), None) is not None:
         from trainer.data.measure import measure
 
         shape = measure(config)
         if shape is not None and shape.measured == shape.available:
             refuse_few_rows(config, shape.filled)
+
+
+def _fewest(config: Config, source: Source, used: int) -> int:
+    """How many rows of training.max_length ``used`` rows of the data give at least."""
+    if config.dataset.too_long == "drop":
+        return 0
+    instructions = source.found.format in ("instruction", "alpaca") and source.prompt_template is None
+    tokens = _FEWEST_TOKENS if instructions else 2  # one, and the one that ends it
+    return used * tokens // config.training.max_length if config.dataset.packing else used
 
 
 def fetch_model(model: ModelConfig) -> Path:
@@ -118,16 +126,27 @@ def fetch_dataset(dataset: DatasetConfig) -> Path:
     if dataset.source == "python_docs":
         return cache.entry(python_docs.cache_name(), _build_python_docs) / "rows.jsonl"
     if dataset.path is not None:
-        path = Path(dataset.path).expanduser().absolute()
-        if not path.is_file():
-            raise TrntuneError(f"dataset.path={dataset.path}: there is no such file")
-        return path
+        return _local(dataset)
     from trainer.models.hub import fetch_dataset_file
 
     assert dataset.hub_id is not None
-    assert dataset.hub_file is not None
     _say(f"looking for {dataset.hub_id} on the Hugging Face Hub")
+    if dataset.hub_file is None:
+        from trainer.models.hub_sets import fetch_splits
+
+        return fetch_splits(dataset)
     return fetch_dataset_file(dataset.hub_id, dataset.hub_file, dataset.revision)
+
+
+def _local(dataset: DatasetConfig) -> Path:
+    """The user's own JSONL file, or one that is put together from what he has."""
+    if dataset.source != "files" and dataset.eval_path is None:
+        [entry] = entries(dataset.path)
+        path = Path(entry).expanduser().absolute()
+        if not path.is_file():
+            raise TrntuneError(f"dataset.path={entry}: there is no such file")
+        return path
+    return imports.local_file(dataset)
 
 
 def tokenizer_at_hand(model: ModelConfig) -> Path | None:
@@ -143,7 +162,8 @@ def tokenizer_at_hand(model: ModelConfig) -> Path | None:
 
 
 def dataset_at_hand(dataset: DatasetConfig) -> Path | None:
-    """The JSONL file of a data set that was fetched before, or None; nothing is downloaded or built."""
+    """The JSONL file of a data set that was fetched before, or None; nothing is downloaded, and nothing built but what
+    puts local files together."""
     if dataset.source == "python_docs":
         file = cache.root() / python_docs.cache_name() / "rows.jsonl"
         return file if file.is_file() else None
@@ -152,7 +172,10 @@ def dataset_at_hand(dataset: DatasetConfig) -> Path | None:
     from trainer.models.hub import cached_file
 
     assert dataset.hub_id is not None
-    assert dataset.hub_file is not None
+    if dataset.hub_file is None:
+        from trainer.models.hub_sets import splits_at_hand
+
+        return splits_at_hand(dataset)
     return cached_file(dataset.hub_id, dataset.hub_file, dataset.revision, repo_type="dataset")
 
 

@@ -24,13 +24,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if training and ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if training and ctx.needs_input_grad[1] else None
         size = min(CHUNK, len(targets))
+        matrix = weight.to(hidden.dtype)  # a head that is trained on a frozen bf16 base is fp32
         # Memory for all chunks: the allocator would take pages of this size from the system each time.
         products = hidden.new_empty(size, len(weight))
         logs = products.new_empty(products.shape, dtype=torch.float32)
         for start in range(0, len(targets), CHUNK):
             index = targets[start : start + CHUNK, None]
             part = hidden[start : start + CHUNK]
-            logits = torch.mm(part, weight.T, out=products[: len(part)])
+            logits = torch.mm(part, matrix.T, out=products[: len(part)])
             log_probabilities = torch.log_softmax(logits.float(), dim=-1, out=logs[: len(part)])
             total -= log_probabilities.gather(1, index).sum()
             if grad_hidden is None and grad_weight is None:
@@ -39,7 +40,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_logits.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(grad_logits, weight.to(hidden.dtype), out=grad_hidden[start : start + CHUNK])
+                torch.mm(grad_logits, matrix, out=grad_hidden[start : start + CHUNK])
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits.T, part)
         ctx.grads = grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype)

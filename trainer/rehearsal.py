@@ -26,19 +26,26 @@ from launcher.rundir import RunDir
 from launcher.schema import Config
 from launcher.stage import STAGES, AfterTraining
 from trainer.checkpoints.peers import Peers
-from trainer.data.rows import InstructionRow
-from trainer.data.tokenize import prompt_ids
+from trainer.data.conversations import ChatRow
+from trainer.data.rows import InstructionRow, Row
+from trainer.data.tokenize import end_id, prompt_ids
 from trainer.engines.base import Engine
 from trainer.models.load import load_tokenizer
 
 Result = TypeVar("Result")
 FOLDER = ".rehearsal"
 _LONGEST = 400
-_ROW = InstructionRow("What does it do?", "A text: 1 2 3.", "It answers.")
+QUESTION = InstructionRow("What does it do?", "A text: 1 2 3.", "It answers.")
+CONVERSATION = ChatRow(
+    ({"role": "user", "content": "What does it do? 1 2 3."}, {"role": "assistant", "content": "It answers."}), (1,)
+)
 
 
-def rehearse(config: Config, run_dir: RunDir, engine: Engine, peers: Peers, tokenizer: Any, model_dir: Path) -> int:
+def rehearse(
+    config: Config, run_dir: RunDir, engine: Engine, peers: Peers, tokenizer: Any, model_dir: Path, row: Row = QUESTION
+) -> int:
     """Raise TrntuneError on every rank where the run, trained to its end, could not be saved. All ranks call it.
+    ``row`` is one of its data.
 
     Returns the bytes of what lies beside saved weights.
     """
@@ -47,7 +54,7 @@ def rehearse(config: Config, run_dir: RunDir, engine: Engine, peers: Peers, toke
     try:
         with torch.random.fork_rng(devices=[]):  # training draws the same, whatever is tried before it
             agreed(peers, lambda: _saved(engine, folder, model_dir) if first or engine.sharded else None)
-            agreed(peers, lambda: _tried(config, run_dir, engine, tokenizer, folder) if first else None)
+            agreed(peers, lambda: _tried(config, run_dir, engine, tokenizer, folder, row) if first else None)
         beside = agreed(peers, lambda: _bytes_below(folder, weights=False) if first else None)
     finally:
         if first:
@@ -116,13 +123,13 @@ def _refuse_file(*places: Path) -> None:
             raise FileExistsError(errno.EEXIST, "there is a file where a directory will be written", str(place))
 
 
-def try_tokenizer(tokenizer: Any, prompt: str, folder: Path, trust_remote_code: bool) -> None:
-    """Read the tokenizer saved in ``folder``. Raises TrntuneError where it makes other ids than ``tokenizer``."""
+def try_tokenizer(tokenizer: Any, row: Row, prompt: str, folder: Path, trust_remote_code: bool) -> None:
+    """Read the tokenizer saved in ``folder``. Raises TrntuneError where it makes other ids than ``tokenizer``, or where
+    the prompt of ``row`` can't be written."""
+    with _told("a prompt can't be written"):
+        ours = _ids(tokenizer, row, prompt)
     with _told("the tokenizer can't be saved and read again"):
-        again = load_tokenizer(folder, trust_remote_code)
-        ours, theirs = (
-            (prompt_ids(_ROW, prompt, each), each.eos_token_id, each.pad_token_id) for each in (tokenizer, again)
-        )
+        theirs = _ids(load_tokenizer(folder, trust_remote_code), row, prompt)
     if ours != theirs:
         raise TrntuneError(
             f"{tokenizer.name_or_path}: its tokenizer, saved and read again, makes other ids ({ours} before, {theirs} "
@@ -130,15 +137,21 @@ def try_tokenizer(tokenizer: Any, prompt: str, folder: Path, trust_remote_code: 
         )
 
 
+def _ids(tokenizer: Any, row: Row, prompt: str) -> tuple[list[int], int, int, int]:
+    """The prompt of a row, and the tokens that end an answer, a text, and fill up."""
+    ids, end = prompt_ids(row, prompt, tokenizer), end_id(row, tokenizer)
+    return ids, end, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+
 def _saved(engine: Engine, folder: Path, model_dir: Path) -> None:
     with _told(f"{model_dir}: what is trained from it can't be saved"):
         engine.rehearse(folder)
 
 
-def _tried(config: Config, run_dir: RunDir, engine: Engine, tokenizer: Any, folder: Path) -> None:
+def _tried(config: Config, run_dir: RunDir, engine: Engine, tokenizer: Any, folder: Path, row: Row) -> None:
     """Read what was saved, and let the stages that follow try theirs."""
     trust = config.model.trust_remote_code
-    try_tokenizer(tokenizer, config.dataset.prompt, folder, trust)
+    try_tokenizer(tokenizer, row, config.dataset.prompt, folder, trust)
     with _told("what is saved can't be read again"):
         if (folder / "config.json").is_file():
             AutoConfig.from_pretrained(folder, trust_remote_code=trust)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.schema import Config
-from trainer.data.rows import InstructionRow
-from trainer.data.tokenize import prompt_ids
+from trainer.data.rows import Row
+from trainer.data.tokenize import end_id, prompt_ids
 from trainer.engines.base import Engine
 
 
-def answers(engine: Engine, tokenizer: Any, rows: list[InstructionRow], config: Config) -> list[str]:
-    """The model's greedy answer to each row's prompt, the very prompt that training uses."""
+def answers(engine: Engine, tokenizer: Any, rows: Sequence[Row], config: Config) -> list[str]:
+    """The model's greedy answer to each row's prompt, the very prompt that training uses. Texts ask nothing."""
+    rows = asked(rows)
     if not rows:
         return []
     prompts = [prompt_ids(row, config.dataset.prompt, tokenizer) for row in rows]
-    ids = engine.answer(prompts, config.tracking.sample_tokens)
+    ids = engine.answer(prompts, config.tracking.sample_tokens, end_id(rows[0], tokenizer))
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
 
 
-def side_by_side(rows: list[InstructionRow], before: list[str], after: list[str]) -> list[dict[str, str]]:
+def asked(rows: Sequence[Row]) -> list[Row]:
+    """The rows that have a question."""
+    return [row for row in rows if row.response]
+
+
+def side_by_side(rows: Sequence[Row], before: list[str], after: list[str]) -> list[dict[str, str]]:
     """One record a question, for samples.jsonl and MLflow."""
     return [
         {

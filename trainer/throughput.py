@@ -139,19 +139,28 @@ class ModelSize:
     """parameters without the embedding lookup (a tied embedding is the head's matrix, so it counts), and without the
     experts that a token doesn't go through"""
     adapter_params: int
-    """trainable parameters of the adapter; 0 for full fine-tuning"""
+    """of the adapter's matrices; 0 for full fine-tuning"""
     attention_width: int
     """layers x heads x head size"""
+    saved_params: int = 0
+    """of linear layers, and an output head, that an adapter trains in full"""
+    forward_only_params: int = 0
+    """of ``matmul_params``: in decoder layers below the first with anything trained, with a frozen base"""
+    forward_only_width: int = 0
+    """of ``attention_width``: in those layers"""
 
 
 def model_flops(size: ModelSize, counts: Counts, frozen_base: bool) -> float:
     """FLOPs needed for ``counts``: 6N a real token, or 4N + 6 x adapter with a frozen base, and attention.
 
     A product with a [m, n] matrix is 2mn forward, 2mn for the input's gradient, 2mn for the weight's, which a frozen
-    base doesn't need. Attention is two products of 2 x width a pair, forward once and backward twice.
+    base doesn't need but for its layers that are trained in full. Layers below everything that is trained compute
+    forward alone. Attention is two products of 2 x width a pair, forward once and backward twice.
     """
-    per_token = (4 if frozen_base else 6) * size.matmul_params + 6 * size.adapter_params
-    return per_token * counts.tokens + 12 * size.attention_width * counts.pairs
+    per_token = (4 if frozen_base else 6) * size.matmul_params - 2 * size.forward_only_params
+    per_token += 6 * size.adapter_params + 2 * size.saved_params
+    width = 12 * size.attention_width - 8 * size.forward_only_width
+    return per_token * counts.tokens + width * counts.pairs
 
 
 def utilization(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import sys
 import threading
 import time
@@ -19,6 +20,7 @@ from launcher.schema import Config, TrackingConfig
 from launcher.secrets import redact
 from trainer.mlflow_store import KIND, PARENT, connect, public_uri, set_environment
 
+_NAME = re.compile(r"[\w. :/-]+")
 _MOST_PARAM_CHARACTERS = 500
 _MOST_PARAMS = 100  # of one request, by MLflow's limit
 _CLOSE_SECONDS = 60.0
@@ -26,8 +28,8 @@ _SYSTEM_METRICS_SECONDS = 5
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one with dotted keys."""
-    if not isinstance(value, dict):
+    """Nested mappings as one with dotted keys; a mapping with keys that MLflow refuses, as patterns are, is a value."""
+    if not isinstance(value, dict) or not all(_NAME.fullmatch(str(key)) for key in value):
         return {prefix: value}
     flat: dict[str, Any] = {}
     for key, inner in value.items():

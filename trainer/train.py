@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 import psutil
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
-from launcher import units
 from launcher.errors import Suspended, TrntuneError
 from launcher.paths import shown
 from launcher.record import installed
@@ -27,13 +26,13 @@ from trainer.checkpoints.manifest import Position
 from trainer.checkpoints.writer import Outcome
 from trainer.compilation.trial import tracing
 from trainer.compilation.watch import Graphs, Watched, refuse_other_graphs, watch
-from trainer.data.prepare import PreparedData, prepare
+from trainer.data.prepare import PreparedData, data_notes, prepare
 from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
 from trainer.families.small import over_positions
 from trainer.history import History
 from trainer.models.fingerprint import fingerprint, write_base
 from trainer.models.generation import check_generation
-from trainer.models.load import load_tokenizer
+from trainer.models.load import run_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
 from trainer.rehearsal import check_room, in_one_line, rehearse
@@ -124,7 +123,7 @@ class TrainRun:
         if self.writes:
             self.graphs = watch(self.config, self.run_dir, lambda text: print(text, file=sys.stderr, flush=True))
         with self.stopwatch.part("load"):
-            tokenizer = load_tokenizer(model_dir, self.config.model.trust_remote_code)
+            tokenizer = run_tokenizer(self.config, model_dir)
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
         if not tracing():  # a trial run is shorter than the one that it is for
@@ -142,7 +141,7 @@ class TrainRun:
         try:
             self._go_on(checkpointer, recorder, progress)
             with self.stopwatch.part("load"):
-                self._rehearse(model_dir, tokenizer, len(data.train), checkpointer, progress)
+                self._rehearse(model_dir, tokenizer, data, checkpointer, progress)
             return self._train(model_dir, tokenizer, data, recorder, checkpointer, progress)
         finally:
             checkpointer.close()
@@ -296,19 +295,11 @@ class TrainRun:
             f"{self.config.training.max_length} tokens ({report.padding_fraction:.1%} padding), "
             f"{report.eval_examples} held out"
         )
-        for note in self.engine.notes:
+        progress.message(f"data: {report.rows_read:,} rows, {report.found}")
+        for note in [*self.engine.notes, *data_notes(report)]:
             progress.message(f"note: {note}")
-        for count, what in (
-            (report.rows_skipped, "broken rows were skipped"),
-            (report.truncated, "examples were cut at training.max_length"),
-            (report.dropped, "examples were dropped: their prompt alone fills training.max_length"),
-        ):
-            if count:
-                progress.message(f"note: {count:,} {what}")
         if (over := over_positions(model_dir, self.config.training.max_length)) is not None:
             progress.message(f"note: training.max_length={self.config.training.max_length} {over}")
-        if report.unused:
-            progress.message(f"note: fields of the data that are not used: {units.shares(report.unused)} of the text")
 
     def _evaluate(self, data: PreparedData, recorder: Recorder, step: int) -> float:
         """The held-out loss of the weights of ``step``; what training has just evaluated is not done again."""
@@ -416,13 +407,13 @@ class TrainRun:
             ) from None
 
     def _rehearse(
-        self, model_dir: Path, tokenizer: Any, rows: int, checkpointer: Checkpointer, progress: Progress
+        self, model_dir: Path, tokenizer: Any, data: PreparedData, checkpointer: Checkpointer, progress: Progress
     ) -> None:
         """Try what the end of the run needs."""
         config, run_dir, engine, peers = self.config, self.run_dir, self.engine, checkpointer.peers
         with self._kept(checkpointer):
-            beside = rehearse(config, run_dir, engine, peers, tokenizer, model_dir)
-        fault = check_room(config, run_dir, engine, peers, model_dir, engine.total_steps(rows), beside)
+            beside = rehearse(config, run_dir, engine, peers, tokenizer, model_dir, data.held_out[0])
+        fault = check_room(config, run_dir, engine, peers, model_dir, engine.total_steps(len(data.train)), beside)
         if fault is not None:
             progress.message(f"warning: {fault}")
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from launcher.adapters import is_all_linear, listed
 from launcher.errors import UsageError
 from launcher.model_facts import FAMILIES, family_of
 from launcher.neuron.graphs import fuses_qkv
 from launcher.neuron.variables import CACHE_PATH, DERIVED, cache_root
+from launcher.plan.tensors import linear_layers
 from launcher.problem import Check, Problem
-from launcher.schema import Config, world_size
+from launcher.schema import Config, LoraConfig, world_size
 from launcher.variables import COMPILE
 
 _ASSIGNMENT = r"[A-Za-z_][A-Za-z0-9_]*=.*"
@@ -148,20 +150,66 @@ def check_adapter(config: Config) -> Iterator[Problem]:
     if config.method.name != "lora":
         return
     lora, facts, parallel = config.lora, config.model.architecture, config.parallelism
-    listed = f"[{','.join(lora.target_modules)}]"
-    if lora.use_dora:
-        why = "optimum-neuron takes DoRA's norms on each rank's part of a weight, and neither merges nor gathers them"
-        yield Problem("lora.use_dora", "true", why, "take lora=r16_qv, or lora=rslora")
-    if facts is not None and fuses_qkv(facts, parallel) and 0 < len(set(QKV) & set(lora.target_modules)) < 3:
+    yield from _unsupported(lora)
+    if facts is None:
+        return
+    linear = [each.name for each in linear_layers(facts)]
+    names = set(
+        linear if is_all_linear(lora) else (name for name in linear if name in _last_parts(lora.target_modules))
+    )
+    if fuses_qkv(facts, parallel) and 0 < len(set(QKV) & names) < 3:
         why = (
             f"at tensor_parallel={parallel.tensor_parallel} optimum-neuron fuses q_proj, k_proj and v_proj "
             f"({facts.kv_heads} key/value heads), which then get an adapter together or not at all"
         )
         remedy = f"name all three or none, or take tensor_parallel of at most {facts.kv_heads}"
-        yield Problem("lora.target_modules", listed, why, remedy)
-    if len(set(GATE_UP) & set(lora.target_modules)) == 1:
+        yield Problem("lora.target_modules", listed(lora.target_modules), why, remedy)
+    if len(set(GATE_UP) & names) == 1:
         why = "optimum-neuron fuses gate_proj and up_proj, which then get an adapter together or not at all"
-        yield Problem("lora.target_modules", listed, why, "name both or none")
+        yield Problem("lora.target_modules", listed(lora.target_modules), why, "name both or none")
+
+
+def _last_parts(names: Sequence[str]) -> set[str]:
+    return {name.rpartition(".")[2] for name in names}
+
+
+_RENAMED = (
+    "optimum-neuron puts the names of the layers that it fuses (gate_up_proj, qkv_proj) into target_modules alone, so "
+    "that peft finds none of them by this setting"
+)
+_SHARDS = "optimum-neuron's shards don't say how such tensors lie over the ranks, so that they couldn't be put together"
+_NOT_HERE = "leave it out, or train with accelerator=cuda"
+
+
+def _unsupported(lora: LoraConfig) -> Iterator[Problem]:
+    """Settings of peft that optimum-neuron passes on unchanged to layers of its own [peft/peft_model.py,
+    models/training/transformations_utils.py: adapt_peft_config]."""
+    if lora.use_dora:
+        why = "optimum-neuron takes DoRA's norms on each rank's part of a weight, and neither merges nor gathers them"
+        yield Problem("lora.use_dora", "true", why, "take lora=r16_qv, or lora=rslora")
+    for setting, why in (
+        ("rank_pattern", _RENAMED),
+        ("alpha_pattern", _RENAMED),
+        ("exclude_modules", _RENAMED),
+        ("modules_to_save", _SHARDS),
+        (
+            "trainable_token_indices",
+            "optimum-neuron's embedding is split by rows, and peft's layer for single rows isn't",
+        ),
+    ):
+        value = getattr(lora, setting)
+        if value:
+            yield Problem(f"lora.{setting}", listed(value), why, _NOT_HERE)
+    if lora.bias != "none":
+        yield Problem("lora.bias", lora.bias, _SHARDS, _NOT_HERE)
+    if lora.init_lora_weights == "orthogonal":
+        why = "B A of a fused layer would not begin with zero: its layers share the first one's A"
+        yield Problem("lora.init_lora_weights", lora.init_lora_weights, why, "take true or gaussian")
+    full = [name for name in lora.target_modules if "." in name]
+    if full:
+        yield Problem(
+            "lora.target_modules", listed(lora.target_modules), f"{full[0]}: {_RENAMED}", "name q_proj, ... alone"
+        )
 
 
 def check_no_compile(config: Config) -> Iterator[Problem]:

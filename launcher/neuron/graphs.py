@@ -29,10 +29,11 @@ def shapes(config: Config) -> Shapes:
         "LoRA dropout": lora.dropout,
         "LoRA layers": sorted(lora.target_modules),
         "rank-stabilised LoRA": lora.use_rslora,
+        **({"LoRA decoder layers": sorted(lora.layers_to_transform)} if lora.layers_to_transform else {}),
     }
     return {
         "model": config.model.name,
-        "architecture": None if config.model.architecture is None else asdict(config.model.architecture),
+        "architecture": None if config.model.architecture is None else _facts(config.model.architecture),
         "method": config.method.name,
         **(adapter if config.method.name == "lora" else {}),
         "row length": training.max_length,
@@ -52,6 +53,11 @@ def shapes(config: Config) -> Shapes:
         "fused softmax": None if neuron is None else neuron.fuse_softmax,
         "cores a device": None if neuron is None else neuron.logical_nc,
     }
+
+
+def _facts(facts: ArchitectureConfig) -> dict[str, Any]:
+    """Without biases, which no model has here: graphs that were compiled before these were facts stay valid."""
+    return {key: value for key, value in asdict(facts).items() if value or not key.endswith("_bias")}
 
 
 def fuses_qkv(facts: ArchitectureConfig, parallel: ParallelismConfig) -> bool:

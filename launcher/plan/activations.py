@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.plan.tensors import ATTENTION, Linear, adapted_layers
+from launcher.plan.tensors import ATTENTION, LayerAdapter, Linear, adapted_layers, first_reached
 from launcher.schema import ArchitectureConfig, Config
 
 NORM_BYTES = 4  # normalization runs in fp32 in every precision
@@ -35,13 +35,20 @@ class Kept:
 
 
 def kept_by_layer(config: Config, facts: ArchitectureConfig) -> Kept:
-    """What one decoder layer keeps, bytes a token."""
+    """What one decoder layer keeps, bytes a token: the mean of those that the backward pass reaches."""
     width = PRODUCT_BYTES[config.training.precision]
     fused = is_fused(config)
     common = _frozen(facts, width, fused)
     if config.method.name == "full":
         return common + _trained(facts, width, config.training.precision == "bf16", fused)
     return common + _adapters(config, facts, width)
+
+
+def reached_layers(config: Config, facts: ArchitectureConfig) -> int:
+    """Decoder layers that the backward pass reaches: those below the first with anything trained keep nothing. All of
+    them for a family whose layers the plan doesn't know."""
+    adapted = config.method.name == "lora" and config.model.architecture is not None
+    return facts.layers - (first_reached(facts, config.lora) if adapted else 0)
 
 
 def layer_input(facts: ArchitectureConfig) -> Kept:
@@ -82,20 +89,32 @@ def _trained(facts: ArchitectureConfig, width: int, casts: bool, fused: bool) ->
 
 
 def _adapters(config: Config, facts: ArchitectureConfig, width: int) -> Kept:
+    """What the adapters keep, the mean of the layers that are reached."""
+    by_layer: dict[int, list[LayerAdapter]] = {}
+    for adapter in adapted_layers(facts, config.lora):
+        by_layer.setdefault(adapter.layer, []).append(adapter)
+    kept = Kept(0, 0)
+    for adapters in by_layer.values():
+        kept += _layers_adapters(config, adapters, width)
+    reached = max(1, reached_layers(config, facts))
+    return Kept(kept.hidden / reached, kept.inner / reached)
+
+
+def _layers_adapters(config: Config, adapters: list[LayerAdapter], width: int) -> Kept:
     """The adapters' inputs: with dropout each keeps its own copy and its mask, without it what they share once. A fused
     layer keeps only the mask of its own."""
     fused = is_fused(config) and not config.lora.use_dora
-    layers = adapted_layers(facts, config.lora)
     kept = Kept(0, 0)
     seen: set[str] = set()
     # peft keeps a mask in the adapter's fp32 on a CPU and as one byte on a GPU.
     mask = (4 if config.accelerator.device == "cpu" else 1) if config.lora.dropout else 0
-    for linear in layers:
+    for adapter in adapters:
+        linear = adapter.linear
         source = SHARED_INPUT.get(linear.name, linear.name.replace("up_proj", "mlp"))
         own = bool(mask) and not fused
         size = linear.inputs * ((width if own or source not in seen else 0) + mask)
         seen.add(source)
-        inner = width * config.lora.r + (width * 2 * linear.outputs if config.lora.use_dora else 0)
+        inner = width * adapter.r + (width * 2 * linear.outputs if config.lora.use_dora else 0)
         kept += Kept(0, size + inner) if _reads_inner(linear) else Kept(size, inner)
     return kept
 

@@ -6,9 +6,10 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.adapters import comes_apart
 from launcher.errors import UsageError
 from launcher.generation_config import repair_of
-from launcher.plan.tensors import Parameters
+from launcher.plan.tensors import Parameters, modules
 from launcher.room import Room, Sizes, little_room, merges, room_of
 from launcher.schema import Config
 
@@ -34,14 +35,25 @@ def sizes(config: Config, parameters: Parameters) -> Sizes:
 
 
 def merged_bytes(config: Config, base: Path | None, parameters: int) -> int:
-    """Of the merged model, 0 where none is made: the base's own bytes where it is at hand and its dtype is kept."""
+    """Of the merged model, 0 where none is made: the base's own bytes where it is at hand and its dtype is kept, and a
+    head that is no longer tied. ``parameters``: of the base."""
     dtype = config.merge.dtype
     if not merges(config):
         return 0
+    more = _untied(config)
     if dtype is not None:
-        return parameters * (4 if dtype == "float32" else 2)
+        return (parameters + more) * (4 if dtype == "float32" else 2)
     stored = sum(file.stat().st_size for file in base.glob("*.safetensors")) if base is not None else 0
-    return stored or parameters * _STORED_BYTES.get(config.model.source, 2)
+    return (stored or parameters * _STORED_BYTES.get(config.model.source, 2)) * (parameters + more) // parameters
+
+
+def _untied(config: Config) -> int:
+    """Parameters of the head where it was the embedding and is stored beside it when merged; 0 for a family whose
+    names the plan doesn't know."""
+    facts = config.model.architecture
+    if facts is None or not comes_apart(config.lora, modules(facts)):
+        return 0
+    return facts.vocab_size * facts.hidden_size
 
 
 def fault_here(config: Config, room: Room | None) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from launcher.plan.activations import kept_by_layer
+from launcher.plan.activations import kept_by_layer, reached_layers
 from launcher.plan.schedule import Epoch
 from launcher.plan.tensors import Parameters, linear_layers
 from launcher.process import ask
@@ -102,15 +102,19 @@ def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data
     labels = positions if neuron else data.trained / steps
     pairs = positions * (config.training.max_length + 1) / 2 if neuron else data.pairs / steps
     passes = 6 if full else 4
-    recomputed = 2 * products * positions if config.training.gradient_checkpointing and not neuron else 0
-    adapter = 6 * parameters.adapter
-    flops = (passes * products + adapter) * positions + passes * head * labels + 12 * width * pairs + recomputed
-    real = (passes * parameters.matmul + adapter) * data.tokens / steps + 12 * width * data.pairs / steps
+    reached = reached_layers(config, facts)
+    share = reached / facts.layers  # of the layers: the others compute forward alone
+    recomputed = 2 * products * share * positions if config.training.gradient_checkpointing and not neuron else 0
+    extra = 6 * parameters.low_rank + 2 * parameters.saved_matmul
+    attention = (12 * share + 4 * (1 - share)) * width
+    flops = ((passes - 2 * (1 - share)) * products + extra) * positions + passes * head * labels + attention * pairs
+    real = (passes * parameters.matmul - 2 * parameters.forward_only + extra) * data.tokens / steps
+    real += attention * data.pairs / steps
     kept = kept_by_layer(config, facts)
     return Work(
-        flops=flops,
+        flops=flops + recomputed,
         model_flops=real,
-        kept_bytes=(kept.hidden + kept.inner) * facts.layers * positions,
+        kept_bytes=(kept.hidden + kept.inner) * reached * positions,
         updated=parameters.trainable_local[parameters.fullest] * world_size(config),
         bubble=1 + (config.parallelism.pipeline_parallel - 1) / accumulation_steps(config),
     )

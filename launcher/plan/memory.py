@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input
-from launcher.plan.tensors import Parameters, adapted_layers
+from launcher.adapters import saved_modules
+from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input, reached_layers
+from launcher.plan.tensors import HEAD, Parameters, adapted_layers, modules
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps
 from launcher.slurm.resources import processes_per_node
 
@@ -109,7 +110,7 @@ def _activations(config: Config, facts: ArchitectureConfig) -> float:
     """Bytes of one micro batch, or of as many as a pipeline has in flight."""
     parallel, training = config.parallelism, config.training
     tokens = training.micro_batch_size * training.max_length
-    layers = math.ceil(facts.layers / parallel.pipeline_parallel)
+    layers = math.ceil(reached_layers(config, facts) / parallel.pipeline_parallel)
     whole = kept_by_layer(config, facts).on_rank(parallel.tensor_parallel, parallel.sequence_parallel)
     if training.gradient_checkpointing:
         kept = layer_input(facts).on_rank(parallel.tensor_parallel, parallel.sequence_parallel) * layers + whole
@@ -117,16 +118,17 @@ def _activations(config: Config, facts: ArchitectureConfig) -> float:
         kept = whole * layers
     ends = 3 * 4 * facts.hidden_size / (parallel.tensor_parallel if parallel.sequence_parallel else 1)
     in_flight = min(parallel.pipeline_parallel, accumulation_steps(config))
-    return tokens * (kept * in_flight + ends) + _dora_constants(config, facts, layers)
+    return tokens * (kept * in_flight + ends) + _dora_constants(config, facts)
 
 
-def _dora_constants(config: Config, facts: ArchitectureConfig, layers: int) -> float:
+def _dora_constants(config: Config, facts: ArchitectureConfig) -> float:
     """peft's DoRA passes an identity matrix [inputs, inputs] through each adapter to get the product of A and B."""
     if config.method.name != "lora" or not config.lora.use_dora:
         return 0.0
     width = PRODUCT_BYTES[config.training.precision]
     adapted = adapted_layers(facts, config.lora)
-    return width * layers * sum(linear.inputs * (linear.inputs + config.lora.r) for linear in adapted)
+    products = sum(each.linear.inputs * (each.linear.inputs + each.r) for each in adapted)
+    return width * products / config.parallelism.pipeline_parallel
 
 
 def _overhead(config: Config) -> float:
@@ -134,10 +136,21 @@ def _overhead(config: Config) -> float:
 
 
 def _torch_loss(config: Config, facts: ArchitectureConfig) -> float:
-    """Two chunks of fp32 logits; when the head is trained also its gradient, twice while a chunk is added."""
+    """Two chunks of fp32 logits; when the head is trained also its gradient, in full training twice while a chunk is
+    added; and what trained rows of the embedding take."""
     logits = 2 * 4 * LOSS_CHUNK * facts.vocab_size
-    head = 2 * 4 * facts.vocab_size * facts.hidden_size if config.method.name == "full" else 0
-    return float(logits + head)
+    full = config.method.name == "full"
+    gradients = 2 if full else int(HEAD in saved_modules(config.lora, modules(facts)))
+    return float(logits + gradients * 4 * facts.vocab_size * facts.hidden_size + _rows(config, facts))
+
+
+def _rows(config: Config, facts: ArchitectureConfig) -> float:
+    """The embedding's gradient is a whole matrix although few rows are trained; a tied head is a copy of the embedding
+    with those rows [peft's tuners/trainable_tokens/layer.py]. Measured: docs/planning.md."""
+    if config.method.name == "full" or not config.lora.trainable_token_indices:
+        return 0.0
+    copy = PRODUCT_BYTES[config.training.precision] if facts.tied_embeddings else 0
+    return float((4 + copy) * facts.vocab_size * facts.hidden_size)
 
 
 def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:

@@ -77,7 +77,7 @@ def epoch(config: Config, extents: Extents = ()) -> Epoch | None:
         shape.trained,
         shape.pairs,
         shape.eval_rows,
-        f"measured on the data{part}",
+        f"measured on the data{part}, format {shape.format}",
         exact=not part,
         unused=shape.unused,
     )

@@ -11,9 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher import units
+from launcher.adapters import saved_modules, some
 from launcher.plan import disk
 from launcher.plan.build import Plan, to_json
 from launcher.plan.jobs import instances
+from launcher.plan.tensors import modules
 from launcher.schema import accumulation_steps, world_size
 from launcher.steps import row_problems, warmup_steps
 from launcher.variables import variables
@@ -126,6 +128,19 @@ def trained(plan: Plan) -> str:
     return f"{units.count(counts.trainable)} ({units.share(counts.trainable / counts.total)})"
 
 
+def beside(plan: Plan) -> str:
+    """What an adapter trains beside its matrices, by name."""
+    lora, facts = plan.config.lora, plan.config.model.architecture
+    if plan.config.method.name == "full":
+        return ""
+    saved = list(lora.modules_to_save or ())
+    if facts is not None:
+        saved = list(saved_modules(lora, modules(facts)))
+    rows = f"{len(lora.trainable_token_indices)} rows of the embedding" if lora.trainable_token_indices else ""
+    biases = {"none": "", "all": "all biases", "lora_only": "biases of adapted layers"}[lora.bias]
+    return ", ".join(part for part in (some(saved), rows, biases) if part)
+
+
 def per_rank(plan: Plan) -> str:
     """Trained and held parameters of a process, on the fullest pipeline stage."""
     if world_size(plan.config) == plan.config.parallelism.data_parallel:
@@ -236,6 +251,7 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
         ("parameters", lambda p: units.count(p.parameters.total)),
         ("a token uses", active),
         ("trained", trained),
+        ("trained in full", beside),
         ("trained a process", per_rank),
     ),
     (

@@ -7,17 +7,22 @@ imports.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from launcher.adapters import Modules, first_layer, trained, trained_biases
 from launcher.neuron.graphs import fuses_qkv
-from launcher.schema import ALL_LINEAR, ArchitectureConfig, Config, LoraConfig, ParallelismConfig
+from launcher.schema import ArchitectureConfig, Config, LoraConfig, ParallelismConfig
 
 COLUMN, ROW = "column", "row"
 """How tensor parallelism splits a linear layer: its outputs (dimension 0 of the weight) or its inputs (dimension 1)."""
 
 ATTENTION, MLP = "self_attn", "mlp"
+LAYERS, EMBEDDING, NORM, HEAD = "model.layers", "model.embed_tokens", "model.norm", "lm_head"
+BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm")
+HEAD_NORMS = ("q_norm", "k_norm")
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,22 @@ def kv_copies(facts: ArchitectureConfig, tensor_parallel: int) -> int:
 def base_tensors(facts: ArchitectureConfig, tensor_parallel: int = 1) -> Iterator[Tensor]:
     """The model's own parameters. A tied output head is the embedding and is given once."""
     vocabulary = (facts.vocab_size, facts.hidden_size)
-    # optimum-neuron's Granite has both ends of the model whole on every rank.
-    split = None if facts.family == "granite" else 0
-    yield Tensor("model.embed_tokens.weight", vocabulary, FIRST, split)
+    split = _split_of_ends(facts)
+    yield Tensor(f"{EMBEDDING}.weight", vocabulary, FIRST, split)
     for layer in range(facts.layers):
         yield from _block(facts, layer, tensor_parallel)
-    yield Tensor("model.norm.weight", (facts.hidden_size,), LAST)
+    yield Tensor(f"{NORM}.weight", (facts.hidden_size,), LAST)
     if not facts.tied_embeddings:
-        yield Tensor("lm_head.weight", vocabulary, LAST, split)
+        yield Tensor(f"{HEAD}.weight", vocabulary, LAST, split)
+
+
+def _split_of_ends(facts: ArchitectureConfig) -> int | None:
+    """The dimension by which embedding and head are split: optimum-neuron's Granite has both whole on every rank."""
+    return None if facts.family == "granite" else 0
+
+
+def _is_biased(facts: ArchitectureConfig, linear: Linear) -> bool:
+    return facts.attention_bias if linear.block == ATTENTION else facts.mlp_bias
 
 
 def _block(facts: ArchitectureConfig, layer: int, tensor_parallel: int) -> Iterator[Tensor]:
@@ -106,20 +119,76 @@ def _block(facts: ArchitectureConfig, layer: int, tensor_parallel: int) -> Itera
         copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
         split = 0 if linear.split == COLUMN else 1
         yield Tensor(f"{prefix}.{linear.path}.weight", (linear.outputs, linear.inputs), layer, split, copies)
-        if facts.attention_bias if linear.block == ATTENTION else facts.mlp_bias:
+        if _is_biased(facts, linear):
             # Of a split by inputs every rank adds its part of the product, and one of them the bias.
             yield Tensor(f"{prefix}.{linear.path}.bias", (linear.outputs,), layer, 0 if split == 0 else None, copies)
     if facts.family == "qwen3":
-        for name in ("q_norm", "k_norm"):
+        for name in HEAD_NORMS:
             yield Tensor(f"{prefix}.{ATTENTION}.{name}.weight", (facts.head_dim,), layer)
-    for name in ("input_layernorm", "post_attention_layernorm"):
+    for name in BLOCK_NORMS:
         yield Tensor(f"{prefix}.{name}.weight", (facts.hidden_size,), layer)
 
 
-def adapted_layers(facts: ArchitectureConfig, lora: LoraConfig) -> list[Linear]:
-    """The linear layers of a block that get an adapter."""
-    everything = lora.target_modules == [ALL_LINEAR]
-    return [linear for linear in linear_layers(facts) if everything or linear.name in lora.target_modules]
+def modules(facts: ArchitectureConfig) -> Modules:
+    """The names of transformers' modules of a plain Llama, Granite or Qwen3."""
+    linear = linear_layers(facts)
+    biased = tuple(each.path for each in linear if _is_biased(facts, each))
+    paths = tuple(each.path for each in linear)
+    return _modules(facts.family, facts.layers, facts.vocab_size, facts.tied_embeddings, paths, biased)
+
+
+@functools.lru_cache(maxsize=64)
+def _modules(
+    family: str, layers: int, vocabulary: int, tied: bool, linear: tuple[str, ...], biased: tuple[str, ...]
+) -> Modules:
+    blocks = [f"{LAYERS}.{layer}" for layer in range(layers)]
+    inner = [name for block in blocks for name in (block, *(f"{block}.{part}" for part in _parts(family, linear)))]
+    names = ("model", EMBEDDING, LAYERS, *inner, NORM, "model.rotary_emb", HEAD)
+    return Modules(
+        names=names,
+        linear=tuple(f"{block}.{part}" for block in blocks for part in linear),
+        leaves=frozenset(name for name in names if name in (EMBEDDING, HEAD) or name.endswith(("_proj", "norm"))),
+        biases=frozenset(f"{block}.{part}.bias" for block in blocks for part in biased),
+        layers=LAYERS,
+        count=layers,
+        embedding=EMBEDDING,
+        head=HEAD,
+        vocabulary=vocabulary,
+        tied=tied,
+    )
+
+
+def _parts(family: str, linear: tuple[str, ...]) -> list[str]:
+    """A block's modules below itself, in transformers' order."""
+    attention, mlp = ([name for name in linear if name.startswith(block)] for block in (ATTENTION, MLP))
+    norms = [f"{ATTENTION}.{name}" for name in HEAD_NORMS] if family == "qwen3" else []
+    return [ATTENTION, *attention, *norms, MLP, *mlp, f"{MLP}.act_fn", *BLOCK_NORMS]
+
+
+@dataclass(frozen=True)
+class LayerAdapter:
+    """An adapter of rank ``r`` on a linear layer of decoder layer ``layer``."""
+
+    layer: int
+    linear: Linear
+    r: int
+
+
+def adapted_layers(facts: ArchitectureConfig, lora: LoraConfig) -> list[LayerAdapter]:
+    """The linear layers that get an adapter, in the model's order."""
+    known, by_path = modules(facts), {linear.path: linear for linear in linear_layers(facts)}
+    found = []
+    for adapter in trained(lora, known).adapters:
+        layer = known.layer_of(adapter.name)
+        assert layer is not None
+        found.append(LayerAdapter(layer, by_path[adapter.name.removeprefix(f"{LAYERS}.{layer}.")], adapter.r))
+    return found
+
+
+def first_reached(facts: ArchitectureConfig, lora: LoraConfig) -> int:
+    """The first decoder layer that the backward pass reaches."""
+    known = modules(facts)
+    return first_layer(lora, trained(lora, known), known)
 
 
 def sharing_a(config: Config, facts: ArchitectureConfig) -> frozenset[str]:
@@ -135,16 +204,35 @@ def adapter_tensors(
 ) -> Iterator[Tensor]:
     """LoRA's A [r, inputs] and B [outputs, r], and DoRA's magnitude [outputs]. What the split cuts in the base layer
     it cuts in the adapter; the other matrix is whole on every rank. ``sharing``: layers that have no A of their own."""
-    for layer in range(facts.layers):
-        for linear in adapted_layers(facts, lora):
-            prefix = f"model.layers.{layer}.{linear.path}"
-            column = linear.split == COLUMN
-            copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
-            if linear.name not in sharing:
-                yield Tensor(f"{prefix}.lora_A", (lora.r, linear.inputs), layer, None if column else 1)
-            yield Tensor(f"{prefix}.lora_B", (linear.outputs, lora.r), layer, 0 if column else None, copies)
-            if lora.use_dora:
-                yield Tensor(f"{prefix}.magnitude", (linear.outputs,), layer, 0 if column else None, copies)
+    for adapter in adapted_layers(facts, lora):
+        layer, linear, r = adapter.layer, adapter.linear, adapter.r
+        prefix = f"{LAYERS}.{layer}.{linear.path}"
+        column = linear.split == COLUMN
+        copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
+        if linear.name not in sharing:
+            yield Tensor(f"{prefix}.lora_A", (r, linear.inputs), layer, None if column else 1)
+        yield Tensor(f"{prefix}.lora_B", (linear.outputs, r), layer, 0 if column else None, copies)
+        if lora.use_dora:
+            yield Tensor(f"{prefix}.magnitude", (linear.outputs,), layer, 0 if column else None, copies)
+
+
+def other_tensors(facts: ArchitectureConfig, lora: LoraConfig) -> Iterator[Tensor]:
+    """What is trained beside A and B: copies of the modules that are trained in full, biases, and rows of the
+    embedding."""
+    known = modules(facts)
+    found = trained(lora, known)
+    biases = trained_biases(lora, found, known)
+    for tensor in (*base_tensors(facts), *_tied_head(facts)):
+        if tensor.name.rpartition(".")[0] in found.saved or tensor.name in biases:
+            yield tensor
+    if found.tokens:
+        yield Tensor(f"{EMBEDDING}.tokens", (len(found.tokens), facts.hidden_size), FIRST)
+
+
+def _tied_head(facts: ArchitectureConfig) -> list[Tensor]:
+    """The output head where ``base_tensors`` leaves it out: trained in full it is a copy of its own."""
+    size = (facts.vocab_size, facts.hidden_size)
+    return [Tensor(f"{HEAD}.weight", size, LAST, _split_of_ends(facts))] if facts.tied_embeddings else []
 
 
 def stage_of(tensor: Tensor, layers: int, pipeline_parallel: int) -> int:
@@ -164,7 +252,7 @@ class Parameters:
     """of the model, without adapters"""
     trainable: int
     adapter: int
-    """of the adapter; 0 for full fine-tuning"""
+    """trained with an adapter: its matrices and what is trained beside them; 0 for full fine-tuning"""
     matmul: int
     """of the model, without embeddings that are only looked up"""
     local: tuple[int, ...]
@@ -172,6 +260,14 @@ class Parameters:
     trainable_local: tuple[int, ...]
     idle: int = 0
     """of the model's experts, those that a token doesn't go through; ``matmul`` is without them"""
+    low_rank: int = 0
+    """of ``adapter``: its matrices and magnitudes"""
+    saved_matmul: int = 0
+    """of ``adapter``: linear layers, and an output head, that are trained in full"""
+    forward_only: int = 0
+    """of ``matmul``: in decoder layers that the backward pass doesn't reach"""
+    first_layer: int = 0
+    """the first decoder layer that it reaches"""
 
     @property
     def fullest(self) -> int:
@@ -181,23 +277,24 @@ class Parameters:
 
 def count(config: Config, facts: ArchitectureConfig) -> Parameters:
     """Count the parameters of a run."""
-    parallel = config.parallelism
+    parallel, lora = config.parallelism, config.lora if config.method.name == "lora" else None
     base = list(base_tensors(facts, parallel.tensor_parallel))
-    sharing = sharing_a(config, facts)
-    adapter = (
-        list(adapter_tensors(facts, config.lora, parallel.tensor_parallel, sharing))
-        if config.method.name == "lora"
-        else []
-    )
-    trained = adapter or base
+    matrices = list(adapter_tensors(facts, lora, parallel.tensor_parallel, sharing_a(config, facts))) if lora else []
+    others = list(other_tensors(facts, lora)) if lora else []
+    adapter = matrices + others
+    trained_ones, first = adapter or base, first_reached(facts, lora) if lora else 0
     total = sum(tensor.size for tensor in base)
     return Parameters(
         total=total,
-        trainable=sum(tensor.size for tensor in trained),
+        trainable=sum(tensor.size for tensor in trained_ones),
         adapter=sum(tensor.size for tensor in adapter),
         matmul=total - (0 if facts.tied_embeddings else facts.vocab_size * facts.hidden_size),
         local=_local(base + adapter, facts, parallel, tied=facts.tied_embeddings),
-        trainable_local=_local(trained, facts, parallel, tied=facts.tied_embeddings and not adapter),
+        trainable_local=_local(trained_ones, facts, parallel, tied=facts.tied_embeddings and not adapter),
+        low_rank=sum(tensor.size for tensor in matrices),
+        saved_matmul=sum(tensor.size for tensor in others if tensor.name.endswith(("_proj.weight", f"{HEAD}.weight"))),
+        forward_only=sum(tensor.size for tensor in base if 0 <= tensor.layer < first),
+        first_layer=first,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.data_files import entries
 from launcher.errors import TrntuneError, UsageError
 from launcher.problem import Problem
 from launcher.schema import ClusterConfig, Config, world_size
@@ -105,9 +106,15 @@ def not_below(root: Path, places: Iterable[Place], setting: str) -> list[str]:
 
 def inputs(config: Config) -> list[Place]:
     """What a run's settings name that its jobs need."""
-    found = [
-        (f"{key}:", value, "copy it there")
-        for key, value in (("model.path", config.model.path), ("dataset.path", config.dataset.path))
+    dataset = config.dataset
+    named = {
+        "model.path": config.model.path,
+        "dataset.path": dataset.path,
+        "dataset.eval_path": dataset.eval_path,
+        "dataset.chat_template": dataset.chat_template,
+    }
+    found: list[tuple[str, str | None, str]] = [
+        (f"{key}:", each, "copy it there") for key, value in named.items() for each in entries(value)
     ]
     found.append(("cluster.cache_dir:", config.cluster.cache_dir, "give one that is"))
     if config.tracking.enabled and _is_sqlite(config.tracking.uri):

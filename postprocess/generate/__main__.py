@@ -19,8 +19,8 @@ _DESCRIPTION = """\
 Ask a tuned model and its base the same questions, in the prompt format of its training.
 
 RUN_OR_MODEL is a run directory (its held-out rows are the questions, its base the base), an adapter
-directory, or a model directory. Answers end at EOS. With right answers at hand their loss and
-ROUGE-L are reported. Writes samples.jsonl and scores.json.
+directory, or a model directory. Answers end at EOS, or at the token by which the chat template ends
+a turn. With right answers at hand their loss and ROUGE-L are reported. Writes samples.jsonl and scores.json.
 """
 _EXAMPLES = """\
 examples:
@@ -107,10 +107,10 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _questions(arguments: argparse.Namespace, place: Place) -> list[Question]:
     from postprocess.generate import questions
 
-    if arguments.ask:
-        return questions.typed(arguments.ask, arguments.context)
-    if arguments.file:
-        return questions.from_file(arguments.file, arguments.questions)
+    if arguments.ask or arguments.file:
+        typed = arguments.ask and questions.typed(arguments.ask, arguments.context)
+        asked = typed or questions.from_file(arguments.file, arguments.questions)
+        return asked if place.run is None or arguments.prompt else questions.as_conversations(asked, place.run)
     if place.run is None:
         raise UsageError(f"{arguments.model} is no run directory, so it has no held-out rows: give --ask or --file")
     return questions.held_out(place.run, arguments.questions)

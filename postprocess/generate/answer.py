@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from postprocess.generate.questions import Question
-from trainer.data.tokenize import IGNORE, prompt_ids, tokenize
+from trainer.data.tokenize import IGNORE, end_id, prompt_ids, tokenize
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.experts import without_router_loss
 
@@ -48,6 +48,7 @@ def answer(
     that a question's answer doesn't depend on what was asked in other batches.
     """
     prompts = [prompt_ids(question.row, prompt, tokenizer) for question in questions]
+    end = end_id(questions[0].row, tokenizer)
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     settings = drawn if sampling.temperature > 0 else greedy
@@ -59,16 +60,15 @@ def answer(
             prompts[start : start + batch_size],
             how,
             tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end,
             max_new_tokens=sampling.max_new_tokens,
             **settings,
         )
-        answers += [_answer(ids, tokenizer) for ids in found]
+        answers += [_answer(ids, tokenizer, end) for ids in found]
     return answers
 
 
-def _answer(ids: list[int], tokenizer: Any) -> Answer:
-    eos = tokenizer.eos_token_id
+def _answer(ids: list[int], tokenizer: Any, eos: int) -> Answer:
     ended = eos in ids
     kept = ids[: ids.index(eos)] if ended else ids
     return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept), ended)

@@ -61,11 +61,17 @@ def _of_run(run_dir: RunDir, base: Path | None, prompt: str | None) -> Place:
     fetched = run_dir.stage_result("fetch")
     if fetched is None or run_dir.stage_result("train") is None:
         raise TrntuneError(f"{run_dir.path}: its training has not finished")
-    style = prompt or run_dir.load_config().dataset.prompt
+    style = prompt or _style(run_dir)
     found = base or Path(fetched["model_dir"])
     if run_dir.adapter.is_dir():
         return Place(found, run_dir.adapter, None, style, run_dir)
     return Place(found, None, run_dir.model, style, run_dir)
+
+
+def _style(run_dir: RunDir) -> str:
+    """chat for whatever a chat template has written, conversations among it."""
+    trained = run_dir.stage_result("train") or {}
+    return "chat" if trained.get("data", {}).get("template_sha256") else run_dir.load_config().dataset.prompt
 
 
 class Answerers:
@@ -92,13 +98,18 @@ class Answerers:
     @contextmanager
     def model(self, name: str) -> Iterator[Any]:
         """The model of that name, on the device."""
-        if self._adapted is not None:
+        if self._adapted is not None and (name != "base" or self._restores):
             with self._adapted.disable_adapter() if name == "base" else nullcontext():
                 yield self._adapted
             return
-        path = self.place.base if name == "base" else self.place.model
+        path = self.place.base if name == "base" else self.place.model  # trained biases stay in an adapted base
         assert path is not None
         yield self._load(path, self.way(name))
+
+    @property
+    def _restores(self) -> bool:
+        """Whether the base is as it was while the adapter is off."""
+        return all(config.bias == "none" for config in self._adapted.peft_config.values())
 
     def way(self, name: str) -> Answering:
         """How the model of that name answers exactly. Raises TrntuneError where it can't."""

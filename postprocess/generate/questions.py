@@ -8,16 +8,18 @@ from pathlib import Path
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
 from launcher.schema import ColumnsConfig, Config
+from trainer.data.conversations import ChatRow
 from trainer.data.held_out import held_out_rows
-from trainer.data.rows import InstructionRow, read_jsonl
+from trainer.data.rows import InstructionRow, Row, read_jsonl
 from trainer.data.source import Source
+from trainer.models.load import run_tokenizer
 
 
 @dataclass(frozen=True)
 class Question:
     """One prompt; ``reference`` is None where nobody has said what the right answer is."""
 
-    row: InstructionRow
+    row: Row
     reference: str | None
 
 
@@ -35,6 +37,22 @@ def from_file(path: Path, count: int | None) -> list[Question]:
     return [Question(row, row.response) for row in rows[:count]]
 
 
+def as_conversations(questions: list[Question], run_dir: RunDir) -> list[Question]:
+    """Questions as the first turn of conversations, for a run that was trained on such: the template writes them and
+    says what ends an answer. As they are for other runs."""
+    config: Config = run_dir.load_config()
+    fetched = run_dir.stage_result("fetch") or {}
+    if not Source.of(config, Path(fetched["dataset_path"])).found.conversational:
+        return questions
+    return [Question(_conversation(each.row, config.dataset.thinking), each.reference) for each in questions]
+
+
+def _conversation(row: Row, thinking: bool | None) -> ChatRow:
+    asked = f"{row.instruction}\n\n{row.context}" if row.context.strip() else row.instruction
+    turns = ({"role": "user", "content": asked}, {"role": "assistant", "content": row.response})
+    return ChatRow(turns, (1,), thinking, row.line)
+
+
 def held_out(run_dir: RunDir, count: int | None) -> list[Question]:
     """The first ``count`` rows that the run has held out: it was trained on none of them."""
     config: Config = run_dir.load_config()
@@ -42,4 +60,12 @@ def held_out(run_dir: RunDir, count: int | None) -> list[Question]:
     if fetched is None:
         raise TrntuneError(f"{run_dir.path}: its stage fetch has not finished, so its data is not known")
     source = Source.of(config, Path(fetched["dataset_path"]))
-    return [Question(row, row.response) for row in held_out_rows(source, config.dataset, count)]
+    if source.found.format == "text":
+        raise TrntuneError(f"{run_dir.path}: texts ask nothing: give --ask or --file, or leave generate out of stages")
+    encoder = source.encoder(run_tokenizer(config, Path(fetched["model_dir"]))) if _left_out(source) else None
+    return [Question(row, row.response) for row in held_out_rows(source, config.dataset, count, encoder)]
+
+
+def _left_out(source: Source) -> bool:
+    """Whether rows that could be read may have been left out, since they could not be encoded."""
+    return source.on_bad_row == "skip" and (source.found.conversational or source.control_tokens is None)

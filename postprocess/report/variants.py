@@ -15,6 +15,11 @@ GROUP_KEYS = (
     "dataset.columns.instruction",
     "dataset.columns.context",
     "dataset.columns.response",
+    "dataset.weights",
+    "dataset.prompt_template",
+    "dataset.thinking",
+    "dataset.control_tokens",
+    "dataset.too_long",
     "dataset.max_samples",
     "dataset.eval_samples",
     "dataset.split_seed",
@@ -27,7 +32,10 @@ GROUP_KEYS = (
     "training.precision",
     "tracking.skip_steps",
 )
-# Names and places, which change no number. What a data set's source is doesn't matter once its hash agrees.
+# What a run had that was made before there was a choice.
+_SETTINGS_SINCE: dict[str, Any] = {"dataset.weights": [], "dataset.too_long": "cut"}
+_DATA_SINCE = {"format": "instruction", "template_sha256": None, "eval_line": None}
+# Names and places, which change no number: what was read there stands in the result, by hash, format and columns.
 _NO_DIFFERENCE = (
     "seed",
     "output_dir",
@@ -40,6 +48,16 @@ _NO_DIFFERENCE = (
     "dataset.hub_id",
     "dataset.hub_file",
     "dataset.revision",
+    "dataset.config",
+    "dataset.split",
+    "dataset.eval_path",
+    "dataset.eval_split",
+    "dataset.format",
+    "dataset.chat_template",
+    "dataset.columns.messages",
+    "dataset.columns.prompt",
+    "dataset.columns.completion",
+    "dataset.columns.text",
     "accelerator.price_source",
     "accelerator.price_date",
     "method.learning_rate",  # only the default of training.learning_rate
@@ -94,9 +112,13 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 def must_agree(run: Run) -> dict[str, Any]:
     """Dotted keys and values that must be the same for two runs to be put into one ratio."""
-    result = {"definitions": run.train["definitions"], "data.sha256": run.train["data"]["sha256"]}
+    data = run.train["data"]
+    result = {"definitions": run.train["definitions"], "data.sha256": data["sha256"]}
+    result |= {f"data.{name}": data.get(name, value) for name, value in _DATA_SINCE.items()}
     model = flatten({"model": run.config["model"]})
-    settings = {key: lookup(run.config, key) for key in GROUP_KEYS}
+    settings = {
+        key: _SETTINGS_SINCE.get(key) if (value := lookup(run.config, key)) is None else value for key in GROUP_KEYS
+    }
     return {**result, **model, **settings, **flatten({"hardware": run.train["hardware"]})}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.changes import changes, config_sha256, fixed_part, refuse_changes
+from launcher.changes import changes, config_sha256, fixed_part, refuse_changes, since
 from launcher.checks import problems
 from launcher.errors import UsageError
 from tests.launcher.conftest import single
@@ -56,6 +56,28 @@ def test_a_place_may_change_since_contents_are_compared():
     a, b = config(), config()
     b.model.path = "/elsewhere"
     assert fixed_part(a) == fixed_part(b)
+
+
+# What checkpoints have recorded of the data set since there are any.
+RECORDED = frozenset(
+    f"dataset.{name}"
+    for name in (
+        *("name", "source", "hub_id", "hub_file", "revision", "rows", "tokens_per_row", "max_samples", "eval_samples"),
+        *("split_seed", "prompt", "loss_on", "packing", "streaming", "on_bad_row"),
+        *("columns.instruction", "columns.context", "columns.response"),
+    )
+)
+
+
+@pytest.mark.parametrize("dataset", ["python_docs", "dolly15k", "hub dataset.hub_id=a/b"])
+def test_settings_that_were_added_since_mean_the_same_as_none(dataset):
+    """Else a newer version could not go on with the runs of an older one."""
+    fixed = fixed_part(single("experiment=tiny", *f"dataset={dataset}".split()).config)
+    data = {key: value for key, value in fixed.items() if key.startswith("dataset.")}
+    assert data.keys() >= RECORDED
+    assert {key: value for key, value in data.items() if key not in RECORDED and value is not None} == {}
+    assert since({**fixed, "dataset.too_long": "cut", "dataset.columns.text": "text"}) == fixed
+    assert fixed_part(config("dataset.too_long=drop"))["dataset.too_long"] == "drop"
 
 
 @pytest.mark.parametrize(

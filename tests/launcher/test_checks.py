@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from launcher.checks import LINEAR_LAYERS, problems
+from launcher.checks import problems
 from launcher.errors import UsageError
 from launcher.helptext import choices
 from launcher.paths import CONF
@@ -36,7 +36,19 @@ PAIRS = [
     (["model=qwen3_0_6b", "model.hub_id=null"], "model.hub_id", "OWNER/NAME"),
     (["dataset=jsonl", "dataset.path=nowhere"], "dataset.path", "does not exist"),
     (["dataset=jsonl", "dataset.path=."], "dataset.path", "is not a file"),
-    (["dataset=dolly15k", "dataset.hub_file=null"], "dataset.hub_file", "needs it"),
+    (["dataset=hub"], "dataset.hub_id", "OWNER/NAME"),
+    (["dataset=files"], "dataset.path", "give dataset.path=FILE"),
+    (["dataset=files", "dataset.path=[nowhere*.jsonl]"], "dataset.path", "no file has such a name"),
+    (["dataset=jsonl", "dataset.path=[a,b]"], "dataset.path", "use dataset=files"),
+    (["dataset.eval_path=pyproject.toml"], "dataset.eval_path", "is read with dataset.path only"),
+    (["dataset.weights=[1]"], "dataset.weights", "use dataset=files"),
+    (["dataset.split=test"], "dataset.split", "use dataset=hub"),
+    (["dataset.prompt_template='Q: {a.b}'"], "dataset.prompt_template", "is no name"),
+    (["dataset.prompt_template='Q: {a'"], "dataset.prompt_template", "write fields as"),
+    (["dataset.prompt_template=Hello"], "dataset.prompt_template", "names no field"),
+    (["dataset.format=text", "dataset.prompt_template='{a}'"], "dataset.prompt_template", "no single prompt"),
+    (["dataset.chat_template=nowhere"], "dataset.chat_template", "is not a file"),
+    (["dataset.path=[[a]]"], "dataset.path", "a list of texts"),
     (["dataset.max_samples=32"], "dataset.max_samples", "at least 33"),
     (["accelerator.backend=nccl"], "accelerator.backend", "needs gloo"),
     (["accelerator=cuda", "accelerator.backend=gloo"], "accelerator.backend", "needs nccl"),
@@ -58,7 +70,11 @@ PAIRS = [
 def test_all_linear_is_the_layers_of_a_known_family_by_name(cwd):
     config = single("lora.target_modules=[all-linear]").config
     assert problems(config) == []
-    assert config.lora.target_modules == list(LINEAR_LAYERS)
+    layers = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert config.lora.target_modules == layers
+    config = single("lora=r16_all_linear", "lora.exclude_modules=[down_proj]").config
+    assert problems(config) == []
+    assert config.lora.target_modules == ["all-linear"]
 
 
 @pytest.mark.parametrize(("arguments", "key", "piece"), PAIRS, ids=lambda value: str(value)[:60])
@@ -145,6 +161,8 @@ GROUPS = {group: list(names) for group, names in choices([CONF]).items()}
 def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
     (tmp_path / "rows.jsonl").write_text("{}\n")
     needs = {
+        "dataset=files": [f"dataset.path=[{tmp_path}/*.jsonl,{tmp_path}]"],
+        "dataset=hub": ["dataset.hub_id=owner/name"],
         "model=local": ["model.path=" + str(local_model(tmp_path))],
         "dataset=jsonl": [f"dataset.path={tmp_path}/rows.jsonl"],
         "tracking=sagemaker": ["tracking.uri=arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1"],

@@ -57,6 +57,20 @@ def test_what_would_train_another_model_is_refused(tmp_path, facts, message):
         refuse_family(single("model=local", model(tmp_path, **facts), "dataset.packing=false").config)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("lora.target_modules=[q_prog]",), "no linear layer q_prog: .*did you mean q_proj"),
+        (("lora.modules_to_save=[norm]",), "5 of them: model.layers.0.input_layernorm, .* such as model.norm"),
+        (("lora.exclude_modules=[w1]",), "w1 is none of the 4 layers that get an adapter"),
+        (("lora.layers_to_transform=[2]",), "mistral has no layer 2; they are 0 to 1"),
+    ],
+)
+def test_an_adapter_that_would_be_another_one_is_refused(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        refuse_family(single("model=local", model(tmp_path, model_type="mistral"), *options).config)
+
+
 def test_a_window_is_no_reason_to_refuse(tmp_path):
     facts = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 32}
     refuse_family(single("model=local", model(tmp_path, **facts)).config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.plan.disk import merged_bytes
 from launcher.room import SLACK, Sizes, little_room, room_of
 from tests.launcher.conftest import single
 
@@ -38,6 +39,14 @@ def test_a_model_in_parts_is_there_twice() -> None:
     stages = "stages=[fetch,compile,train,consolidate]"
     found = room_of(single("accelerator=trn1_32xlarge", stages, "training.save_every=null").config, Sizes(10, 30), 5)
     assert found.final == 20
+
+
+def test_a_merged_model_has_a_head_of_its_own_where_training_unties_it() -> None:
+    merges, total = "stages=[fetch,train,merge]", 134_515_008
+    plain = merged_bytes(single(merges).config, None, total)
+    for options in ("lora.modules_to_save=[lm_head]", "lora.modules_to_save=[embed_tokens,model.norm]"):
+        assert merged_bytes(single(merges, options).config, None, total) - plain == 4 * 49152 * 576
+    assert merged_bytes(single(merges, "lora.modules_to_save=[model.norm]").config, None, total) == plain == 4 * total
 
 
 def test_the_runs_of_a_sweep_stay_beside_each_other(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from launcher.plan.activations import kept_by_layer
+from launcher.plan.activations import kept_by_layer, reached_layers
 from tests.launcher.conftest import single
 from trainer import loss
 from trainer.data.tokenize import Example
@@ -63,6 +63,17 @@ def test_one_more_layer_keeps_what_the_plan_says(arguments, tolerance):
     kept = kept_by_layer(config, config.model.architecture)
     measured = (saved_bytes(4, arguments) - saved_bytes(3, arguments)) / LENGTH
     assert kept.hidden + kept.inner == pytest.approx(measured, rel=tolerance)
+
+
+def test_layers_below_the_first_adapter_keep_nothing():
+    kept, measured = [], []
+    for layer in (1, 3):
+        arguments = (f"lora.layers_to_transform=[{layer}]", "lora.rank_pattern={v_proj:4}")
+        config = single("model=tiny_llama", "model.architecture.layers=4", *arguments).config
+        each = kept_by_layer(config, config.model.architecture)
+        kept.append((each.hidden + each.inner) * reached_layers(config, config.model.architecture))
+        measured.append(saved_bytes(4, arguments) / LENGTH)
+    assert kept[0] - kept[1] == pytest.approx(measured[0] - measured[1], rel=0.002)
 
 
 def test_the_plan_knows_the_chunk_of_the_loss():

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from launcher.checks import fill_architecture
+from launcher.checks import check_lora, fill_architecture, problems
 from launcher.helptext import choices
 from launcher.paths import CONF
-from launcher.plan.tensors import base_tensors, count
+from launcher.plan.tensors import base_tensors, count, modules
 from launcher.schema import ArchitectureConfig
 from tests.launcher.conftest import single
-from trainer.models.load import count_parameters, peft_config
-from trainer.models.targets import resolved_targets
+from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
+from trainer.models.load import count_parameters
+from trainer.models.meta import describe
 
 MODELS = [name for name in choices([CONF])["model"] if name != "local"]
 ADAPTERS = ["r16_qv", "r16_all_linear", "r64_all_linear", "dora", "rslora"]
@@ -27,11 +29,10 @@ def config_of(*arguments):
     return single(*arguments).config
 
 
-@functools.cache
-def meta_config(model: str):
-    """transformers' configuration with the facts of conf/model."""
-    facts = config_of(f"model={model}").model.architecture
-    return {"llama": LlamaConfig, "qwen3": Qwen3Config}[facts.family](
+def on_meta(model: str, *arguments: str):
+    """transformers' model with the facts of conf/model."""
+    facts = config_of(f"model={model}", *arguments).model.architecture
+    config = {"llama": LlamaConfig, "qwen3": Qwen3Config}[facts.family](
         hidden_size=facts.hidden_size,
         intermediate_size=facts.intermediate_size,
         num_hidden_layers=facts.layers,
@@ -41,11 +42,8 @@ def meta_config(model: str):
         vocab_size=facts.vocab_size,
         tie_word_embeddings=facts.tied_embeddings,
     )
-
-
-def on_meta(model: str):
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(meta_config(model))
+        return AutoModelForCausalLM.from_config(config)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -59,29 +57,99 @@ def test_every_shipped_model_has_the_tensors_of_transformers(model):
     assert ours == {name: tuple(p.shape) for name, p in real.named_parameters()}
 
 
-@pytest.mark.parametrize("switches", [{"attention_bias": True}, {"mlp_bias": True}, {"tie_word_embeddings": True}])
-@pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
-def test_a_local_models_own_switches_are_counted(kind, switches, tmp_path):
+def local(kind: type[PretrainedConfig], directory: Path, switches: dict[str, bool], *arguments: str):
+    """The configuration of a run of a small model in ``directory``, its facts filled in, and the model on meta."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 99}
     settings = kind(**sizes, num_attention_heads=4, num_key_value_heads=2, head_dim=16, **switches)
-    settings.save_pretrained(tmp_path)
-    config = config_of("model=local", f"model.path={tmp_path}", "method=full")
+    settings.save_pretrained(directory)
+    config = config_of("model=local", f"model.path={directory}", *arguments)
     fill_architecture(config)
     with torch.device("meta"):
-        real = AutoModelForCausalLM.from_config(settings)
+        return config, AutoModelForCausalLM.from_config(settings)
+
+
+KINDS = [LlamaConfig, GraniteConfig, Qwen3Config]
+SWITCHES = [{"attention_bias": True}, {"mlp_bias": True}, {"tie_word_embeddings": True}]
+
+
+@pytest.mark.parametrize("switches", SWITCHES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_local_models_own_switches_are_counted(kind, switches, tmp_path):
+    config, real = local(kind, tmp_path, switches, "method=full")
     ours = {tensor.name: tensor.shape for tensor in base_tensors(config.model.architecture)}
     assert ours == {name: tuple(p.shape) for name, p in real.named_parameters()}
     assert count(config, config.model.architecture).total == sum(p.numel() for p in real.parameters())
+    assert modules(config.model.architecture) == modules_of(real)
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("model", ["llama3_8b", "qwen3_0_6b", "smollm2_135m"])
-def test_adapters_have_the_parameters_of_peft(model, adapter):
-    config = config_of(f"model={model}", f"lora={adapter}")
-    base = on_meta(model)
+@pytest.mark.parametrize("model", ["llama3_8b", "qwen3_0_6b"])
+def test_the_plan_knows_the_names_of_transformers_modules(model):
+    assert modules(config_of(f"model={model}").model.architecture) == modules_of(on_meta(model))
+
+
+ALL = "lora.target_modules=[all-linear]"
+BIASED = {"attention_bias": True, "mlp_bias": True}
+OF_BIASES = [
+    ("lora.bias=all",),
+    ("lora.bias=lora_only",),
+    ("lora.bias=lora_only", ALL, "lora.exclude_modules=[k_proj,layers.0.self_attn.q_proj]"),
+    ("lora.bias=all", "lora.modules_to_save=[layers.1.self_attn.o_proj,lm_head]"),
+    ("lora.bias=lora_only", "lora.modules_to_save=[layers.1.self_attn.o_proj,model.norm]"),
+    ("lora.modules_to_save=[layers.1.mlp.up_proj]",),
+]
+
+
+@pytest.mark.parametrize("options", OF_BIASES, ids=" ".join)
+@pytest.mark.parametrize("kind", KINDS)
+def test_biases_are_counted_as_peft_trains_them(kind, options, tmp_path):
+    config, base = local(kind, tmp_path, BIASED, *options)
+    assert list(check_lora(config)) == []
+    described, facts = describe(str(tmp_path), asdict(config.lora)), config.model.architecture
+    counts = count(config, facts)
+    known = refuse_faults(base, config.lora)
     with torch.device("meta"):
-        adapter = peft_config(config.lora, resolved_targets(base, config.lora.target_modules))
-        real = get_peft_model(base, adapter, low_cpu_mem_usage=True)
+        real = get_peft_model(base, peft_config(config.lora, known), low_cpu_mem_usage=True)
+    assert (counts.total, counts.trainable) == count_parameters(real)
+    assert {name: getattr(counts, name) for name in PARTS} == {name: described[name] for name in PARTS}
+
+
+PARTS = ("total", "trainable", "matmul", "idle", "low_rank", "saved_matmul", "forward_only", "first_layer")
+
+
+OPTIONS = [
+    (f"lora={adapter}",) for adapter in ADAPTERS
+] + [
+    (ALL,),
+    (ALL, "lora.exclude_modules=[down_proj,layers.0.self_attn.q_proj]"),
+    (ALL, "lora.layers_to_transform=[1,5]", "lora.rank_pattern={down_proj:4}"),
+    ("lora.rank_pattern={q_proj:8,layers.0.self_attn.v_proj:3}", "lora.alpha_pattern={v_proj:2}"),
+    ("lora.rank_pattern={.*layers.1\\d.*proj:2}", "lora.use_dora=true"),
+    ("lora.target_modules=[model.layers.1.self_attn.q_proj,mlp.up_proj]",),
+    ("lora.modules_to_save=[lm_head]",),
+    ("lora.modules_to_save=[embed_tokens,model.norm]",),
+    ("lora.modules_to_save=[input_layernorm,layers.3.mlp.up_proj]", ALL),
+    ("lora.trainable_token_indices=[3,77,5]",),
+    ("lora.init_lora_weights=gaussian",),
+    ("lora.init_lora_weights=orthogonal",),
+]  # fmt: skip
+
+
+FEW = ("model.architecture.layers=12",)
+CASES = [(model, (), options) for model in ("llama3_8b", "qwen3_0_6b", "smollm2_135m") for options in OPTIONS[:5]]
+CASES += [(model, FEW, options) for model in ("llama3_8b", "qwen3_0_6b") for options in OPTIONS[5:]]
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "options"), CASES, ids=lambda value: value if isinstance(value, str) else None
+)
+def test_adapters_have_the_parameters_of_peft(model, size, options):
+    config = config_of(f"model={model}", *size, *options)
+    assert problems(config) == []
+    base = on_meta(model, *size)
+    modules = refuse_faults(base, config.lora)
+    with torch.device("meta"):
+        real = get_peft_model(base, peft_config(config.lora, modules), low_cpu_mem_usage=True)
+    refuse_other(real, config.lora, modules)
     counts = count(config, config.model.architecture)
     assert (counts.total, counts.trainable) == count_parameters(real)
 

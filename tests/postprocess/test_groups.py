@@ -30,6 +30,11 @@ from trainer.throughput import DEFINITIONS_VERSION
         ("config", "dataset.packing", False, "dataset.packing: false here, true there"),
         ("config", "dataset.on_bad_row", "skip", "dataset.on_bad_row: skip here, stop there"),
         ("config", "dataset.columns.response", "text", "dataset.columns.response: text here, response there"),
+        ("config", "dataset.too_long", "drop", "dataset.too_long: drop here, cut there"),
+        ("config", "dataset.weights", [1.0, 2.0], "dataset.weights: 1.0+2.0 here,  there"),
+        ("config", "dataset.prompt_template", "Q: {a}", "dataset.prompt_template: Q: {a} here, null there"),
+        ("train", "data.format", "messages", "data.format: messages here, instruction there"),
+        ("train", "data.template_sha256", "a" * 64, "data.template_sha256: aaaaaaaaaaaa here, null there"),
     ],
 )
 def test_runs_that_differ_in_what_must_agree_have_a_table_each_and_no_ratio(make, capsys, where, key, value, told):

@@ -14,7 +14,7 @@ from postprocess.merge import MergeOptions, merge
 from trainer.families.cases import Case
 from trainer.families.choose import plain_attention
 from trainer.families.small import small_config, small_model
-from trainer.models.targets import lora_targets
+from trainer.models.adapt import lora_targets
 
 FAMILIES = (
     *("mistral", "gemma2", "gpt_oss", "mixtral", "llama4_text", "gpt_neox"),

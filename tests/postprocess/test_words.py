@@ -7,6 +7,7 @@ import json
 import random
 import unicodedata
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -123,7 +124,7 @@ def test_questions_without_a_right_answer_are_left_out_of_the_scores(monkeypatch
     scored = []
     monkeypatch.setattr(run, "reference_losses", lambda _m, _t, asked, *_: scored.extend(asked) or [(1.0, 1), (1.0, 1)])
     found = run.Outcome(outcome().questions, {}, {}, {}, {})
-    answerers = SimpleNamespace(tokenizer=None, place=SimpleNamespace(prompt="plain"), way=lambda name: None)
+    answerers: Any = SimpleNamespace(tokenizer=None, place=SimpleNamespace(prompt="plain"), way=lambda name: None)
     run._ask("tuned", None, answerers, run.Options(Sampling(1, 0.0, 1.0, 0)), found)
     assert [question.reference for question in scored] == ["да", "нет"]
     assert found.rouge["tuned"] == [1.0, 0.0, None]

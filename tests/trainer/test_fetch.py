@@ -74,6 +74,27 @@ def test_what_just_fits_is_not_refused_and_measured_only_where_the_number_of_row
     assert len(looked) == 2
 
 
+def test_rows_of_a_held_out_set_of_ones_own_are_none_to_train_on(settings, tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({**LONG, "instruction": f"own {i}"}) + "\n" for i in range(9)))
+    fits = settings("training.global_batch_size=40", "tracking.skip_steps=0", f"dataset.eval_path={own}")
+    fetch.look_at_rows(fits, fetch.fetch_dataset(fits.dataset))
+    one = settings(f"dataset.path=[{tmp_path / 'rows.jsonl'}]").dataset
+    assert fetch.fetch_dataset(one) == tmp_path / "rows.jsonl"
+    config = settings("training.global_batch_size=41", f"dataset.eval_path={own}")
+    with pytest.raises(UsageError, match="the data give only 40 rows"):
+        fetch.look_at_rows(config, fetch.fetch_dataset(config.dataset))
+
+
+def test_rows_that_are_left_out_since_they_are_too_long_do_not_count(settings, tmp_path):
+    config = settings("training.global_batch_size=64", "dataset.too_long=drop")
+    path = tmp_path / "rows.jsonl"
+    with path.open("a") as stream:
+        stream.writelines(json.dumps({**LONG, "instruction": f"{i} " * 400}) + "\n" for i in range(200))
+    with pytest.raises(UsageError, match=r"training\.global_batch_size=64: the data give only \d\d rows"):
+        fetch.look_at_rows(config, path)
+
+
 def test_broken_rows_and_a_lost_context_are_found_by_fetch(settings, tmp_path):
     config = settings(input="what it is about")
     with pytest.raises(TrntuneError, match="field 'input' looks like a context"):
@@ -91,7 +112,7 @@ def test_the_plan_tells_of_fields_that_are_not_used(settings):
 
 
 def test_a_plan_by_an_estimate_says_what_will_be_refused(settings, monkeypatch):
-    monkeypatch.setattr(schedule, "measured", lambda *_: None)
+    monkeypatch.setattr(schedule, "measured", lambda config, extents: None)
     facts = ("dataset.rows=40", "dataset.tokens_per_row=500", "training.warmup_ratio=0.5")
     plan = build.make(settings(*facts, "training.global_batch_size=64"))
     [note] = [note for note in show.footnotes([plan]) if "by that estimate it will be refused" in note]

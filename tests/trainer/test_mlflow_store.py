@@ -7,6 +7,7 @@ import subprocess
 
 from launcher.process import python_module
 from tests.limits import PATIENCE
+from trainer.tracking import flatten
 
 
 def test_several_that_begin_at_once_share_a_new_database(tmp_path):
@@ -20,3 +21,12 @@ def test_several_that_begin_at_once_share_a_new_database(tmp_path):
     assert [stderr for _, stderr in ends if "warning" in stderr] == []
     ids = {json.loads(stdout.splitlines()[-1])["run_id"] for stdout, _ in ends}
     assert len(ids) == 4
+
+
+def test_patterns_whose_names_mlflow_refuses_are_one_parameter():
+    lora = {"r": 4, "rank_pattern": {"q_proj": 8}, "alpha_pattern": {"layers\\.1\\..*": 2}}
+    assert flatten({"lora": lora}) == {
+        "lora.r": 4,
+        "lora.rank_pattern.q_proj": 8,
+        "lora.alpha_pattern": {"layers\\.1\\..*": 2},
+    }

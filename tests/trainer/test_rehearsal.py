@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from launcher.errors import TrntuneError
 from launcher.generation_config import applied, repairs
@@ -30,7 +31,7 @@ from trainer.checkpoints.manifest import Manifest, Position, World
 from trainer.checkpoints.peers import Alone
 from trainer.checkpoints.writer import Snapshot, write_files
 from trainer.engines.torch_engine import TorchEngine
-from trainer.engines.torch_state import config_document
+from trainer.engines.torch_state import config_document, live_weights
 from trainer.fetch import fetch_model, try_files
 from trainer.models.generation import check_generation, mend_generation
 from trainer.models.load import load_tokenizer
@@ -164,6 +165,28 @@ def test_everything_but_the_weights_is_written_as_it_will_be(tiny: Path, tmp_pat
     assert checkpoint == 3 * weights
 
 
+def biased(tiny: Path, directory: Path) -> Path:
+    """The tiny model with biases in its attention."""
+    shutil.copytree(tiny, directory, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    config = AutoConfig.from_pretrained(tiny, attention_bias=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return directory
+
+
+def test_all_that_an_adapter_trains_is_in_the_rehearsed_save_and_merges(tiny: Path, tmp_path: Path) -> None:
+    options = ("lora.bias=lora_only", "lora.modules_to_save=[model.norm]", "lora.trainable_token_indices=[65,66]")
+    engine, run = prepared(biased(tiny, tmp_path / "base"), tmp_path / "run", "stages=[fetch,train,merge]", *options)
+    assert rehearse(engine, run) is None
+    engine.rehearse(tmp_path / "tried")
+    engine.save(tmp_path / "saved")
+    tried, saved = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("tried", "saved"))
+    assert tried.keys() == saved.keys() == live_weights(engine.model).keys()
+    for part in ("q_proj.base_layer.bias", "model.norm.weight", "trainable_tokens_delta"):
+        assert any(part in name for name in tried), part
+    assert engine.saved_bytes()[0] == sum(tensor.nbytes for tensor in saved.values())
+    rehearse_merge(engine.config, run, tmp_path / "tried")
+
+
 def test_weights_that_transformers_cannot_save_are_found_before_training(tiny: Path, tmp_path: Path) -> None:
     """Two layers that share a weight without the model's saying so: save_pretrained would lose one of them."""
     engine, run = prepared(tiny, tmp_path / "run", "method=full")
@@ -178,14 +201,14 @@ def test_weights_that_transformers_cannot_save_are_found_before_training(tiny: P
 def test_a_tokenizer_that_changes_as_it_is_saved_is_found_before_training(tiny: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny)
     tokenizer.save_pretrained(tmp_path)
-    rehearsal.try_tokenizer(tokenizer, "plain", tmp_path, False)
+    rehearsal.try_tokenizer(tokenizer, rehearsal.QUESTION, "plain", tmp_path, False)
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "<|endoftext|>"}))
     with pytest.raises(TrntuneError, match="saved and read again, makes other ids"):
-        rehearsal.try_tokenizer(tokenizer, "plain", tmp_path, False)
+        rehearsal.try_tokenizer(tokenizer, rehearsal.QUESTION, "plain", tmp_path, False)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(TrntuneError, match="the tokenizer can't be saved and read again, so nothing is trained"):
-        rehearsal.try_tokenizer(tokenizer, "plain", tmp_path, False)
+        rehearsal.try_tokenizer(tokenizer, rehearsal.QUESTION, "plain", tmp_path, False)
 
 
 @pytest.mark.parametrize("name", ["adapter.tmp", "checkpoints", "merged", "merged.tmp", "generate"])
@@ -260,11 +283,39 @@ TEMPLATE = "{% for message in messages %}\n{{ message['content'] }}\n{% endfo %}
 )
 def test_a_chat_template_that_cannot_be_rendered_is_told_with_file_and_line(base, template: str, words: str) -> None:
     directory = base(chat_template=template)
+    rows = instructions(directory)
     with pytest.raises(TrntuneError, match=words) as caught:
-        try_files(composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory)
+        try_files(composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory, rows)
     assert str(directory) in str(caught.value)
     assert "\n" not in str(caught.value)
-    try_files(composed("experiment=tiny", *local(directory)), directory)
+    try_files(composed("experiment=tiny", *local(directory)), directory, rows)
+
+
+TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+ENDED = (
+    "{% for turn in messages %}<|im_start|>{{ turn.role }}: {{ turn.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+)
+
+
+def test_conversations_are_tried_with_the_template_that_they_will_be_written_by(base, tmp_path: Path) -> None:
+    directory, rows, own = base(chat_template=TEMPLATE), tmp_path / "chats.jsonl", tmp_path / "own.jinja"
+    rows.write_text(json.dumps({"messages": TURNS}))
+    where = (*local(directory), "dataset=jsonl", f"dataset.path={rows}")
+    with pytest.raises(TrntuneError, match=r"base/chat_template\.jinja, line 3: .*endfo"):
+        try_files(composed("experiment=tiny", *where), directory, rows)
+    given = (*where, f"dataset.chat_template={own}")
+    own.write_text(ENDED)
+    try_files(composed("experiment=tiny", *given), directory, rows)
+    own.write_text(f"{ENDED}\n{{{{ 1 // 0 }}}}")
+    with pytest.raises(TrntuneError, match=r"question and its answer: dataset\.chat_template, line 3: .*zero; correct"):
+        try_files(composed("experiment=tiny", *given), directory, rows)
+
+
+def instructions(directory: Path) -> Path:
+    rows = directory.with_name("rows.jsonl")
+    rows.write_text(json.dumps({"instruction": "a", "response": "b"}))
+    return rows
 
 
 def test_templates_without_a_default_are_named(base) -> None:
@@ -274,7 +325,9 @@ def test_templates_without_a_default_are_named(base) -> None:
     named = [{"name": name, "template": "x"} for name in ("tool_use", "rag")]
     (directory / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": named}))
     with pytest.raises(TrntuneError, match=r"several chat templates \(rag, tool_use\), and none is called default"):
-        try_files(composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory)
+        try_files(
+            composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory, instructions(directory)
+        )
 
 
 @pytest.mark.parametrize(

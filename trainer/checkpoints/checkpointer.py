@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from launcher.changes import ALLOW, config_sha256, fixed_part, under
+from launcher.changes import ALLOW, config_sha256, fixed_part, since, under
 from launcher.errors import TrntuneError
 from launcher.paths import shown
 from launcher.schema import Config, model_processes, world_size
@@ -82,8 +82,9 @@ def world_of(config: Config) -> World:
 
 def refuse_other(manifest: Manifest, config: Config, wanted: dict[str, Any]) -> None:
     """Raise Invalid for a checkpoint of another run, or of processes that this run doesn't have."""
-    for key in wanted.keys() | manifest.identity.keys():
-        here, there = wanted.get(key), manifest.identity.get(key)
+    recorded = since(manifest.identity)
+    for key in wanted.keys() | recorded.keys():
+        here, there = wanted.get(key), recorded.get(key)
         if here != there:
             raise Invalid(f"it is of another run: {key} is {there} there, {here} here")
     world = world_of(config)

@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from trainer.data.rows import Located
+from trainer.data.spans import SPAN
 from trainer.data.split import keys
-from trainer.data.tokenize import Encoded, Encoder
+from trainer.data.tokenize import Encoded, Encoder, Spans
 
 ROW = np.dtype(
     [
@@ -32,22 +33,41 @@ BATCH = 1000
 _AHEAD = 2  # batches that wait for the tokenizer, so that it never waits for Python
 _SAY_SECONDS = 10.0
 
+
+class Streams(NamedTuple):
+    """Where a corpus is written to."""
+
+    records: BinaryIO
+    tokens: BinaryIO
+    spans: BinaryIO
+    span_ends: BinaryIO
+
+
 Say = Callable[[int, int], None]
 """Told after each batch how many rows are done, and how far the file is read, bytes."""
 
 
-def write(
-    rows: Iterator[Located], split_seed: int, encoder: Encoder, records: BinaryIO, tokens: BinaryIO, say: Say
-) -> None:
-    """Append a ROW record and the ids of each row."""
-    done = written = 0
-    for batch, (prompts, answers) in tokenized(rows, encoder):
+def write(rows: Iterator[Located], split_seed: int, encoder: Encoder, streams: Streams, say: Say) -> None:
+    """Append a ROW record and the ids of each row; of conversations also their answers."""
+    done = written = answered = 0
+    for batch, encoded in tokenized(rows, encoder):
+        prompts, answers, spans = encoded
         lengths = np.array(list(map(len, prompts))), np.array(list(map(len, answers)))
-        written = _append(records, batch, split_seed, *lengths, written)
+        written = _append(streams.records, batch, split_seed, *lengths, written)
         flat = itertools.chain.from_iterable(itertools.chain.from_iterable(zip(prompts, answers, strict=True)))
-        tokens.write(np.array(list(flat), dtype=encoder.dtype).tobytes())
+        streams.tokens.write(np.array(list(flat), dtype=encoder.dtype).tobytes())
+        if spans is not None:
+            answered = _append_spans(streams, spans, answered)
         done += len(batch)
         say(done, batch[-1][0])
+
+
+def _append_spans(streams: Streams, spans: list[Spans], start: int) -> int:
+    """Write the answers of a batch, which are ``start`` and following. Returns how many there are then."""
+    ends = start + np.cumsum(np.array(list(map(len, spans)), dtype=np.int64))
+    streams.span_ends.write(ends.astype("<i8").tobytes())
+    streams.spans.write(np.array(list(itertools.chain.from_iterable(spans)), dtype=SPAN).tobytes())
+    return int(ends[-1])
 
 
 def _append(records: BinaryIO, batch: list[Located], split_seed: int, prompts: Any, answers: Any, start: int) -> int:

@@ -2,6 +2,8 @@
 
 Two files in a cache entry: rows.bin, a record of 48 bytes a row in the file's order, and tokens.bin, the ids of all
 rows one after another. With dataset.streaming there is no tokens.bin: rows are read and tokenized when they are used.
+Conversations have two more: spans.bin, where each answer begins and ends in its row, and span_ends.bin, where those of
+each row end in it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +27,14 @@ from launcher.rundir import write_json
 from launcher.schema import Config
 from trainer.data import build
 from trainer.data.content import file_sha256
-from trainer.data.rows import InstructionRow, JsonLines, Located, read_at
+from trainer.data.rows import JsonLines, Located, Row
 from trainer.data.source import Source
+from trainer.data.spans import SPAN, RowSpans
 from trainer.data.tokenize import Encoder
 from trainer.models import cache
 
-ROWS, TOKENS = "rows.bin", "tokens.bin"
-_FORMAT = 2
+ROWS, TOKENS, SPANS, SPAN_ENDS = "rows.bin", "tokens.bin", "spans.bin", "span_ends.bin"
+_FORMAT = 3
 """Raised when what is written changes: it is in the entry's name."""
 
 
@@ -51,7 +55,11 @@ class Corpus:
     directory: Path | None
     """the cache entry; None in memory"""
     unused: Mapping[str, float]
-    """fields that no column names, and their share of the text"""
+    """fields that aren't read, and their share of the text"""
+    spans: RowSpans | None = None
+    """the answers of conversations; None: each row is a prompt and what follows it"""
+    notes: list[str] = field(default_factory=list)
+    """what became of rows when they were encoded, in words for the user"""
 
     def ids(self, places: Sequence[int]) -> list[list[int]]:
         """The tokens of rows, whole: prompt, answer, EOS. Raises TrntuneError when the file was changed meanwhile."""
@@ -60,15 +68,15 @@ class Corpus:
         starts, lengths = self.rows["start"], self.rows["length"]
         return [self.tokens[starts[i] : starts[i] + lengths[i]].tolist() for i in map(int, places)]
 
-    def texts(self, places: Sequence[int]) -> list[InstructionRow]:
+    def texts(self, places: Sequence[int]) -> list[Row]:
         """The rows as they stand in the file."""
         where = [(int(self.rows["offset"][i]), int(self.rows["line"][i])) for i in map(int, places)]
-        return read_at(self.source.path, self.source.columns, where)
+        return self.source.read_at(where)
 
     def _read(self, places: Sequence[int]) -> list[list[int]]:
         if not len(places):
             return []
-        prompts, answers = self.encoder.encode(self.texts(places))
+        prompts, answers, _ = self.encoder.encode(self.texts(places))
         found = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         expected = [(int(self.rows["prompt"][i]), int(self.rows["length"][i])) for i in map(int, places)]
         if expected != [(len(prompt), len(whole)) for prompt, whole in zip(prompts, found, strict=True)]:
@@ -78,14 +86,15 @@ class Corpus:
 
 def identity(source: Source, encoder: Encoder, sha256: str) -> str:
     """A name for the contents: another file, tokenizer or reading of it gives another."""
-    facts = {**asdict(source), "path": sha256, "encoder": encoder.identity, "format": _FORMAT}
+    facts = {**source.facts(), "path": sha256, "encoder": encoder.identity, "format": _FORMAT}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def open_corpus(config: Config, path: Path, tokenizer: Any) -> Corpus:
     """The corpus of a run, from the cache; made by the first who asks, while the others wait. Raises TrntuneError for
     broken data."""
-    source, encoder = Source.of(config, path), Encoder(tokenizer, config.dataset.prompt)
+    source = Source.of(config, path)
+    encoder = source.encoder(tokenizer)
     name = entry_name(source, encoder, file_sha256(path))
     whole = cache.root() / name
     if config.dataset.streaming and not whole.is_dir():
@@ -99,43 +108,66 @@ def entry_name(source: Source, encoder: Encoder, sha256: str) -> str:
 
 def find_corpus(config: Config, path: Path, tokenizer: Any) -> Corpus | None:
     """The corpus that an earlier run has made, or None."""
-    source, encoder = Source.of(config, path), Encoder(tokenizer, config.dataset.prompt)
+    source = Source.of(config, path)
+    encoder = source.encoder(tokenizer)
     name = entry_name(source, encoder, file_sha256(path))
     made = [entry for entry in (cache.root() / name, cache.root() / f"{name}-index") if entry.is_dir()]
     return load(made[0], source, encoder) if made else None
 
 
-def corpus_of(rows: Iterable[Located], lines: JsonLines, source: Source, tokenizer: Any, sha256: str) -> Corpus:
+def corpus_of(rows: Iterable[Located], lines: JsonLines, source: Source, encoder: Encoder, sha256: str) -> Corpus:
     """A corpus in memory, of rows that have been read by ``lines``."""
-    encoder = Encoder(tokenizer, source.prompt)
-    records, tokens = io.BytesIO(), io.BytesIO()
-    build.write(iter(rows), source.split_seed, encoder, records, tokens, build.silent)
-    table = np.frombuffer(records.getvalue(), dtype=build.ROW)
-    ids = np.frombuffer(tokens.getvalue(), dtype=encoder.dtype)
-    return Corpus(source, encoder, table, ids, sha256, lines.skipped, directory=None, unused=lines.unused)
+    streams = {name: io.BytesIO() for name in _FILES}
+    build.write(iter(rows), source.split_seed, encoder, build.Streams(*streams.values()), build.silent)
+    rows_, tokens, spans, ends = (
+        np.frombuffer(streams[name].getvalue(), dtype=dtype) for name, dtype in _dtypes(encoder).items()
+    )
+    kept = RowSpans(spans, ends) if source.found.conversational else None
+    return Corpus(source, encoder, rows_, tokens, sha256, lines.skipped, None, lines.unused, kept, encoder.notes())
+
+
+_FILES = (ROWS, TOKENS, SPANS, SPAN_ENDS)
+
+
+def _dtypes(encoder: Encoder) -> dict[str, np.dtype[Any]]:
+    return {ROWS: build.ROW, TOKENS: encoder.dtype, SPANS: SPAN, SPAN_ENDS: np.dtype("<i8")}
 
 
 def _write(source: Source, encoder: Encoder, keep_tokens: bool, directory: Path) -> None:
     """Fill a cache entry."""
-    lines = JsonLines(source.path, source.columns, source.on_bad_row)
-    tokens = directory / TOKENS if keep_tokens else Path(os.devnull)
-    with (directory / ROWS).open("wb") as records, tokens.open("wb") as ids:
-        build.write(iter(lines), source.split_seed, encoder, records, ids, build.told(source.path))
-    facts = {"sha256": file_sha256(source.path), "skipped": lines.skipped, "unused": lines.unused}
-    write_json(directory / "facts.json", facts)
+    lines = source.lines(encoder)
+    unwanted = {
+        TOKENS: not keep_tokens,
+        SPANS: not source.found.conversational,
+        SPAN_ENDS: not source.found.conversational,
+    }
+    with ExitStack() as stack:
+        places = (Path(os.devnull) if unwanted.get(name) else directory / name for name in _FILES)
+        streams = build.Streams(*(stack.enter_context(place.open("wb")) for place in places))
+        build.write(iter(lines), source.split_seed, encoder, streams, build.told(source.path))
+    facts = {"skipped": lines.skipped, "unused": lines.unused, "notes": encoder.notes()}
+    write_json(directory / "facts.json", {"sha256": file_sha256(source.path), **facts})
 
 
 def load(directory: Path, source: Source, encoder: Encoder) -> Corpus:
     """A cache entry, memory-mapped."""
     facts = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
-    tokens = directory / TOKENS
+    found = {
+        name: np.memmap(directory / name, dtype=dtype, mode="r") if (directory / name).is_file() else None
+        for name, dtype in _dtypes(encoder).items()
+    }
+    rows, spans, ends = found[ROWS], found[SPANS], found[SPAN_ENDS]
+    assert rows is not None
+    kept = None if spans is None or ends is None else RowSpans(spans, ends)
     return Corpus(
         source,
         encoder,
-        np.memmap(directory / ROWS, dtype=build.ROW, mode="r"),
-        np.memmap(tokens, dtype=encoder.dtype, mode="r") if tokens.is_file() else None,
+        rows,
+        found[TOKENS],
         facts["sha256"],
         facts["skipped"],
         directory,
         facts["unused"],
+        kept,
+        facts["notes"],
     )

@@ -8,18 +8,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from launcher.errors import TrntuneError
 from launcher.rundir import write_json
 from launcher.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.data.packing import alone, pack
-from trainer.data.split import WINDOW, Places, split
+from trainer.data.spans import kept_lengths
+from trainer.data.split import WINDOW, Places, sides
 from trainer.models import cache
 
 _FORMAT = 1
@@ -35,12 +37,16 @@ class Counts:
     tokens: int = 0
     """real ones, after cutting"""
     truncated: int = 0
-    """rows that lost their end"""
+    """rows that lost the end of an answer"""
+    turns_cut: int = 0
+    """conversations that lost their last turns, and no part of an answer"""
     dropped: int = 0
     """rows whose prompt leaves no room for an answer; they are no members"""
+    left_out: int = 0
+    """rows that dataset.too_long=drop leaves out, since their end has no room"""
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.tokens + other.tokens, self.truncated + other.truncated, self.dropped + other.dropped)
+        return Counts(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "max_samples": dataset.max_samples,
         "max_length": config.training.max_length,
         "packing": dataset.packing,
+        "too_long": dataset.too_long,
     }
 
 
@@ -94,7 +101,7 @@ Streams = dict[str, BinaryIO]
 
 def _write(config: Config, corpus: Corpus, streams: Streams) -> dict[str, Counts]:
     """Write the sides' indices; returns their counts."""
-    held_out, training = split(corpus.rows, config.dataset.eval_samples, config.dataset.max_samples, WINDOW)
+    held_out, training = sides(corpus.rows, config.dataset, corpus.source.border, WINDOW)
     streams["held_out"].write(held_out.astype(_INDEX).tobytes())
     return {
         "train": _side(config, corpus, training, streams["train_members"], streams["train_ends"]),
@@ -106,16 +113,47 @@ def _side(config: Config, corpus: Corpus, windows: Iterator[Places], members: Bi
     """Pack the rows of each window among themselves, or give each a row of its own."""
     total, done = Counts(), 0
     for places in windows:
-        chosen, length = corpus.rows[places], config.training.max_length
-        fits = chosen["prompt"] < length
-        whole = chosen["length"][fits].astype(np.int64)
-        lengths = np.minimum(whole, length)
-        order, bounds = pack(lengths, length) if config.dataset.packing else alone(len(lengths))
+        length = config.training.max_length
+        kept, counts = _kept(config, corpus, places)
+        fits = kept > 0
+        order, bounds = pack(kept[fits], length) if config.dataset.packing else alone(int(fits.sum()))
         members.write(places[fits][order].astype(_INDEX).tobytes())
         ends.write((bounds + done).astype(_INDEX).tobytes())
-        done += len(lengths)
-        total += Counts(int(lengths.sum()), int((whole > length).sum()), int(len(fits) - len(lengths)))
+        done += int(fits.sum())
+        total += counts
     return total
+
+
+def _kept(config: Config, corpus: Corpus, places: Places) -> tuple[Places, Counts]:
+    """[places] tokens that are used of each row, 0 of one that isn't used; and what became of them. Raises TrntuneError
+    for a row that is too long where that is an error."""
+    room, rule = config.training.max_length, config.dataset.too_long
+    rows = corpus.rows[places]
+    whole, kept = rows["length"].astype(np.int64), kept_lengths(corpus.rows, places, room, corpus.spans)
+    long, no_prompt = whole > room, kept == 0
+    if rule == "error" and long.any():
+        raise _too_long(corpus, places[long], room)
+    left_out = long & ~no_prompt if rule == "drop" else np.zeros(len(places), dtype=bool)
+    kept[left_out] = 0
+    cut = (kept > 0) & (kept < whole)
+    # Where an answer ends, nothing is missing of it: the row has lost turns only.
+    at_turn = np.zeros(len(places), dtype=bool)
+    if corpus.spans is not None:
+        places_cut = np.flatnonzero(cut)
+        at_turn[places_cut] = corpus.spans.last_whole(places[places_cut], room) == kept[places_cut]
+    counts = Counts(
+        int(kept.sum()), int((cut & ~at_turn).sum()), int(at_turn.sum()), int(no_prompt.sum()), int(left_out.sum())
+    )
+    return kept, counts
+
+
+def _too_long(corpus: Corpus, places: Places, room: int) -> TrntuneError:
+    first = int(places[np.argmin(corpus.rows["line"][places])])
+    more = f" (and {len(places) - 1:,} more)" if len(places) > 1 else ""
+    return TrntuneError(
+        f"{corpus.source.place(int(corpus.rows['line'][first]))}: {int(corpus.rows['length'][first]):,} tokens are "
+        f"more than training.max_length={room}{more}; use a longer one, or dataset.too_long=cut or drop"
+    )
 
 
 def _in_memory(make: Callable[[Streams], dict[str, Counts]]) -> Sides:

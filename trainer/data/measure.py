@@ -20,7 +20,7 @@ from trainer import fetch
 from trainer.data.content import file_sha256
 from trainer.data.corpus import Corpus, corpus_of, find_corpus
 from trainer.data.prepare import prepare_corpus
-from trainer.data.rows import JsonLines, Located
+from trainer.data.rows import Located
 from trainer.data.source import Source
 from trainer.data.split import keys
 
@@ -46,8 +46,10 @@ class DataShape:
     eval_rows: int
     measured: int
     available: int
+    format: str
+    """of the rows"""
     unused: dict[str, float]
-    """fields that no column names, and their share of the text"""
+    """fields that aren't read, and their share of the text"""
 
 
 class PlainTokenizer:
@@ -73,12 +75,13 @@ def measure(config: Config, extents: Extents = ()) -> DataShape | None:
         return None
     if (fault := vocabulary_fault(tokenizer_file.parent)) is not None:
         raise TrntuneError(f"{tokenizer_file.parent}: {fault}")
-    if config.dataset.prompt == "plain":
+    source = Source.of(config, data)
+    if source.prompt == "plain" and not source.found.conversational:
         tokenizer: Any = PlainTokenizer(tokenizer_file)
     else:
-        from trainer.models.load import load_tokenizer
+        from trainer.models.load import run_tokenizer
 
-        tokenizer = load_tokenizer(tokenizer_file.parent)
+        tokenizer = run_tokenizer(config, tokenizer_file.parent)
     return shape_of(config, data, tokenizer, extents)
 
 
@@ -87,8 +90,8 @@ def shape_of(config: Config, data: Path, tokenizer: Any, extents: Extents = ()) 
     Nothing is written."""
     found = find_corpus(config, data, tokenizer)
     if found is not None:
-        corpus = dataclasses.replace(found, directory=None)
-        there = measured = min(len(corpus.rows), config.dataset.max_samples or len(corpus.rows))
+        corpus, there = dataclasses.replace(found, directory=None), _used(config, found)
+        measured = there
     else:
         corpus, there = _sample(config, data, tokenizer)
         measured = len(corpus.rows)
@@ -106,23 +109,40 @@ def shape_of(config: Config, data: Path, tokenizer: Any, extents: Extents = ()) 
         eval_rows=len(prepared.eval),
         measured=measured,
         available=there,
+        format=prepared.report.format,
         unused=prepared.report.unused,
     )
 
 
+def _used(config: Config, corpus: Corpus) -> int:
+    """How many rows of a corpus a run uses, held-out ones included."""
+    rows, most, border = len(corpus.rows), config.dataset.max_samples, corpus.source.border
+    own = 0 if border is None else int((corpus.rows["line"] >= border).sum())
+    return min(rows - own, most or rows) + own
+
+
 def _sample(config: Config, data: Path, tokenizer: Any) -> tuple[Corpus, int]:
-    """The rows that a run with few samples would take, tokenized in memory, and how many the run itself takes."""
+    """The rows that a run with few samples would take, tokenized in memory, and how many the run itself takes. Of a
+    held-out set of one's own all rows are taken."""
     source, most = Source.of(config, data), config.dataset.max_samples
-    lines = JsonLines(data, source.columns, source.on_bad_row)
+    encoder = source.encoder(tokenizer)
+    lines = source.lines(encoder)
     there = 0
     kept: list[tuple[int, int, int, Located]] = []
-    for there, (offset, row) in enumerate(lines, start=1):
+    own: list[Located] = []
+    room = _MOST_ROWS + (config.dataset.eval_samples if source.border is None else 0)
+    for offset, row in lines:
+        if source.border is not None and row.line >= source.border:
+            own.append((offset, row))
+            continue
+        there += 1
         question, answer = keys(row, source.split_seed)
         # The smallest hashes stay; numbers differ, so that rows are never compared.
         entry = (-question, -answer, -there, (offset, row))
-        if len(kept) < min(_MOST_ROWS + config.dataset.eval_samples, most or there):
+        if len(kept) < min(room, most or there):
             heapq.heappush(kept, entry)
         else:
             heapq.heappushpop(kept, entry)
     chosen = [located for *_, located in sorted(kept, key=lambda entry: -entry[2])]
-    return corpus_of(chosen, lines, source, tokenizer, file_sha256(data)), min(there, most or there)
+    corpus = corpus_of([*chosen, *own], lines, source, encoder, file_sha256(data))
+    return corpus, min(there, most or there) + len(own)

@@ -13,6 +13,7 @@ import numpy as np
 from launcher.pairs import Extents, mean_pairs
 from trainer.data.corpus import Corpus
 from trainer.data.groups import Groups
+from trainer.data.spans import kept_lengths
 from trainer.data.split import Places
 from trainer.data.tokenize import Example, example
 
@@ -54,7 +55,8 @@ class PackedRows(Sequence[Row]):
         if isinstance(index, slice):
             return PackedRows(self.corpus, self.groups, self.order[index], self.max_length, self.loss_on)
         members = self._members(index)
-        return [self._example(ids, place) for ids, place in zip(self.corpus.ids(members), members, strict=True)]
+        kept = self._kept(np.array(members, dtype=np.int64)).tolist()
+        return [self._example(*each) for each in zip(self.corpus.ids(members), members, kept, strict=True)]
 
     def __iter__(self) -> Iterator[Row]:
         return (self[index] for index in range(len(self)))
@@ -63,10 +65,13 @@ class PackedRows(Sequence[Row]):
         group = int(self.order[index])
         return [] if group < 0 else self.groups.of(group).tolist()
 
-    def _example(self, ids: list[int], place: int) -> Example:
-        row = self.corpus.rows[place]
-        border = int(row["prompt"])
-        return example(ids[:border], ids[border:], self.loss_on, self.max_length, int(row["line"]))
+    def _kept(self, members: Places) -> Places:
+        return kept_lengths(self.corpus.rows, members, self.max_length, self.corpus.spans)
+
+    def _example(self, ids: list[int], place: int, kept: int) -> Example:
+        row, spans = self.corpus.rows[place], self.corpus.spans
+        border, answers = int(row["prompt"]), None if spans is None else spans.of(place)
+        return example(ids[:border], ids[border:], self.loss_on, kept, int(row["line"]), answers)
 
     def lines(self, rows: Sequence[int]) -> list[int]:
         """Lines of the data set's file that these rows hold, in order."""
@@ -87,9 +92,16 @@ class PackedRows(Sequence[Row]):
 
     def sums(self, extents: Extents = ()) -> Sums:
         """Over all documents, without looking at their tokens; ``extents``: how far each layer's attention reaches."""
-        rows = self.corpus.rows[self.groups.members]
-        lengths = np.minimum(rows["length"], self.max_length).astype(np.float64)
-        # The first token of a document is predicted by nothing.
-        masked = np.maximum(rows["prompt"], 1) if self.loss_on == "response" else np.ones(len(rows))
+        places = np.asarray(self.groups.members)
+        kept = self._kept(places)
+        lengths = kept.astype(np.float64)
         pairs = mean_pairs(lengths, extents)
-        return Sums(len(rows), float(lengths.sum()), float((lengths - masked).sum()), float(pairs.sum()))
+        return Sums(len(places), float(lengths.sum()), self._trained(places, kept), float(pairs.sum()))
+
+    def _trained(self, places: Places, kept: Places) -> float:
+        """The first token of a document is predicted by nothing."""
+        if self.loss_on == "response" and self.corpus.spans is not None:
+            return float(self.corpus.spans.trained(places, kept))
+        prompts = self.corpus.rows["prompt"][places].astype(np.int64)
+        masked = np.maximum(prompts, 1) if self.loss_on == "response" else np.ones(len(places), dtype=np.int64)
+        return float((kept - masked).sum())

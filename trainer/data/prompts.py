@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
 from typing import Any
 
 from launcher.errors import Suspended, TrntuneError
-from trainer.data.rows import InstructionRow
+from trainer.data.formats import PairRow, TextRow
+from trainer.data.rows import InstructionRow, Row
+from trainer.data.template_faults import template_fault
 
 
-def render(row: InstructionRow, prompt: str, tokenizer: Any) -> tuple[str, str]:
+def render(row: Row, prompt: str, tokenizer: Any) -> tuple[str, str]:
     """The prompt and the answer as text, to be tokenized apart and put together. No EOS yet.
 
     ``prompt`` is "plain" or "chat". Raises TrntuneError when the tokenizer has no chat template.
     """
+    if isinstance(row, TextRow):
+        return "", row.text
+    if isinstance(row, PairRow):
+        if prompt == "plain" or not row.own_prompt:
+            return row.prompt, row.completion
+        row = InstructionRow(row.prompt, "", row.completion)
+    assert isinstance(row, InstructionRow)
     return plain(row) if prompt == "plain" else chat(row, tokenizer)
 
 
@@ -44,16 +51,6 @@ def chat(row: InstructionRow, tokenizer: Any) -> tuple[str, str]:
     except Suspended:  # a signal came
         raise
     except Exception as error:  # a template is a program of others: it may raise anything
-        raise TrntuneError(_unrendered(Path(str(tokenizer.name_or_path)), error)) from None
+        fault = template_fault(tokenizer, error)
+        raise TrntuneError(f"{fault}; correct the template, or use dataset.prompt=plain") from None
     return prompt, row.response
-
-
-def _unrendered(directory: Path, error: Exception) -> str:
-    """What is wrong with a chat template: its file, where jinja says it the line, and jinja's words."""
-    file = directory / "chat_template.jinja"
-    where = str(file) if file.is_file() else f"{directory / 'tokenizer_config.json'}: chat_template"
-    rendered = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
-    line = getattr(error, "lineno", None) or (rendered[-1] if rendered else None)
-    at = "" if line is None else f", line {line}"
-    words = " ".join(str(error).split()) or type(error).__name__
-    return f"{where}{at}: {words}; correct the template, or use dataset.prompt=plain"

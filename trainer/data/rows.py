@@ -1,16 +1,17 @@
-"""Instruction rows: one schema, read from JSON lines with every broken row named."""
+"""Rows of every format, read from JSON lines with every broken row named; and instruction rows, the first of them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from launcher.errors import TrntuneError, nearest
 from launcher.schema import ColumnsConfig
+from trainer.data.readers import BROKEN
 
 _DEFAULT_CONTEXT = ColumnsConfig().context
 # Words in the names of fields that hold what an instruction is about, such as Alpaca's input.
@@ -25,6 +26,29 @@ _MOST_FIELDS = 1000
 _BOM = b"\xef\xbb\xbf"
 
 
+class Row(Protocol):
+    """One example of the data set: what is common to the formats."""
+
+    @property
+    def instruction(self) -> str:
+        """What is asked, for people."""
+
+    @property
+    def context(self) -> str:
+        """What was given with it; may be empty."""
+
+    @property
+    def response(self) -> str:
+        """The right answer; empty where nothing is asked."""
+
+    @property
+    def line(self) -> int:
+        """Where it is in its file, from 1."""
+
+    def hashed(self) -> tuple[str, str]:
+        """Question and answer, by whose hashes rows are held out and told apart."""
+
+
 @dataclass(frozen=True)
 class InstructionRow:
     """One example of the data set. ``context`` may be empty, the other two not."""
@@ -35,13 +59,45 @@ class InstructionRow:
     line: int = field(default=0, compare=False)
     """where it is in its file, from 1"""
 
+    def hashed(self) -> tuple[str, str]:
+        return f"{self.instruction}\0{self.context}", self.response
 
-Located = tuple[int, InstructionRow]
+
+Located = tuple[int, Row]
 """Byte offset of a row's line, and the row."""
+Parse = Callable[[dict[str, Any], int], Row]
+"""From a record and its line to a row. Raises BadRow."""
 
 
 class BadRow(Exception):
     """Why one row can't be used."""
+
+
+@dataclass(frozen=True)
+class Uses:
+    """The fields that a format reads."""
+
+    names: tuple[str, ...]
+    contexts: tuple[str, ...] = ()
+    """those among them that hold what a question is about"""
+    wanted: str | None = None
+    """the context that dataset.columns.context names: a misspelling where no row has it"""
+    remedy: str | None = None
+    """how to take a field {name} that looks like a context, where no context is read; None: it is only told of"""
+
+
+def instruction_uses(columns: ColumnsConfig) -> Uses:
+    """What an instruction row is read from."""
+    context = columns.context
+    if context is None:
+        return Uses((columns.instruction, columns.response))
+    remedy = "take it with dataset.columns.context={name}"
+    return Uses((columns.instruction, context, columns.response), (context,), context, remedy)
+
+
+def looks_like_context(name: str) -> bool:
+    """Whether a field's name has a word in it that says that it holds what a question is about."""
+    return bool(_CONTEXTS & set(re.split(r"[^a-z]+", name.lower())))
 
 
 class JsonLines:
@@ -53,11 +109,26 @@ class JsonLines:
     ``skipped`` counts broken rows.
     """
 
-    def __init__(self, path: Path, columns: ColumnsConfig, on_bad_row: str) -> None:
-        self.path, self.columns, self.on_bad_row = path, columns, on_bad_row
+    def __init__(
+        self,
+        path: Path,
+        columns: ColumnsConfig,
+        on_bad_row: str,
+        parse: Parse | None = None,
+        uses: Uses | None = None,
+        place: Callable[[int], str] | None = None,
+        named: str | None = None,
+    ) -> None:
+        """``parse`` makes the rows of the fields in ``uses``, by default instruction rows; ``place`` says where a line
+        comes from, by default FILE:LINE, and ``named`` where all do."""
+        self.path, self.on_bad_row = path, on_bad_row
+        self.uses = uses or instruction_uses(columns)
+        self._to_row = parse or instruction_rows(columns)
+        self.place = place or (lambda line: f"{path}:{line}")
+        self.named = named or str(path)
         self.skipped = 0
         self._first_problem = ""
-        self._context_seen = False
+        self._wanted_seen = False
         self._sizes: dict[str, int] = {}
         """characters of text by field, of usable rows"""
 
@@ -66,8 +137,8 @@ class JsonLines:
         for number, offset, line in _lines(self.path):
             try:
                 record = _parse(line)
-                self._context_seen |= self.columns.context in record
-                row = _to_row(record, self.columns, number)
+                self._wanted_seen |= self.uses.wanted in record
+                row = self._to_row(record, number)
             except BadRow as problem:
                 self._skip(number, problem)
                 continue
@@ -78,9 +149,9 @@ class JsonLines:
 
     @property
     def unused(self) -> dict[str, float]:
-        """Fields with text that no column names, and their share of all text; the largest first."""
-        used, total = {self.columns.instruction, self.columns.context, self.columns.response}, sum(self._sizes.values())
-        left = {name: size / total for name, size in self._sizes.items() if size and name not in used}
+        """Fields with text that aren't read, and their share of all text; the largest first."""
+        total = sum(self._sizes.values())
+        left = {name: size / total for name, size in self._sizes.items() if size and name not in self.uses.names}
         return dict(sorted(left.items(), key=lambda item: -item[1]))
 
     def _measure(self, record: dict[str, Any]) -> None:
@@ -92,59 +163,83 @@ class JsonLines:
     def _skip(self, number: int, problem: BadRow) -> None:
         if self.on_bad_row == "stop":
             raise TrntuneError(
-                f"{self.path}:{number}: {problem}; fix the row, or leave such rows out with dataset.on_bad_row=skip"
+                f"{self.place(number)}: {problem}; fix the row, or leave such rows out with dataset.on_bad_row=skip"
             ) from None
         self.skipped += 1
-        self._first_problem = self._first_problem or f"; line {number}: {problem}"
+        self._first_problem = self._first_problem or f"; {self._named(number)}: {problem}"
+
+    def _named(self, number: int) -> str:
+        place = self.place(number)
+        return f"line {number}" if place == f"{self.path}:{number}" else place
 
     def _check(self, rows: int) -> None:
         """What can only be said of the whole file."""
         if not rows:
-            raise TrntuneError(f"{self.path}: no usable row ({self.skipped} broken){self._first_problem}")
-        context = self.columns.context
-        if context is None:
-            return
-        if context != _DEFAULT_CONTEXT and not self._context_seen:
+            raise TrntuneError(f"{self.named}: no usable row ({self.skipped} broken){self._first_problem}")
+        wanted = self.uses.wanted
+        if wanted not in (None, _DEFAULT_CONTEXT) and not self._wanted_seen:
             raise TrntuneError(
-                f"dataset.columns.context={context}: no row of {self.path} has this field "
-                f"({_among(context, self._sizes)}); use null when there is no context"
+                f"dataset.columns.context={wanted}: no row of {self.named} has this field "
+                f"({_among(wanted, self._sizes)}); use null when there is no context"
             )
-        if not self._sizes.get(context):
-            self._refuse_lost_context()
+        if self.uses.remedy is not None and not any(self._sizes.get(name) for name in self.uses.contexts):
+            self._refuse_lost_context(self.uses.remedy)
 
-    def _refuse_lost_context(self) -> None:
+    def _refuse_lost_context(self, remedy: str) -> None:
         """Where no row has a context: is there another field that looks like one?"""
         for name, share in self.unused.items():
-            if _CONTEXTS & set(re.split(r"[^a-z]+", name.lower())):
+            if looks_like_context(name):
                 raise TrntuneError(
-                    f"{self.path}: field {name!r} looks like a context and would be left out, {share:.1%} of the text; "
-                    f"take it with dataset.columns.context={name}, or leave it out with dataset.columns.context=null"
+                    f"{self.named}: field {name!r} looks like a context and would be left out, {share:.1%} of the "
+                    f"text; {remedy.format(name=name)}, or leave it out with dataset.columns.context=null"
                 )
 
 
 def read_jsonl(path: Path, columns: ColumnsConfig, on_bad_row: str) -> tuple[list[InstructionRow], int]:
     """All rows of a JSONL file that fits into memory, and how many were skipped. Raises as JsonLines."""
     lines = JsonLines(path, columns, on_bad_row)
-    rows = [row for _, row in lines]
+    rows = [row for _, row in lines if isinstance(row, InstructionRow)]
     return rows, lines.skipped
 
 
-def read_at(path: Path, columns: ColumnsConfig, places: Sequence[tuple[int, int]]) -> list[InstructionRow]:
+def instruction_rows(columns: ColumnsConfig) -> Parse:
+    """Reads instruction rows whose fields have these names."""
+
+    def parse(record: dict[str, Any], line: int) -> InstructionRow:
+        return _to_row(record, columns, line)
+
+    return parse
+
+
+def read_at(path: Path, parse: Parse, places: Sequence[tuple[int, int]]) -> list[Row]:
     """The rows at (byte offset, line number) of a file that was read before. Raises TrntuneError for one that is no
     row any more: the file has changed since."""
     try:
         with path.open("rb") as stream:
-            return [_row_at(stream, columns, offset, line) for offset, line in places]
+            return [_row_at(stream, parse, offset, line) for offset, line in places]
     except OSError as error:
         raise _unreadable(path, error) from None
     except BadRow:
         raise TrntuneError(f"{path} was changed while it was in use; start the run again") from None
 
 
-def _row_at(stream: BinaryIO, columns: ColumnsConfig, offset: int, line: int) -> InstructionRow:
+def _row_at(stream: BinaryIO, parse: Parse, offset: int, line: int) -> Row:
     stream.seek(offset)
     text = stream.readline()
-    return _to_row(_parse(text.removeprefix(_BOM) if line == 1 else text), columns, line)
+    return parse(_parse(text.removeprefix(_BOM) if line == 1 else text), line)
+
+
+def first_records(path: Path, most: int) -> list[dict[str, Any]]:
+    """The first records of a JSONL file, without those that are broken."""
+    found: list[dict[str, Any]] = []
+    for _, _, line in _lines(path):
+        try:
+            found.append(_parse(line))
+        except BadRow:
+            continue
+        if len(found) == most:
+            break
+    return found
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -175,6 +270,8 @@ def _parse(line: bytes) -> dict[str, Any]:
         raise BadRow(f"not JSON ({error})") from None
     if not isinstance(record, dict):
         raise BadRow(f"a JSON object is wanted, not {type(record).__name__}")
+    if BROKEN in record:
+        raise BadRow(str(record[BROKEN]))
     return record
 
 
@@ -183,15 +280,15 @@ def _to_row(record: dict[str, Any], columns: ColumnsConfig, line: int) -> Instru
     if context is not None and not isinstance(context, str):
         raise BadRow(f"field {columns.context!r} must be text, not {type(context).__name__}")
     return InstructionRow(
-        instruction=_text(record, columns.instruction, "instruction"),
-        context=_encodable(context or "", columns.context or ""),
-        response=_text(record, columns.response, "response"),
+        instruction=text_of(record, columns.instruction, "instruction"),
+        context=encodable(context or "", columns.context or ""),
+        response=text_of(record, columns.response, "response"),
         line=line,
     )
 
 
-def _text(record: dict[str, Any], name: str, role: str) -> str:
-    """The required text field ``name``."""
+def text_of(record: dict[str, Any], name: str, role: str) -> str:
+    """The required text field ``name``, which dataset.columns.``role`` names. Raises BadRow."""
     if name not in record:
         raise BadRow(f"no field {name!r} ({_among(name, record)}); another name is dataset.columns.{role}=NAME")
     value = record[name]
@@ -199,7 +296,7 @@ def _text(record: dict[str, Any], name: str, role: str) -> str:
         raise BadRow(f"field {name!r} must be text, not {type(value).__name__}")
     if not value.strip():
         raise BadRow(f"field {name!r} is empty")
-    return _encodable(value, name)
+    return encodable(value, name)
 
 
 def _among(name: str, fields: Iterable[str]) -> str:
@@ -219,7 +316,7 @@ def _text_size(value: Any) -> int:
     return sum(map(_text_size, value)) if isinstance(value, list) else 0
 
 
-def _encodable(value: str, name: str) -> str:
+def encodable(value: str, name: str) -> str:
     """``value``, unless it holds half a surrogate pair, which JSON can say and no tokenizer can read."""
     try:
         value.encode("utf-8")

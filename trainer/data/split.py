@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.errors import TrntuneError
-from trainer.data.rows import InstructionRow
+from launcher.schema import DatasetConfig
+from trainer.data.rows import Row
 
 WINDOW = 1 << 20
 """Rows that are sorted, and then packed, at a time: what bounds the memory of a set of any size."""
@@ -28,9 +29,10 @@ Places = npt.NDArray[np.int64]
 """Indices of rows."""
 
 
-def keys(row: InstructionRow, split_seed: int) -> tuple[int, int]:
+def keys(row: Row, split_seed: int) -> tuple[int, int]:
     """The hashes of question and answer. Two questions that share one would only share their side."""
-    return _hash(f"{split_seed}\0{row.instruction}\0{row.context}"), _hash(row.response)
+    question, answer = row.hashed()
+    return _hash(f"{split_seed}\0{question}"), _hash(answer)
 
 
 def _hash(text: str) -> int:
@@ -56,6 +58,36 @@ def split(
             "hold out fewer or use more rows"
         )
     return first[:border], itertools.chain([first[border:]] if border < len(first) else [], parts)
+
+
+def sides(
+    found: Keys, dataset: DatasetConfig, border: int | None, window: int = WINDOW
+) -> tuple[Places, Iterator[Places]]:
+    """As ``split``, or, where ``border`` is given, rows from that line on as the held-out ones and ``max_samples`` of
+    those before it to train on; ``found`` then has the field line too."""
+    if border is None:
+        return split(found, dataset.eval_samples, dataset.max_samples, window)
+    first = int(np.searchsorted(found["line"], border))
+    if not 0 < first < len(found):
+        what = "dataset.path has" if first == 0 else "the held-out set has"
+        raise TrntuneError(f"{what} no row that can be used; look at its files")
+    held_out = np.concatenate(list(in_order(found[first:], window))) + first
+    return held_out, _cut(in_order(found[:first], window), min(first, dataset.max_samples or first))
+
+
+def twins(found: Keys, held_out: Places, training: Iterator[Places]) -> int:
+    """How many held-out rows have question and answer of a training row."""
+    wanted = _both(found, held_out)
+    there = np.zeros(len(wanted), dtype=bool)
+    for places in training:
+        there |= np.isin(wanted, _both(found, places))
+    return int(there.sum())
+
+
+def _both(found: Keys, places: Places) -> npt.NDArray[np.uint64]:
+    """One number for question and answer."""
+    chosen = found[places]
+    return np.asarray(chosen["question"] * np.uint64(0x9E3779B97F4A7C15) ^ chosen["answer"], dtype=np.uint64)
 
 
 def _cut(parts: Iterator[Places], most: int) -> Iterator[Places]:

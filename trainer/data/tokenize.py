@@ -5,22 +5,34 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from launcher.errors import TrntuneError
+from trainer.data.conversations import ChatRow
+from trainer.data.formats import PairRow, TextRow
 from trainer.data.prompts import render
-from trainer.data.rows import InstructionRow
+from trainer.data.rows import BadRow, Row
 
 IGNORE = -100
 
-Encoded = tuple[list[list[int]], list[list[int]]]
-"""Ids of prompts, and of answers with their EOS."""
+Spans = list[tuple[int, int]]
+"""Where the answers of a row begin and end, in tokens of the whole."""
+
+
+class Encoded(NamedTuple):
+    """Ids of prompts, and of answers with their EOS; of conversations what follows the first prompt."""
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    spans: list[Spans] | None = None
+    """of conversations, which may have several answers"""
 
 
 @dataclass(frozen=True)
@@ -51,9 +63,9 @@ class Encoder:
     without EOS.
     """
 
-    def __init__(self, tokenizer: Any, prompt: str) -> None:
-        """``prompt`` is "plain" or "chat"."""
-        self.tokenizer, self.prompt = tokenizer, prompt
+    def __init__(self, tokenizer: Any, prompt: str, control: str | None = "text") -> None:
+        """``prompt`` is "plain" or "chat"; ``control`` is dataset.control_tokens."""
+        self.tokenizer, self.prompt, self.control = tokenizer, prompt, control
         self._backend = tokenizer.backend_tokenizer
         if tokenizer.eos_token_id is None:
             raise TrntuneError("the model's tokenizer names no end-of-sequence token, so answers could not be ended")
@@ -63,9 +75,12 @@ class Encoder:
     def identity(self) -> str:
         """SHA-256 of all that ids depend on beside the row."""
         with self.ready():
-            backend = self._backend.to_str()
+            return self._identity(self._backend.to_str())
+
+    def _identity(self, backend: str) -> str:
         template = None if self.prompt == "plain" else self.tokenizer.chat_template
-        facts = json.dumps([version("tokenizers"), self.prompt, self.eos, template])
+        read = ["read"] if self.control == "read" else []
+        facts = json.dumps([version("tokenizers"), self.prompt, self.eos, template, *read])
         return hashlib.sha256(f"{facts}{backend}".encode()).hexdigest()
 
     @functools.cached_property
@@ -95,57 +110,128 @@ class Encoder:
             if truncation is not None:
                 backend.enable_truncation(**truncation)
 
-    def texts(self, rows: list[InstructionRow]) -> tuple[list[str], list[str]]:
+    def template_sha256(self) -> str | None:
+        """Of the chat template, where one is used."""
+        used = self.prompt != "plain"
+        return hashlib.sha256(str(self.tokenizer.chat_template).encode()).hexdigest() if used else None
+
+    def notes(self) -> list[str]:
+        """What became of the rows so far, in words for the user."""
+        return []
+
+    def prepared(self, row: Row) -> Row:
+        """The row, when it can be encoded. Raises BadRow."""
+        if self.control is None and isinstance(row, PairRow | TextRow):
+            found = self._control.search(f"{row.instruction}\n{row.response}")
+            if found:
+                raise BadRow(
+                    f"holds {found.group()}, a control token of the tokenizer: dataset.control_tokens=read takes it as "
+                    "one, dataset.control_tokens=text as its characters"
+                )
+        return row
+
+    @functools.cached_property
+    def _control(self) -> re.Pattern[str]:
+        """What spells out a control token."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return re.compile("|".join(re.escape(each.content) for each in added if each.special) or "(?!)")
+
+    def texts(self, rows: Sequence[Row]) -> tuple[list[Any], ...]:
         """Prompts and answers."""
         rendered = [render(row, self.prompt, self.tokenizer) for row in rows]
         return [prompt for prompt, _ in rendered], [answer for _, answer in rendered]
 
-    def start(self, prompts: list[str], answers: list[str]) -> tuple[list[Any], list[Any]]:
+    def start(self, prompts: list[str], answers: list[str]) -> tuple[list[Any], ...]:
         """The tokenizer's own work, in its own threads; inside ``ready`` only."""
-        plain = self.prompt == "plain"
-        self._backend.encode_special_tokens = plain
+        plain, read = self.prompt == "plain", self.control == "read"
+        self._backend.encode_special_tokens = plain and not read
         before = self._backend.encode_batch_fast(prompts, add_special_tokens=plain)
-        self._backend.encode_special_tokens = True
+        self._backend.encode_special_tokens = not read
         return before, self._backend.encode_batch_fast(answers, add_special_tokens=False)
 
     def finish(self, prompts: list[Any], answers: list[Any]) -> Encoded:
         """The ids of what ``start`` returned."""
-        return [self._prompt(each.ids) for each in prompts], [[*each.ids, self.eos] for each in answers]
+        before, after = [self._prompt(each.ids) for each in prompts], [[*each.ids, self.eos] for each in answers]
+        if self.control == "read":
+            pairs = [self._once(*pair) for pair in zip(before, after, strict=True)]
+            before, after = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
+        return Encoded(before, after)
 
     def _prompt(self, ids: list[int]) -> list[int]:
         return ids[:-1] if self.prompt == "plain" and ids and ids[-1] == self.eos else ids
 
-    def encode(self, rows: list[InstructionRow]) -> Encoded:
+    def _once(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+        """Without the BOS and the EOS of the tokenizer's own where the text has brought them."""
+        if answer[-2:] == [self.eos, self.eos]:
+            answer = answer[:-1]
+        first = [*prompt, *answer][:2]
+        if len(first) == 2 and first[0] == first[1] and first[0] in self._special_ids:
+            prompt = prompt[1:]
+        return prompt, answer
+
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self._backend.get_added_tokens_decoder().items()
+        return frozenset(number for number, token in added if token.special)
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
         """Ids of the rows."""
         with self.ready():
             return self.finish(*self.start(*self.texts(rows)))
 
 
-def prompt_ids(row: InstructionRow, prompt: str, tokenizer: Any) -> list[int]:
-    """The ids that training puts before the answer, so generation starts from exactly these."""
-    return Encoder(tokenizer, prompt).encode([row])[0][0]
+def encoder_of(rows: Sequence[Row], prompt: str, tokenizer: Any) -> Encoder:
+    """The encoder of a few rows in memory, which are of one format."""
+    first = rows[0] if rows else None
+    if isinstance(first, ChatRow):
+        from trainer.data.chat_encoder import ChatEncoder
+
+        return ChatEncoder(tokenizer, first.thinking)
+    verbatim = isinstance(first, TextRow) or (isinstance(first, PairRow) and not first.own_prompt)
+    return Encoder(tokenizer, "plain" if verbatim else prompt)
 
 
-def tokenize(rows: list[InstructionRow], prompt: str, loss_on: str, max_length: int, tokenizer: Any) -> Tokenized:
+def prompt_ids(row: Row, prompt: str, tokenizer: Any) -> list[int]:
+    """The ids that training puts before the (last) answer, so generation starts from exactly these."""
+    encoder = encoder_of([row], prompt, tokenizer)
+    if isinstance(row, ChatRow):
+        ids: list[int] = encoder.question_ids(row)  # type: ignore[attr-defined]
+        return ids
+    return encoder.encode([row]).prompts[0]
+
+
+def end_id(row: Row, tokenizer: Any) -> int:
+    """The token that ends an answer: the one that the chat template writes, or EOS."""
+    return encoder_of([row], "plain", tokenizer).eos
+
+
+def tokenize(rows: Sequence[Row], prompt: str, loss_on: str, max_length: int, tokenizer: Any) -> Tokenized:
     """A few rows in memory. What is longer than ``max_length`` loses its end. Raises TrntuneError when none is left."""
-    pairs = list(zip(*Encoder(tokenizer, prompt).encode(rows), strict=True))
+    before, after, spans = encoder_of(rows, prompt, tokenizer).encode(rows)
     examples = [
-        example(before, answer, loss_on, max_length, row.line)
-        for row, (before, answer) in zip(rows, pairs, strict=True)
-        if len(before) < max_length
+        example(ids, answer, loss_on, max_length, row.line, None if spans is None else spans[number])
+        for number, (row, ids, answer) in enumerate(zip(rows, before, after, strict=True))
+        if len(ids) < max_length
     ]
     dropped = len(rows) - len(examples)
     if not examples:
         raise no_room(max_length, dropped)
-    cut = sum(len(before) < max_length < len(before) + len(answer) for before, answer in pairs)
+    cut = sum(len(ids) < max_length < len(ids) + len(answer) for ids, answer in zip(before, after, strict=True))
     return Tokenized(examples, cut, dropped)
 
 
-def example(before: list[int], answer: list[int], loss_on: str, max_length: int, line: int) -> Example:
-    """A prompt and its answer, of which at least one token has room."""
-    ids = [*before, *answer][:max_length]
-    masked = 0 if loss_on == "all" else len(before)
-    return Example(ids, [IGNORE] * masked + ids[masked:], line)
+def example(
+    before: list[int], answer: list[int], loss_on: str, length: int, line: int, spans: Spans | None = None
+) -> Example:
+    """A prompt and its answer, of which at least one token has room among ``length``; ``spans`` of a conversation."""
+    ids = [*before, *answer][:length]
+    if spans is None or loss_on == "all":
+        masked = 0 if loss_on == "all" else len(before)
+        return Example(ids, [IGNORE] * masked + ids[masked:], line)
+    labels = [IGNORE] * len(ids)
+    for begin, end in spans:
+        labels[begin:end] = ids[begin:end]
+    return Example(ids, labels, line)
 
 
 def no_room(max_length: int, dropped: int) -> TrntuneError:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from launcher.adapters import Modules, first_layer, trained
 from launcher.errors import TrntuneError
 from launcher.schema import Config
 from trainer.checkpoints.peers import Peers
@@ -167,8 +168,9 @@ class Engine(Protocol):
         """Of the trained weights that lie on this rank: trainer.unchanged says what for."""
         ...
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-        """Greedy continuations of the prompts, without the prompt, ended by EOS or by ``max_new_tokens``."""
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
+        """Greedy continuations of the prompts, without the prompt, ended by the token ``end`` or by
+        ``max_new_tokens``."""
         ...
 
     def save(self, directory: Path) -> None:
@@ -191,17 +193,41 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def model_size(base: Any, counts: ParameterCounts, config: Config) -> ModelSize:
+def model_size(base: Any, counts: ParameterCounts, config: Config, modules: Modules) -> ModelSize:
     """Parameters of transformers' model ``base`` that take part in a token's matrix products, and the width of
-    attention."""
+    attention. ``modules``: its names before peft changed it."""
     from trainer.families.experts import idle_parameters, looked_up  # imports torch
     from trainer.families.pairs import attention_width
 
-    facts = base.config.get_text_config()
-    return ModelSize(
-        matmul_params=counts.total - looked_up(base) - idle_parameters(base, facts),
-        adapter_params=counts.trainable if config.method.name == "lora" else 0,
+    idle = idle_parameters(base, base.config.get_text_config())
+    size = ModelSize(
+        matmul_params=counts.total - looked_up(base) - idle,
+        adapter_params=0,
         attention_width=attention_width(base.config),
+    )
+    return size if config.method.name == "full" else _with_adapter(size, base, counts, config, modules, idle)
+
+
+def _with_adapter(
+    size: ModelSize, base: Any, counts: ParameterCounts, config: Config, modules: Modules, idle: int
+) -> ModelSize:
+    """What an adapter adds to the products, and what its backward pass doesn't reach. ``idle``: of all layers."""
+    from trainer.models.adapt import is_added, is_linear, plain
+
+    found = trained(config.lora, modules)
+    first = first_layer(config.lora, found, modules)
+    named = list(base.named_parameters())
+    # Neuron's base is one without its adapter, beside which nothing else is trained there.
+    matrices = sum(p.numel() for name, p in named if "lora_" in name) or counts.trainable
+    saved = [module for name in found.saved if is_linear(module := plain(base.get_submodule(name)))]
+    layers = [(modules.layer_of(name), p.numel()) for name, p in named if not is_added(name)]
+    below = sum(numel for layer, numel in layers if layer is not None and layer < first)
+    return replace(
+        size,
+        adapter_params=matrices,
+        saved_params=sum(module.weight.numel() for module in saved),
+        forward_only_params=below - idle * first // max(1, modules.count),
+        forward_only_width=size.attention_width * first // max(1, modules.count),
     )
 
 

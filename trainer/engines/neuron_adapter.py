@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from launcher.schema import Config
 from trainer.engines.torch_state import adapter_document
-from trainer.models.load import apply_method, peft_config, weight_dtype
+from trainer.models.adapt import modules_of, peft_config
+from trainer.models.load import apply_method, weight_dtype
 from trainer.models.meta import on_meta
 
 Tensors = dict[str, torch.Tensor]
@@ -34,7 +35,7 @@ def config_document(model_dir: Path, config: Config) -> tuple[str, Any]:
     """What belongs beside the weights, for the model as it is without Neuron: file name and JSON value."""
     if config.method.name == "full":
         return "config.json", on_meta(model_dir).config.to_dict()
-    adapter = peft_config(config.lora)
+    adapter = peft_config(config.lora, modules_of(on_meta(model_dir)))
     adapter.base_model_name_or_path = config.model.hub_id or str(model_dir)
     return "adapter_default/adapter_config.json", adapter_document(adapter)
 

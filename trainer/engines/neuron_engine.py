@@ -38,6 +38,7 @@ from trainer.engines.gloo import GlooPeers
 from trainer.engines.neuron_adapter import config_document
 from trainer.engines.neuron_batch import filled, host_batch
 from trainer.engines.neuron_layout import best_file, metadata_file, optimizer_file, rank_of, weights_file
+from trainer.models.adapt import modules_of
 from trainer.models.meta import on_meta
 from trainer.stopping import BestEvaluation, Stop
 from trainer.throughput import Counts, ModelSize, Stopwatch
@@ -118,7 +119,8 @@ class NeuronEngine:
         return self.counts
 
     def model_size(self) -> ModelSize:
-        return model_size(on_meta(self.model_dir), self.counts, self.config)
+        base = on_meta(self.model_dir)
+        return model_size(base, self.counts, self.config, modules_of(base))
 
     def evaluate(self, rows: Rows) -> float:
         """Every replica takes its share, in batches of the shape of training; all do equally many."""
@@ -175,7 +177,7 @@ class NeuronEngine:
     def checksums(self) -> dict[str, int]:
         return checksums(neuron_state.trained_weights(self.trainer.model))
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
         raise TrntuneError(
             "the model is split for training and can't generate: use stages consolidate, merge, generate"
         )

@@ -22,9 +22,9 @@ from launcher.schema import Config
 from trainer.engines.base import ParameterCounts
 from trainer.engines.neuron_adapter import GATE_UP, QKV, initial_adapter, share_first_half
 from trainer.engines.neuron_patches import is_split, mark_replicated
-from trainer.models.load import count_parameters, peft_config, refuse_code_of_others, refuse_not_finite
+from trainer.models.adapt import peft_config, refuse_faults
+from trainer.models.load import count_parameters, refuse_code_of_others, refuse_not_finite
 from trainer.models.meta import on_meta
-from trainer.models.targets import resolved_targets
 
 # What the kernel takes: neuronx_distributed/kernels/flash_attn.py.
 FLASH_LENGTH = 2048
@@ -51,8 +51,8 @@ def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
     if config.method.name == "full":
         mark_replicated(model)
         return model
-    targets = resolved_targets(on_meta(model_dir), config.lora.target_modules)
-    adapted = get_peft_model(model, peft_config(config.lora, targets))
+    modules = refuse_faults(on_meta(model_dir), config.lora)
+    adapted = get_peft_model(model, peft_config(config.lora, modules))
     _put_adapter(adapted, initial_adapter(model_dir, config))
     mark_replicated(adapted)
     return adapted

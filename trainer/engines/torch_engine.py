@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments, set_seed
 
+from launcher.adapters import Modules
 from launcher.errors import TrntuneError
 from launcher.pairs import Extents
 from launcher.schema import Config, accumulation_steps
@@ -43,6 +44,7 @@ from trainer.families.choose import enable_checkpointing, way_of_answering, way_
 from trainer.families.pairs import layer_extents
 from trainer.families.proof import Way
 from trainer.fused import fuse
+from trainer.models.adapt import modules_of
 from trainer.models.generation import mend_generation
 from trainer.models.load import apply_method, count_parameters, load_model, refuse_few_embeddings
 from trainer.stopping import Stop
@@ -96,6 +98,7 @@ class TorchEngine:
     notes: Sequence[str] = ()
     model: PreTrainedModel | PeftModel
     module: CausalLMLoss
+    modules: Modules
     way: Way
     extents: Extents
     updated = False
@@ -124,6 +127,7 @@ class TorchEngine:
         refuse_few_embeddings(base, tokenizer, model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
+        self.modules = modules_of(base)
         self.model = apply_method(base, self.config)
         nn.Module.to(self.model, self.device)
         fuse(self.model)
@@ -135,7 +139,7 @@ class TorchEngine:
         return ParameterCounts(total, trainable, trainable)
 
     def model_size(self) -> ModelSize:
-        return model_size(self.module.model, self.parameters(), self.config)
+        return model_size(self.module.model, self.parameters(), self.config, self.modules)
 
     def evaluate(self, rows: Rows) -> float:
         """Every replica takes its share of the rows and sums are added: no replica's mean weighs more than others."""
@@ -194,15 +198,14 @@ class TorchEngine:
     def checksums(self) -> dict[str, int]:
         return checksums(state.live_weights(self.model))
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
         """Greedy decoding, of all prompts in one left-padded batch where the family computes the same then."""
-        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         self.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own.
         with self._plain_attention(), self._autocast():
-            settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": eos}
-            found = continuations(self.module.model, prompts, self.answering, pad, **settings)
-        return [until_eos(ids, eos) for ids in found]
+            settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": end}
+            found = continuations(self.module.model, prompts, self.answering, self.tokenizer.pad_token_id, **settings)
+        return [until_eos(ids, end) for ids in found]
 
     @cached_property
     def answering(self) -> Answering:
@@ -235,7 +238,7 @@ class TorchEngine:
     def _write(self, directory: Path, tensors: state.Tensors | None = None) -> None:
         # The attention function is this process's: a reader of config.json must not look for it.
         with self._plain_attention():
-            self.model.save_pretrained(str(directory), state_dict=tensors)
+            state.save_weights(self.model, directory, tensors)
         self.tokenizer.save_pretrained(directory)
 
     def saved_bytes(self) -> tuple[int, int]:

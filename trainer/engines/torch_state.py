@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from trainer.checkpoints import rng
 from trainer.engines.base import RestoredState
+from trainer.models.adapt import left_out
 
 Tensors = dict[str, torch.Tensor]
 
@@ -31,11 +34,20 @@ def live_weights(model: PreTrainedModel | PeftModel) -> Tensors:
     if isinstance(model, PeftModel):
         # "auto" asks the Hub whether the base's vocabulary was resized.
         found: Tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-        return found
+        return {**found, **dict(left_out(model, found))}
     distinct: dict[int, tuple[str, torch.Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         distinct.setdefault(id(tensor), (name, tensor))
     return {name: tensor.detach() for name, tensor in distinct.values()}
+
+
+def save_weights(model: PreTrainedModel | PeftModel, directory: Path, tensors: Tensors | None = None) -> None:
+    """As peft and transformers save; an adapter with everything that was trained. ``tensors`` in place of a model's."""
+    model.save_pretrained(str(directory), state_dict=tensors)
+    if isinstance(model, PeftModel) and any(
+        left_out(model, get_peft_model_state_dict(model, save_embedding_layers=False))
+    ):
+        save_file(copied(live_weights(model)), directory / Path(ADAPTER).name, metadata={"format": "pt"})
 
 
 def weights_file(model: PreTrainedModel | PeftModel) -> str:

@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.errors import TrntuneError, UsageError
-from launcher.schema import Config
+from launcher.schema import Config, LoraConfig
 from trainer.families.answers import Answering, answering
 from trainer.families.proof import Way, examine, prove
 from trainer.families.small import WINDOWS, small_config, small_model
+from trainer.models.adapt import refuse_faults
 from trainer.models.load import refuse_code_of_others
 from trainer.models.meta import on_meta
-from trainer.models.targets import resolved_targets
 
 
 def way_of_training(model_dir: Path, config: Config) -> Way:
@@ -127,8 +127,8 @@ def main(arguments: list[str]) -> int:
     found = None
     try:
         refuse(found_way(model_dir, request["length"]), model_dir, request["packing"], request["length"])
-        if request["targets"]:
-            resolved_targets(on_meta(model_dir), request["targets"])
+        if request["lora"] is not None:
+            refuse_faults(on_meta(model_dir), LoraConfig(**request["lora"]))
     except TrntuneError as error:
         found = str(error)
     print(json.dumps({"error": found}))

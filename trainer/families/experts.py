@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from trainer.models.adapt import is_added, plain
+
 # transformers' names for them, over all families.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "num_experts_per_token")
@@ -36,7 +38,7 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
     experts = sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if "lora_" not in name and _of_experts(name, parameter, count)
+        if not is_added(name) and _of_experts(name, parameter, count)
     )
     return experts - experts * chosen // count
 
@@ -55,8 +57,9 @@ def active_width(config: Any) -> int:
 
 def looked_up(model: PreTrainedModel) -> int:
     """Parameters of embeddings that are only looked up: one that is the output head's matrix is none of them."""
-    head = getattr(model.get_output_embeddings(), "weight", None)
-    tables = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = getattr(plain(model.get_output_embeddings()), "weight", None)
+    named = ((name, module) for name, module in model.named_modules() if not is_added(name))
+    tables = {module.weight for name, module in named if isinstance(module, nn.Embedding)}
     return sum(table.numel() for table in tables if table is not head)
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from trainer.families.cases import Case, cases
 from trainer.families.proof import Way, examine
 from trainer.families.small import not_for_texts, small_config, small_model
-from trainer.models.targets import lora_targets
+from trainer.models.adapt import lora_targets
 
 _HEAD = """# Model families
 

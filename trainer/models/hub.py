@@ -40,7 +40,7 @@ def fetch_model(hub_id: str, revision: str | None, with_code: bool = False) -> P
         return snapshot_download(
             hub_id,
             revision=revision,
-            token=_token(),
+            token=token(),
             allow_patterns=[*_MODEL_FILES, "*.py"] if with_code else _MODEL_FILES,
             ignore_patterns=_NOT_WANTED,
             local_files_only=local_only,
@@ -57,7 +57,7 @@ def fetch_dataset_file(hub_id: str, file: str, revision: str | None) -> Path:
 
     def download(local_only: bool) -> str:
         return hf_hub_download(
-            hub_id, file, repo_type="dataset", revision=revision, token=_token(), local_files_only=local_only
+            hub_id, file, repo_type="dataset", revision=revision, token=token(), local_files_only=local_only
         )
 
     return Path(_fetch(download, f"data set {hub_id}", "download it elsewhere and set dataset.path=FILE"))
@@ -72,7 +72,7 @@ def cached_file(hub_id: str, file: str, revision: str | None, repo_type: str = "
     return Path(found) if isinstance(found, str) else None
 
 
-def _refused(error: HfHubHTTPError) -> str:
+def refused(error: HfHubHTTPError) -> str:
     status = error.response.status_code if error.response is not None else "no status"
     return f"the Hub refused it ({status}): check HF_TOKEN in the environment and try again"
 
@@ -81,11 +81,11 @@ def _without_local_copy(error: LocalEntryNotFoundError) -> str:
     """huggingface_hub looks for a local copy after any fault, and then tells of that instead of the fault."""
     cause = error.__cause__
     if isinstance(cause, HfHubHTTPError):
-        return _refused(cause)
+        return refused(cause)
     return "the Hub can't be reached and nothing was downloaded before: check the network"
 
 
-def _token() -> str | bool:
+def token() -> str | bool:
     """HF_TOKEN, or what the file that HF_TOKEN_PATH names holds. Else False, not None: None would let huggingface_hub
     look for a token that was once stored on disk."""
     path = os.environ.get("HF_TOKEN_PATH")
@@ -114,7 +114,7 @@ def _fetch(download: Callable[[bool], str], what: str, instead: str) -> str:
     except EntryNotFoundError:
         reason = "the repository has no such file: check the name of the file"
     except HfHubHTTPError as error:
-        reason = _refused(error)
+        reason = refused(error)
     except (OSError, ValueError) as error:
         # Some faults of the connection are not turned into the Hub's own errors: what is here already still serves.
         try:

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError
-from launcher.schema import Config, LoraConfig
+from launcher.schema import Config
 from launcher.stage import is_rank_zero
 from launcher.weights import incomplete, missing_text, too_few_rows
-from trainer.models.targets import resolved_targets
+from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, train_in_fp32
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -35,6 +34,20 @@ def load_tokenizer(model_dir: Path, trust_remote_code: bool = False) -> Any:
         raise TrntuneError(f"{model_dir}: there is no fast tokenizer (tokenizer.json); save one with transformers")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def run_tokenizer(config: Config, model_dir: Path) -> Any:
+    """The tokenizer of a run: the model's, with dataset.chat_template where that is given. It is saved beside what is
+    trained, so that answers are asked for by the same template."""
+    tokenizer = load_tokenizer(model_dir, config.model.trust_remote_code)
+    if config.dataset.chat_template is not None:
+        try:
+            tokenizer.chat_template = Path(config.dataset.chat_template).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise TrntuneError(
+                f"dataset.chat_template={config.dataset.chat_template}: can't be read: {_first_line(error)}"
+            ) from None
     return tokenizer
 
 
@@ -124,35 +137,24 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     """For LoRA the model with adapters initialized by ``config.seed``, its base frozen; for full the model itself."""
     if config.method.name == "full":
         return model
-    targets = resolved_targets(model, config.lora.target_modules)
+    modules = refuse_faults(model, config.lora)
     torch.manual_seed(config.seed)
-    adapter = peft_config(config.lora, targets)
+    adapter = peft_config(config.lora, modules)
     adapter.base_model_name_or_path = config.model.hub_id or str(model.name_or_path)
     try:
         adapted = get_peft_model(model, adapter)
     except (ValueError, TypeError) as error:  # layers that peft can't adapt in this family
-        raise TrntuneError(f"lora.target_modules: {_first_line(error)}") from None
+        raise TrntuneError(f"lora: {_first_line(error)}") from None
     assert isinstance(adapted, PeftModel)
+    refuse_other(adapted, config.lora, modules)
+    train_in_fp32(adapted)
     return adapted
-
-
-def peft_config(lora: LoraConfig, targets: list[str] | None = None) -> PeftLoraConfig:
-    """The adapter in peft's terms; ``targets`` in place of lora.target_modules where those stand for others."""
-    return PeftLoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules if targets is None else targets),
-        use_dora=lora.use_dora,
-        use_rslora=lora.use_rslora,
-        task_type="CAUSAL_LM",
-    )
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Distinct parameters of the base model, and distinct trainable ones. ``parameters()`` gives tied ones once."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    base = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
+    base = sum(p.numel() for name, p in model.named_parameters() if not is_added(name))
     return base, trainable
 
 

@@ -15,13 +15,14 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from launcher.adapters import first_layer, trained
 from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
 from trainer.families.experts import active_width, idle_parameters, looked_up
 from trainer.families.pairs import head_size, heads, layer_extents, layers
 from trainer.families.small import not_for_texts
-from trainer.models.load import count_parameters, peft_config
-from trainer.models.targets import resolved_targets
+from trainer.models.adapt import is_linear, peft_config, refuse_faults
+from trainer.models.load import count_parameters
 
 
 def on_meta(directory: Path) -> PreTrainedModel:
@@ -69,15 +70,36 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
     found = {"facts": facts(model), "extents": layer_extents(model.config)}
     idle = idle_parameters(model, model.config.get_text_config())
     lookup = looked_up(model)
+    total, trainable = count_parameters(model)
+    parts = {}
     if lora is not None:
         adapter = LoraConfig(**lora)
-        targets = resolved_targets(model, adapter.target_modules)
+        parts = adapted_parts(model, adapter)
         with torch.device("meta"):
-            adapted = get_peft_model(model, peft_config(adapter, targets), low_cpu_mem_usage=True)
-            total, trainable = count_parameters(adapted)
-    else:
-        total, trainable = count_parameters(model)
-    return {**found, "total": total, "trainable": trainable, "matmul": total - lookup - idle, "idle": idle}
+            adapted = get_peft_model(model, peft_config(adapter, refuse_faults(model, adapter)), low_cpu_mem_usage=True)
+        total, trainable = count_parameters(adapted)
+        parts["low_rank"] = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
+    return {**found, "total": total, "trainable": trainable, "matmul": total - lookup - idle, "idle": idle, **parts}
+
+
+def adapted_parts(model: PreTrainedModel, lora: LoraConfig) -> dict[str, int]:
+    """What the time of a step depends on, of a model that peft hasn't changed yet: ``saved_matmul``, ``first_layer``,
+    ``forward_only`` of launcher.plan.tensors.Parameters."""
+    modules = refuse_faults(model, lora)
+    found = trained(lora, modules)
+    first = first_layer(lora, found, modules)
+    below = [
+        (name, p)
+        for name, p in model.named_parameters()
+        if (layer := modules.layer_of(name)) is not None and layer < first
+    ]
+    idle = idle_parameters(model, model.config.get_text_config())
+    saved: list[Any] = [module for name in found.saved if is_linear(module := model.get_submodule(name))]
+    return {
+        "saved_matmul": sum(module.weight.numel() for module in saved),
+        "first_layer": first,
+        "forward_only": sum(p.numel() for _, p in below) - idle * first // max(1, modules.count),
+    }
 
 
 def main(arguments: list[str]) -> int:

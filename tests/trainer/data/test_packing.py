@@ -158,6 +158,16 @@ def test_the_report_counts_what_became_of_the_data(tmp_path, tokenizer):
         "train_tokens": tokens,
         "padding_fraction": pytest.approx(1 - tokens / (len(data.train) * 256)),
         "unused": {"topic": pytest.approx(30 / sum(map(len, (v for row in rows for v in row.values()))))},
+        "turns_cut": 0,
+        "left_out": 0,
+        "eval_in_train": 0,
+        "format": "instruction",
+        "columns": ["instruction", "response"],
+        "found": "format instruction, found from the columns instruction, response",
+        "template_sha256": None,
+        "notes": [],
+        "eval_line": None,
+        "files": [],
     }
     assert prepare(config, path, tokenizer).report == data.report  # from the cache
 

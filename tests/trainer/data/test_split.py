@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from launcher.errors import TrntuneError
-from launcher.schema import ColumnsConfig, DatasetConfig
+from launcher.schema import DatasetConfig
+from tests.trainer.data.conftest import config_for
 from trainer.data.held_out import held_out_rows
 from trainer.data.rows import InstructionRow, read_jsonl
 from trainer.data.source import Source
@@ -82,7 +83,9 @@ def test_pieces_hold_about_as_many_rows_as_they_may():
 def test_the_held_out_rows_are_found_without_a_tokenizer(jsonl):
     records = [{"q": f"question {i // 3}", "r": f"answer {i}"} for i in range(100)]
     path = jsonl(b"\xef\xbb\xbf" + str(records[0]).replace("'", '"').encode(), *records[1:50], "broken", *records[50:])
-    source = Source(path, ColumnsConfig("q", None, "r"), "skip", "plain", 5)
+    columns = ("dataset.columns.instruction=q", "dataset.columns.context=null", "dataset.columns.response=r")
+    settings = config_for(path, *columns, "dataset.on_bad_row=skip", "dataset.split_seed=5")
+    source = Source.of(settings, path)
     expected = sides(read_jsonl(path, source.columns, "skip")[0], 20, 5, None)[1]
     assert held_out_rows(source, DatasetConfig(eval_samples=20)) == expected
     found = held_out_rows(source, DatasetConfig(eval_samples=20), 7)

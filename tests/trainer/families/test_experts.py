@@ -8,13 +8,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
 from launcher.errors import TrntuneError
+from launcher.schema import LoraConfig as Adapter
 from trainer.attention import DOCUMENT_ATTENTION
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.data.collate import Collator
 from trainer.data.tokenize import IGNORE, Example
 from trainer.families.experts import idle_parameters
 from trainer.families.small import small_config, small_model
-from trainer.models.targets import resolved_targets
+from trainer.models.adapt import refuse_faults
 
 
 def mixtral(**changes):
@@ -61,9 +62,9 @@ def test_experts_in_one_parameter_are_found(family):
 def test_an_adapter_on_experts_in_one_parameter_is_refused_and_on_lists_of_experts_trains():
     model = small_model(small_config(AutoConfig.for_model("gpt_oss"), 64), "eager")
     with pytest.raises(TrntuneError, match="gate_up_proj is one parameter of all experts, which gets no adapter here"):
-        resolved_targets(model, ["q_proj", "gate_up_proj"])
+        refuse_faults(model, Adapter(name="test", target_modules=["q_proj", "gate_up_proj"]))
     listed = mixtral()
-    resolved_targets(listed, ["w1", "w2", "w3"])
+    refuse_faults(listed, Adapter(name="test", target_modules=["w1", "w2", "w3"]))
     adapted = get_peft_model(listed, LoraConfig(target_modules=["w1", "w2", "w3"], task_type="CAUSAL_LM"))
     ids = torch.randint(3, 90, (30,)).tolist()
     batch = Collator(40, pad_token_id=0)([[Example(ids, ids)]])

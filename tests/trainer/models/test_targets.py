@@ -6,11 +6,11 @@ import pytest
 from peft import get_peft_model
 from transformers import AutoConfig
 
+from launcher.adapters import own_choice
 from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
 from trainer.families.small import small_config, small_model
-from trainer.models.load import peft_config
-from trainer.models.targets import lora_targets, own_choice, resolved_targets
+from trainer.models.adapt import lora_targets, peft_config, refuse_faults
 
 
 def model(family: str):
@@ -21,7 +21,7 @@ def adapted(family: str, targets: list[str]) -> set[str]:
     """The last part of the names of the layers that peft adapts."""
     found = model(family)
     lora = LoraConfig(name="test", target_modules=targets)
-    peft = get_peft_model(found, peft_config(lora, resolved_targets(found, targets)))
+    peft = get_peft_model(found, peft_config(lora, refuse_faults(found, lora)))
     return {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in peft.named_parameters() if ".lora_A" in name}
 
 
@@ -48,16 +48,21 @@ def test_all_linear_is_every_layer_but_the_head(family, layers):
 )
 def test_default_layers_that_a_family_has_not_are_answered_with_its_own(family, choice):
     with pytest.raises(TrntuneError) as caught:
-        resolved_targets(model(family), ["q_proj", "v_proj"])
+        refuse_faults(model(family), LoraConfig(name="test"))
     assert f"take lora.target_modules=[{choice}], or [all-linear] for all of them" in str(caught.value)
     assert set(choice.split(",")) <= adapted(family, choice.split(","))
 
 
 def test_a_misspelt_layer_is_answered_with_the_nearest():
     with pytest.raises(
-        TrntuneError, match=r"no linear layer 'c_atn' \(there are: c_attn, c_fc, c_proj\); nearest is c_attn"
+        TrntuneError, match="no linear layer c_atn: allowed are c_attn, c_proj, c_fc; did you mean c_attn"
     ):
-        resolved_targets(model("gpt2"), ["c_atn"])
+        refuse_faults(model("gpt2"), LoraConfig(name="test", target_modules=["c_atn"]))
+
+
+def test_a_layer_that_kernels_read_is_refused_by_name():
+    with pytest.raises(TrntuneError, match="out_proj gets no adapter, since this family's kernels read its weight"):
+        refuse_faults(model("mamba"), LoraConfig(name="test", target_modules=["in_proj", "out_proj"]))
 
 
 def test_a_family_without_layers_of_attention_is_given_all_of_its_own():

@@ -8,10 +8,10 @@ peft's source files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.errors import nearest
+from launcher.errors import first, nearest
 from launcher.problem import Problem
 from launcher.schema import ALL_LINEAR, LoraConfig
 
@@ -162,7 +162,7 @@ def peft_targets(lora: LoraConfig, modules: Modules | None) -> tuple[list[str] |
         return list(lora.target_modules), layers
     if modules is None:
         return ALL_LINEAR, layers
-    ends_of = list(dict.fromkeys(name.rpartition(".")[2] for name in modules.linear))
+    ends_of = last_parts(modules.linear)
     others = set(modules.names) - set(modules.linear)
     if any(ends(name, key) for name in others for key in ends_of):
         return targeted(lora, modules, exclude=False), None
@@ -235,10 +235,9 @@ def listed(values: Sequence[object] | Mapping[str, int]) -> str:
     return f"[{','.join(map(str, values))}]"
 
 
-def some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
+def last_parts(names: Iterable[str]) -> list[str]:
+    """The last parts of dotted names, each once, in their order."""
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 # What gives queries and values, over all families: the first that a model has whole is its own choice.
@@ -265,7 +264,7 @@ def _did_you_mean(name: str, allowed: Sequence[str]) -> str:
 def _unknown_targets(lora: LoraConfig, modules: Modules, model: str) -> Iterator[Problem]:
     if is_all_linear(lora):
         return
-    allowed = list(dict.fromkeys(name.rpartition(".")[2] for name in modules.linear))
+    allowed = last_parts(modules.linear)
     for target in lora.target_modules:
         if not any(ends(name, target) for name in modules.linear):
             refused = dict(modules.refused).get(target.rpartition(".")[2])
@@ -305,13 +304,14 @@ def _bad_saved(lora: LoraConfig, modules: Modules, model: str) -> Iterator[Probl
         taken = [name for name in modules.names if name.endswith(entry)]
         blocks = [name for name in meant if name not in modules.leaves]
         if not meant:
-            near = _did_you_mean(entry, sorted({name.rpartition(".")[2] for name in modules.leaves}))
+            near = _did_you_mean(entry, sorted(last_parts(modules.leaves)))
             yield Problem(key, listed(given), f"{model} has no module {entry}", near)
         elif blocks:
             why = f"{blocks[0]} is no single layer with weights"
             yield Problem(key, listed(given), why, "name linear layers, norms or the embedding")
         elif taken != meant:
-            why = f"peft takes every module whose name ends in {entry}, {len(taken)} of them: {some(taken)}"
+            shown = first(taken, MOST_NAMES)
+            why = f"peft takes every module whose name ends in {entry}, {len(taken)} of them: {shown}"
             remedy = f"name those that are meant in full, such as {meant[0]}"
             yield Problem(key, listed(given), why, remedy)
 
@@ -345,8 +345,9 @@ def _unmatched_excludes(lora: LoraConfig, modules: Modules) -> Iterator[Problem]
     candidates = targeted(lora, modules, exclude=False)
     for entry in lora.exclude_modules or ():
         if not any(ends(name, entry) for name in candidates):
-            why = f"{entry} is none of the {len(candidates)} layers that get an adapter ({some(candidates)})"
-            parts = sorted({name.rpartition(".")[2] for name in candidates})
+            shown = first(candidates, MOST_NAMES)
+            why = f"{entry} is none of the {len(candidates)} layers that get an adapter ({shown})"
+            parts = sorted(last_parts(candidates))
             yield Problem("lora.exclude_modules", listed(lora.exclude_modules or ()), why, _did_you_mean(entry, parts))
 
 
@@ -380,7 +381,7 @@ def _bad_patterns(lora: LoraConfig, modules: Modules) -> Iterator[Problem]:
             continue
         for pattern in patterns:
             if not any(pattern_of({pattern: 0}, name) for name in names):
-                parts = sorted({name.rpartition(".")[2] for name in names})
+                parts = sorted(last_parts(names))
                 why = f"{pattern} stands for none of the {len(names)} layers that get an adapter"
                 yield Problem(key, listed(patterns), why, _did_you_mean(pattern, parts))
         yield from _conflicts(key, patterns, names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class TrntuneError(Exception):
@@ -35,3 +35,15 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """The allowed name most like ``name``, or None when nothing is close."""
     matches = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def first(names: Sequence[str], count: int = 3) -> str:
+    """The first names, and how many more there are: a line that stays a line."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def in_one_line(error: BaseException, most: int | None = None) -> str:
+    """What a library says, its lines joined, at most so many characters; what kind of error it is where it says
+    nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__

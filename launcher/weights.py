@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.errors import TrntuneError
 from launcher.model_facts import read_architecture
+from launcher.safetensors_header import read_json_header
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -27,15 +28,12 @@ def stored_shapes(directory: Path) -> Shapes | None:
         files = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
         headers = {file: _header(directory / file) for file in set(files.values())}
         return {name: headers[file][name] for name, file in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (TrntuneError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _header(file: Path) -> Shapes:
-    """Of a safetensors file: 8 bytes of length, then JSON."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
+    header, _ = read_json_header(file)
     return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, first
+from launcher.safetensors_header import read_json_header
 from postprocess import page_cache
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ INDEX = "model.safetensors.index.json"
 
 # Data starts at a multiple of the page size: every tensor is then aligned for its dtype, and a mapping of the file too.
 _ALIGNMENT = 4096
-_MAX_HEADER = 100_000_000  # the library's own limit
 # Bytes a system call. For larger ones the kernel looks for larger pieces of free memory to cache the file in, and where
 # memory is fragmented that takes up to four times as long as the copying.
 _CHUNK = 256 << 10
@@ -135,18 +135,8 @@ def dtype_code(dtype: torch.dtype) -> str:
 
 def read_header(file: Path) -> dict[str, HeaderEntry]:
     """The tensors of a safetensors file, in the order of their bytes. Raises TrntuneError for a damaged one."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or not 2 <= length <= min(size - 8, _MAX_HEADER):
-                raise TrntuneError(f"{file} is damaged: no safetensors header in its {size:,} bytes; copy it again")
-            header = json.loads(stream.read(length))
-    except OSError as error:
-        raise TrntuneError(f"{file} can't be read: {error.strerror}") from None
-    except ValueError:  # neither UTF-8 nor JSON
-        raise TrntuneError(f"{file} is damaged: its safetensors header is not JSON; copy it again") from None
-    return _entries(file, header, 8 + length, size)
+    header, data = read_json_header(file)
+    return _entries(file, header, data, file.stat().st_size)
 
 
 def _entries(file: Path, header: Any, data: int, size: int) -> dict[str, HeaderEntry]:
@@ -227,12 +217,6 @@ def _of_index(model_dir: Path, weight_map: Mapping[str, str]) -> dict[str, Sourc
     if extra:
         raise TrntuneError(f"{model_dir}: the shards have tensors that {INDEX} doesn't name: {first(extra)}")
     return found
-
-
-def first(names: Sequence[str], count: int = 3) -> str:
-    """The first names, and how many more there are: a line that stays a line."""
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more:,} more" if more > 0 else "")
 
 
 # --- planning ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from launcher.errors import Suspended, TrntuneError, disk_fault
+from launcher.errors import Suspended, TrntuneError, disk_fault, in_one_line
 from launcher.generation_config import FILE
 from launcher.paths import shown
 from launcher.plan.disk import merged_bytes
@@ -34,7 +34,7 @@ from trainer.models.load import load_tokenizer
 
 Result = TypeVar("Result")
 FOLDER = ".rehearsal"
-_LONGEST = 400
+MOST_WORDS = 400  # characters of what a library says
 QUESTION = InstructionRow("What does it do?", "A text: 1 2 3.", "It answers.")
 CONVERSATION = ChatRow(
     ({"role": "user", "content": "What does it do? 1 2 3."}, {"role": "assistant", "content": "It answers."}), (1,)
@@ -194,9 +194,4 @@ def _told(what: str) -> Iterator[None]:
     except TrntuneError as error:
         raise TrntuneError(f"{what}, so nothing is trained: {error}") from None
     except Exception as error:  # of transformers, peft, tokenizers, or of a model's own code
-        raise TrntuneError(f"{what}, so nothing is trained: {in_one_line(error)}") from None
-
-
-def in_one_line(error: Exception) -> str:
-    """What a library says, its lines joined, or what kind of error it is where it says nothing."""
-    return " ".join(str(error).split())[:_LONGEST] or type(error).__name__
+        raise TrntuneError(f"{what}, so nothing is trained: {in_one_line(error, MOST_WORDS)}") from None

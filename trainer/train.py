@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import psutil
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
-from launcher.errors import Suspended, TrntuneError
+from launcher.errors import Suspended, TrntuneError, in_one_line
 from launcher.paths import shown
 from launcher.record import installed
 from launcher.rundir import RunDir, write_jsonl
@@ -35,7 +35,7 @@ from trainer.models.generation import check_generation
 from trainer.models.load import run_tokenizer
 from trainer.progress import Progress
 from trainer.recorder import Recorder
-from trainer.rehearsal import check_room, in_one_line, rehearse
+from trainer.rehearsal import MOST_WORDS, check_room, rehearse
 from trainer.report import train_result
 from trainer.samples import answers, side_by_side
 from trainer.saving import replace_directory, save_sharded
@@ -386,7 +386,7 @@ class TrainRun:
         except Exception as error:  # of the disk, transformers, peft, tokenizers, or of a model's own code
             shutil.rmtree(temporary, ignore_errors=True)
             advice = "; free room there" if isinstance(error, OSError) else ""
-            raise TrntuneError(f"{final} can't be written: {in_one_line(error)}{advice}") from None
+            raise TrntuneError(f"{final} can't be written: {in_one_line(error, MOST_WORDS)}{advice}") from None
 
     @contextmanager
     def _kept(self, checkpointer: Checkpointer) -> Iterator[None]:

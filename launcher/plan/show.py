@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher import units
-from launcher.adapters import saved_modules, some
+from launcher.adapters import MOST_NAMES, saved_modules
+from launcher.errors import first
 from launcher.plan import disk
 from launcher.plan.build import Plan, to_json
 from launcher.plan.jobs import instances
@@ -138,7 +139,7 @@ def beside(plan: Plan) -> str:
         saved = list(saved_modules(lora, modules(facts)))
     rows = f"{len(lora.trainable_token_indices)} rows of the embedding" if lora.trainable_token_indices else ""
     biases = {"none": "", "all": "all biases", "lora_only": "biases of adapted layers"}[lora.bias]
-    return ", ".join(part for part in (some(saved), rows, biases) if part)
+    return ", ".join(part for part in (first(saved, MOST_NAMES), rows, biases) if part)
 
 
 def per_rank(plan: Plan) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, first
 from postprocess.consolidate.locate import Location
 from postprocess.consolidate.metadata import StageMetadata, read_metadata
 from postprocess.consolidate.shards import SAFETENSORS, RankShard, Stored, rank_file, ranks_present
@@ -88,8 +88,7 @@ def check_layers(stages: list[Stage], shards: Path) -> None:
 
 def some(names: list[str]) -> str:
     """The first few of ``names``, and how many more there are."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return first(names, _SHOWN)
 
 
 def _check_complete(shards: Path, missing: list[str], layout: str) -> None:

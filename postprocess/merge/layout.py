@@ -18,10 +18,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, first
 from postprocess.merge.adapter import WEIGHTS, Adapter
 from postprocess.merge.changes import AddBias, Change, LowRank, Replace, ReplaceRows
-from postprocess.safetensors_stream import first
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, first
 from postprocess.merge.adapter import Adapter
 from postprocess.merge.changes import Change, Replace
 from postprocess.merge.layout import Layout
 from postprocess.merge.verify import same_bytes
-from postprocess.safetensors_stream import SourceTensor, TensorSpec, first
+from postprocess.safetensors_stream import SourceTensor, TensorSpec
 
 # Dtypes whose values can be added to and cast. Anything else in a model is an index, a mask or a quantized weight.
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))

@@ -7,6 +7,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import in_one_line
+
 OWN = "dataset.chat_template"
 
 
@@ -15,8 +17,7 @@ def template_fault(tokenizer: Any, error: BaseException) -> str:
     rendered = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
     line = getattr(error, "lineno", None) or (rendered[-1] if rendered else None)
     at = "" if line is None else f", line {line}"
-    words = " ".join(str(error).split()) or type(error).__name__
-    return f"{_place(tokenizer)}{at}: {words}"
+    return f"{_place(tokenizer)}{at}: {in_one_line(error)}"
 
 
 def _place(tokenizer: Any) -> str:

@@ -17,8 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from launcher.adapters import Adapted, Modules, Trained, faults, peft_targets, some, trained
-from launcher.errors import TrntuneError
+from launcher.adapters import MOST_NAMES, Adapted, Modules, Trained, faults, last_parts, peft_targets, trained
+from launcher.errors import TrntuneError, first
 from launcher.schema import LoraConfig
 
 # peft 0.17 refuses an adapter on these (tuners_utils._check_lora_target_modules_mamba): the kernels of these families
@@ -102,7 +102,7 @@ def is_linear(module: nn.Module) -> bool:
 
 def lora_targets(model: PreTrainedModel) -> list[str]:
     """What all-linear stands for: the last part of the names of the layers that can get an adapter, sorted."""
-    return sorted({name.rpartition(".")[2] for name in modules_of(model).linear})
+    return sorted(last_parts(modules_of(model).linear))
 
 
 def _experts(model: PreTrainedModel) -> list[tuple[str, str]]:
@@ -152,9 +152,8 @@ def refuse_other(adapted: PeftModel, lora: LoraConfig, modules: Modules) -> None
     differing = sorted(set(expected.adapters) ^ set(found.adapters), key=lambda adapter: adapter.name)
     names = [adapter.name for adapter in differing] or sorted(set(expected.saved) ^ set(found.saved))
     if names:
-        raise TrntuneError(
-            f"lora: peft would train {some(names)} otherwise than the settings say: name the layers in full"
-        )
+        shown = first(names, MOST_NAMES)
+        raise TrntuneError(f"lora: peft would train {shown} otherwise than the settings say: name the layers in full")
     if expected.tokens != found.tokens:
         raise TrntuneError(f"lora.trainable_token_indices: peft would train the rows {list(found.tokens)}")
     base: Any = adapted.get_base_model()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from launcher.rundir import write_atomic
+from launcher.safetensors_header import read_json_header
 
 SCHEME = "sampled-sha256-v1"
 BASE_FILE = "base.json"  # within an adapter's directory: which base it was trained on
@@ -41,17 +42,16 @@ def base_text(found: str, model: str | None) -> str:
 
 
 def _tensor_digests(file: Path) -> dict[str, str]:
-    """A digest of each tensor in a safetensors file: 8 bytes of header length, the JSON header, the tensors' bytes."""
+    """A digest of each tensor in a safetensors file."""
     found = {}
+    header, data = read_json_header(file)
+    header.pop("__metadata__", None)
     with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
             digest = hashlib.sha256(json.dumps([entry["dtype"], entry["shape"]]).encode())
             for offset in _offsets(end - begin):
-                stream.seek(8 + length + begin + offset)
+                stream.seek(data + begin + offset)
                 digest.update(stream.read(min(_BLOCK, end - begin - offset)))
             found[name] = digest.hexdigest()
     return found

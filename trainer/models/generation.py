@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, in_one_line
 from launcher.generation_config import FILE, Changes, repair_of
 
 
@@ -17,8 +17,7 @@ def check_generation(model_dir: Path) -> None:
     try:
         GenerationConfig.from_pretrained(model_dir, local_files_only=True)
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        words = " ".join(str(error).split())
-        raise TrntuneError(f"{model_dir / FILE}: {words}; correct it, or remove the line") from None
+        raise TrntuneError(f"{model_dir / FILE}: {in_one_line(error)}; correct it, or remove the line") from None
 
 
 def mend_generation(model: PreTrainedModel, model_dir: Path) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import TrntuneError, nearest
+from launcher.errors import TrntuneError, in_one_line, nearest
 from launcher.rundir import write_json
 from launcher.schema import DatasetConfig
 from trainer.data.imports import Part, imported
@@ -109,8 +109,7 @@ def _ask(dataset: DatasetConfig) -> Found:
     try:
         builder = load_dataset_builder(dataset.hub_id, name=dataset.config, revision=commit, token=hub.token())
     except (DatasetsError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise TrntuneError(f"data set {dataset.hub_id}: {reason}, {_INSTEAD}") from None
+        raise TrntuneError(f"data set {dataset.hub_id}: {in_one_line(error, 300)}, {_INSTEAD}") from None
     return _of_builder(dataset, builder)
 
 

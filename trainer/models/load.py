@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, in_one_line
 from launcher.schema import Config
 from launcher.stage import is_rank_zero
 from launcher.weights import incomplete, missing_text, too_few_rows
@@ -73,7 +73,7 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         fault = incomplete(model_dir)  # which transformers calls corrupted
         if fault is None:  # of shapes that differ the first line says only that
-            words = _first_line(error) if not isinstance(error, RuntimeError) else " ".join(str(error).split())[:300]
+            words = _first_line(error) if not isinstance(error, RuntimeError) else in_one_line(error, 300)
             fault = f"the model can't be loaded: {words}"
         raise TrntuneError(f"{model_dir}: {fault}") from None
     model: PreTrainedModel = loaded[0]

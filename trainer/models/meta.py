@@ -15,7 +15,7 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from launcher.adapters import first_layer, trained
+from launcher.adapters import Modules, first_layer, trained
 from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
 from trainer.families.experts import active_width, idle_parameters, looked_up
@@ -74,18 +74,18 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
     parts = {}
     if lora is not None:
         adapter = LoraConfig(**lora)
-        parts = adapted_parts(model, adapter)
+        modules = refuse_faults(model, adapter)
+        parts = adapted_parts(model, adapter, modules, idle)
         with torch.device("meta"):
-            adapted = get_peft_model(model, peft_config(adapter, refuse_faults(model, adapter)), low_cpu_mem_usage=True)
+            adapted = get_peft_model(model, peft_config(adapter, modules), low_cpu_mem_usage=True)
         total, trainable = count_parameters(adapted)
         parts["low_rank"] = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
     return {**found, "total": total, "trainable": trainable, "matmul": total - lookup - idle, "idle": idle, **parts}
 
 
-def adapted_parts(model: PreTrainedModel, lora: LoraConfig) -> dict[str, int]:
+def adapted_parts(model: PreTrainedModel, lora: LoraConfig, modules: Modules, idle: int) -> dict[str, int]:
     """What the time of a step depends on, of a model that peft hasn't changed yet: ``saved_matmul``, ``first_layer``,
-    ``forward_only`` of launcher.plan.tensors.Parameters."""
-    modules = refuse_faults(model, lora)
+    ``forward_only`` of launcher.plan.tensors.Parameters. ``idle``: parameters of experts that a token doesn't use."""
     found = trained(lora, modules)
     first = first_layer(lora, found, modules)
     below = [
@@ -93,7 +93,6 @@ def adapted_parts(model: PreTrainedModel, lora: LoraConfig) -> dict[str, int]:
         for name, p in model.named_parameters()
         if (layer := modules.layer_of(name)) is not None and layer < first
     ]
-    idle = idle_parameters(model, model.config.get_text_config())
     saved: list[Any] = [module for name in found.saved if is_linear(module := model.get_submodule(name))]
     return {
         "saved_matmul": sum(module.weight.numel() for module in saved),

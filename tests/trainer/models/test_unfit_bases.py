@@ -197,3 +197,9 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(base):
         measure(config_of(base))
     with pytest.raises(TrntuneError, match=says):
         TorchEngine(config_of(base)).load(base, tokenizer)
+
+
+def test_a_file_whose_header_is_cut_off_is_left_to_whoever_loads_it(tmp_path: Path) -> None:
+    """Its first 8 bytes promise more header than the file has: nothing of that size is read."""
+    (tmp_path / "model.safetensors").write_bytes((1 << 50).to_bytes(8, "little") + b"{}")
+    assert stored_shapes(tmp_path) is None

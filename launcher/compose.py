@@ -42,7 +42,7 @@ from launcher import schema
 from launcher.complaints import complaint, first_line
 from launcher.directories import subdirectory_name
 from launcher.errors import UsageError
-from launcher.fields import keys, nodes
+from launcher.fields import keys, node_type, nodes
 from launcher.overrides import check_override, open_mapping, refuse_tokens
 from launcher.paths import CLUSTER_SETUP, CONF
 from launcher.schema import Config
@@ -175,11 +175,30 @@ class Composer:
         """Compose one configuration, the hydra node included."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Hydra's remarks on search paths: the error that follows is enough
+            opened = [open_mapping(quote_texts(line)) for line in lines]
+            late = self.of_whole_nodes(opened)
             try:
-                opened = [open_mapping(quote_texts(line)) for line in lines]
-                return self.loader.load_configuration(self.config_name, opened, mode)
+                cfg = self.loader.load_configuration(self.config_name, [x for x in opened if x not in late], mode)
+                self.apply(OverridesParser.create().parse_overrides(late), cfg)
             except AssertionError as error:  # OmegaConf's, for a key below a node that is null
                 raise UsageError(below_null(lines)) from error
+            cfg.hydra.overrides.task += late
+            return cfg
+
+    def of_whole_nodes(self, lines: list[str]) -> list[str]:
+        """The overrides that give a whole node (accelerator.calibration={...}) or, beside one, a key of it."""
+        names = [line.partition("=")[0] for line in lines]
+        whole = {name for name in names if name in nodes() - set(self.groups)}
+        return [line for line, name in zip(lines, names, strict=True) if {name, name.rpartition(".")[0]} & whole]
+
+    def apply(self, values: list[Override], cfg: DictConfig) -> None:
+        """Set keys in a composed configuration. A node that is null and gets keys is made first: OmegaConf has nothing
+        to merge them into."""
+        for override in values:
+            key = override.key_or_group
+            if key in nodes() and OmegaConf.select(cfg, key) is None and override.value() is not None:
+                OmegaConf.update(cfg, key, OmegaConf.structured(node_type(key)), merge=False)
+            self.loader._apply_overrides_to_config([override], cfg)
 
     def load_in_sweep(self, hydra: list[str], lines: list[str]) -> DictConfig:
         """As load, but each set of group choices is composed once: Hydra applies values after all files are merged."""
@@ -190,7 +209,7 @@ class Composer:
         if files not in self._composed:
             self._composed[files] = self.load(list(files))
         cfg = copy.deepcopy(self._composed[files])
-        self.loader._apply_overrides_to_config(values, cfg)
+        self.apply(values, cfg)
         cfg.hydra.overrides.task = lines
         return cfg
 

@@ -108,6 +108,14 @@ def nodes() -> frozenset[str]:
     return _nodes(root())
 
 
+def node_type(path: str) -> type:
+    """The dataclass of an inner node."""
+    found = root()
+    for name in path.split("."):
+        found = unwrap_optional(get_type_hints(found)[name])[0]
+    return found
+
+
 @functools.cache
 def _keys(root: type) -> dict[str, Key]:
     return {key.path: key for key in walk(root)}

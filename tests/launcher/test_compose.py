@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from launcher.compose import Composer
 from launcher.directories import create, subdirectory_name
+from launcher.errors import UsageError
 from launcher.schema import Config
 from tests.launcher.conftest import composition, single
 
@@ -107,3 +108,32 @@ def test_two_runs_of_the_same_second_get_their_own_directories(tmp_path):
     made = [create(tmp_path / "run", fixed_name=False) for _ in range(3)]
     assert [path.name for path in made] == ["run", "run_2", "run_3"]
     assert all(path.stat().st_mode & 0o777 == 0o700 for path in made)
+
+
+CALIBRATION = "accelerator.calibration={source: mine, compute_efficiency: 0.4, low: 0.5, high: 2}"
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m", "seed=1,2"]])
+def test_a_node_that_is_null_can_be_given_whole(sweep, cwd):
+    """Found by a user of accelerator=cuda, which has no calibration: OmegaConf has nothing to merge the keys into."""
+    lines = ["accelerator=cuda", CALIBRATION, "accelerator.calibration.high=3"]
+    for run in composition(*sweep, *lines).runs:
+        found = run.config.accelerator.calibration
+        assert found is not None
+        assert (found.source, found.compute_efficiency, found.low, found.high) == ("mine", 0.4, 0.5, 3.0)
+        assert list(run.hydra.hydra.overrides.task)[-1] == lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("accelerator.calibration={source: mine}", "has no value: give accelerator.calibration.compute_efficiency=..."),
+        ("accelerator.calibration={lov: 0.5}", "unknown key accelerator.calibration.lov; did you mean"),
+        ("accelerator.calibration={low: much}", "accelerator.calibration.low"),
+        ("accelerator.calibration=5", "accelerator.calibration"),
+        ("accelerator.calibration.low=0.5", "is null here, so that it has no keys; give it whole"),
+    ],
+)
+def test_a_node_given_whole_is_checked_as_its_keys_are(line, said, cwd):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        composition("accelerator=cuda", line)

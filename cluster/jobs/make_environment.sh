@@ -9,6 +9,7 @@ shift 3
 sys=${SYS:-/sys}
 neuron=${NEURON:-/opt/aws/neuron}
 complete=$directory/.complete
+unfinished=$directory.unfinished # beside it: venv --clear empties the directory
 
 say() { echo "make_environment: $*"; }
 refuse() {
@@ -79,15 +80,21 @@ if [[ -f $complete && $(<"$complete") == "$wanted" ]]; then
     say "$directory is complete already"
     exit 0
 fi
-if [[ -e $directory && ! -f $directory/pyvenv.cfg && -n $(ls -A "$directory") ]]; then
-    refuse "$directory is there and is no virtual environment: give another environment.directory"
+if [[ -f $complete ]]; then
+    refuse "$directory was made with other requirements ($(paste -sd' ' "$complete")), and runs may be using it:" \
+        "give another environment.directory, or remove this one first"
+fi
+if [[ -e $directory && ! -e $unfinished && -n $(ls -A "$directory") ]]; then
+    refuse "$directory is there and holds something else: give another environment.directory, or remove it first"
 fi
 command -v "$python" >/dev/null || refuse "no $python on $(hostname): give environment.python"
 
 mkdir -p "$(dirname "$directory")"
+touch "$unfinished"
 "$python" -m venv --clear "$directory"
 "$directory/bin/python" -m pip install --disable-pip-version-check --no-input "$@"
 "$directory/bin/python" -m pip check || say "pip finds the requirements above at odds; tests of the packages decide"
 "$directory/bin/python" -m pip freeze >"$directory/packages.txt"
 echo "$wanted" >"$complete"
+rm -f "$unfinished"
 say "$directory is complete; its packages are listed in $directory/packages.txt"

@@ -71,13 +71,30 @@ def test_a_node_that_cannot_run_it_is_refused_before_anything_is_made(make, tmp_
     assert not (tmp_path / "venv").exists()
 
 
-def test_a_directory_of_something_else_is_refused(make, tmp_path):
+@pytest.mark.parametrize("file", ["thesis.tex", "pyvenv.cfg"])
+def test_a_directory_of_something_else_is_refused(file, make, tmp_path):
     (tmp_path / "venv").mkdir()
-    (tmp_path / "venv" / "thesis.tex").touch()
+    (tmp_path / "venv" / file).touch()
     done = make(tmp_path / "venv", "tiny")
     assert done.returncode == 1
-    assert "is no virtual environment" in done.stderr
-    assert (tmp_path / "venv" / "thesis.tex").exists()
+    assert "holds something else: give another environment.directory, or remove it first" in done.stderr
+    assert (tmp_path / "venv" / file).exists()
+
+
+def test_an_environment_in_use_stays_when_others_ask_for_more(make, wheel, tmp_path):
+    """Found by someone whose colleague's training died: the second job emptied the directory first."""
+    venv, interpreter = tmp_path / "venv", tmp_path / "venv" / "bin" / "python"
+    venv.mkdir()
+    for file in (venv / "half", tmp_path / "venv.unfinished"):  # what a killed job leaves is made anew
+        file.touch()
+    assert make(venv, str(wheel)).returncode == 0
+    assert not (venv / "half").exists()
+    assert not (tmp_path / "venv.unfinished").exists()
+    done = make(venv, str(wheel), "another")
+    assert done.returncode == 1
+    assert f"was made with other requirements ({sys.executable} {wheel}), and runs may be using it" in done.stderr
+    value = subprocess.run([interpreter, "-c", "import tiny; print(tiny.VALUE)"], capture_output=True, text=True)
+    assert value.stdout == "42\n"
 
 
 @pytest.mark.parametrize(

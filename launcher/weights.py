@@ -37,7 +37,9 @@ def stored_shapes(directory: Path) -> Shapes | None:
             return _header(directory / SINGLE)
         files = index_of(directory / INDEX)
         headers = {file: _header(directory / file) for file in set((files or {}).values())}
-        return None if files is None else {name: headers[file][name] for name, file in files.items()}
+        if files is None:
+            return None
+        return {name: headers[file][name] for name, file in files.items() if name in headers[file]}
     except (TrntuneError, KeyError, TypeError, AttributeError):
         return None
 

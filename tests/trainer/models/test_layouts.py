@@ -188,6 +188,17 @@ def test_a_layout_that_is_not_read_is_refused_by_plan_and_fetch_and_when_loaded(
     assert says.partition(";")[0] in str(loaded.value)
 
 
+def test_an_index_that_names_a_tensor_that_its_shard_lacks(base):
+    shard(base)
+    norm = "model.norm.weight"
+    [file] = [file for file in base.glob("*.safetensors") if norm in load_file(file)]
+    save_file({n: t for n, t in load_file(file).items() if n != norm}, file, {"format": "pt"})
+    says = f"1 of the 20 tensors of its config.json are in none of its files ({norm}): download"
+    assert says in problems(config_of(base))[0].why
+    with pytest.raises(TrntuneError, match=norm):
+        load(base)
+
+
 def test_mistrals_own_format_has_no_config_json_and_is_named_all_the_same(base):
     renamed("consolidated.safetensors")(base)
     (base / "config.json").unlink()

@@ -105,7 +105,7 @@ def show_plans(composition: Composition) -> int:
 
 def check(composition: Composition) -> None:
     """Raise UsageError for the first configuration that cannot be run; the line names it in a sweep."""
-    from launcher.checks import check_directory, refuse_problems
+    from launcher.checks import check_directory, refuse_absent, refuse_problems
     from launcher.compose import label
     from launcher.directories import occupied
     from launcher.families import refuse_family
@@ -120,6 +120,7 @@ def check(composition: Composition) -> None:
             refuse_problems(run.config, run.overrides, run.swept)
             refuse_untrainable(run.config)
             if not run.config.dry_run:
+                refuse_absent(run.config)
                 refuse_what_cannot_run(run.config)
                 refuse_family(run.config)
             if run.fixed_name and holds_run(run.directory):

@@ -20,6 +20,7 @@ from launcher.errors import TrntuneError, UsageError, nearest
 from launcher.fields import complaint, keys, lookup
 from launcher.generation_config import repair_of
 from launcher.model_facts import read_architecture
+from launcher.model_files import tokenizer_fault, weight_files
 from launcher.neuron.checks import check_environment, check_neuron
 from launcher.parallel_checks import PARALLEL_CHECKS
 from launcher.paths import shown
@@ -33,7 +34,7 @@ from launcher.slurm.checks import check_cluster
 from launcher.stage import STAGES
 from launcher.steps import step_problems
 from launcher.tracking_address import address_fault, credentials_fault
-from launcher.weights import incomplete
+from launcher.weights import absent, incomplete, unreadable
 
 
 def check_values(config: Any) -> Iterator[Problem]:
@@ -207,13 +208,29 @@ def check_model_path(path: str | None) -> Iterator[Problem]:
 
 
 def check_model_files(config: Config) -> Iterator[Problem]:
-    """A local model's files hold what its config.json asks for. Those of the Hub are looked at by stage fetch."""
-    model = config.model
-    directory = Path(model.path or "").expanduser()
-    if model.source == "local" and model.path and directory.is_dir():
-        fault = incomplete(directory)
+    """A local model's files can be read and hold what its config.json asks for; where there are only a config.json
+    and no weights, that is enough for a plan. Those of the Hub are looked at by stage fetch."""
+    directory = local_model(config)
+    if directory is not None:
+        fault = unreadable(directory) or incomplete(directory)
+        if fault is None and weight_files(directory):
+            fault = tokenizer_fault(directory)
         if fault is not None:
-            yield Problem("model.path", model.path, fault)
+            yield Problem("model.path", config.model.path, fault)
+
+
+def local_model(config: Config) -> Path | None:
+    """The directory of a local model; None for another, and where there is none."""
+    directory = Path(config.model.path or "").expanduser()
+    return directory if config.model.source == "local" and config.model.path and directory.is_dir() else None
+
+
+def refuse_absent(config: Config) -> None:
+    """Raise UsageError for a run from a directory that lacks weights, which a plan doesn't need."""
+    directory = local_model(config)
+    fault = absent(directory) if directory is not None and "fetch" in config.stages else None
+    if fault is not None:
+        raise UsageError(f"model.path={config.model.path}: {fault}")
 
 
 def check_dataset_source(config: Config) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.model_files import foreign_fault
 from launcher.schema import ArchitectureConfig
 
 FAMILIES = ("llama", "granite", "qwen3")
@@ -20,9 +21,9 @@ def read_config_json(directory: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UsageError(
-            f"model.path={directory}: has no config.json; give a directory that transformers saved"
-        ) from None
+        names = sorted(file.name for file in directory.iterdir())
+        why = foreign_fault(names) or "has no config.json; give a directory that transformers saved"
+        raise UsageError(f"model.path={directory}: {why}") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"model.path={directory}: config.json is not readable as JSON ({error})") from error
     if not isinstance(facts, dict):

@@ -10,25 +10,37 @@ from typing import Any
 
 from launcher.errors import TrntuneError
 from launcher.model_facts import read_architecture
+from launcher.model_files import (
+    INDEX,
+    SINGLE,
+    index_of,
+    quantization_fault,
+    tokenizer_fault,
+    weight_files,
+    weights_fault,
+)
 from launcher.safetensors_header import read_json_header
 
 Shapes = dict[str, tuple[int, ...]]
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD, _PREFIX = "lm_head.weight", "model."
 _OF_PEFT = (".base_layer.", ".lora_A.", ".lora_B.", "base_model.model.")
+# GPTQ's and AWQ's, bitsandbytes', FP8's: of weights whose config.json doesn't say that they are quantized.
+_OF_QUANTIZED = (".qweight", ".qzeros", ".weight_packed", ".absmax", ".quant_state.", ".weight_scale")
 
 
 def stored_shapes(directory: Path) -> Shapes | None:
     """Names and shapes of the tensors that transformers would read there; None where it would read none, or where a
     file is damaged: whoever loads them says so."""
     try:
-        if (directory / _WHOLE).is_file():
-            return _header(directory / _WHOLE)
-        files = json.loads((directory / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        headers = {file: _header(directory / file) for file in set(files.values())}
-        return {name: headers[file][name] for name, file in files.items()}
-    except (TrntuneError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        if (directory / SINGLE).is_file():
+            return _header(directory / SINGLE)
+        files = index_of(directory / INDEX)
+        headers = {file: _header(directory / file) for file in set((files or {}).values())}
+        if files is None:
+            return None
+        return {name: headers[file][name] for name, file in files.items() if name in headers[file]}
+    except (TrntuneError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -76,6 +88,8 @@ def _cause(missing: list[str], unexpected: Collection[str], head: str | None) ->
         return (
             "the files have peft's names, of a model with an adapter in it; save the base, or merge the adapter first"
         )
+    if any(part in name for name in unexpected for part in _OF_QUANTIZED):
+        return "the files have names of quantized weights; take the unquantized model that it was made from"
     for name in sorted(unexpected):
         old, new = _beginnings(missing[0], name)
         if old != missing[0] and all(
@@ -130,9 +144,38 @@ def too_few_rows(last: int, rows: int) -> str | None:
     )
 
 
+def unreadable(directory: Path) -> str | None:
+    """Why nothing can be read of a model directory, by the names of its files and config.json; None where it can."""
+    return quantization_fault(directory) or weights_fault(directory)
+
+
+def refuse_quantized(directory: Path) -> None:
+    """Raise TrntuneError for a model whose weights are quantized."""
+    fault = quantization_fault(directory)
+    if fault is not None:
+        raise TrntuneError(f"{directory}: {fault}")
+
+
+def refuse_unreadable(directory: Path) -> None:
+    """Raise TrntuneError for what ``unreadable`` finds."""
+    fault = unreadable(directory) if directory.is_dir() else None
+    if fault is not None:
+        raise TrntuneError(f"{directory}: {fault}")
+
+
 def refuse_unfit(directory: Path) -> None:
-    """Raise TrntuneError for a model directory whose files don't hold the model of its config.json, or whose tokenizer
-    has more tokens than that has rows."""
+    """Raise TrntuneError for a model directory whose files can't be read or don't hold the model of its config.json, or
+    whose tokenizer has more tokens than that has rows."""
+    refuse_unreadable(directory)
     fault = incomplete(directory) or vocabulary_fault(directory)
     if fault is not None:
         raise TrntuneError(f"{directory}: {fault}")
+
+
+def absent(directory: Path) -> str | None:
+    """Which parts of a model directory aren't there at all; None where all are."""
+    missing = [] if (directory / "config.json").is_file() else ["config.json"]
+    missing += [] if weight_files(directory) else ["*.safetensors"]
+    if missing:
+        return f"{', '.join(missing)} missing; save a model there with transformers' save_pretrained"
+    return tokenizer_fault(directory)

@@ -20,14 +20,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.errors import TrntuneError, first
+from launcher.model_files import INDEX, SINGLE, index_of, lost_shards, weights_fault
 from launcher.safetensors_header import read_json_header
 from postprocess import page_cache
 
 if TYPE_CHECKING:
     import torch
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 # Data starts at a multiple of the page size: every tensor is then aligned for its dtype, and a mapping of the file too.
 _ALIGNMENT = 4096
@@ -168,46 +166,32 @@ def source_tensors(model_dir: Path) -> dict[str, SourceTensor]:
     That is the order in which transformers looks. Raises TrntuneError for a directory without safetensors, a missing
     shard, and an index that doesn't agree with its shards.
     """
-    if (model_dir / SINGLE).exists():
-        return _of_file(model_dir / SINGLE)
-    if (model_dir / INDEX).exists():
-        return _of_index(model_dir, _weight_map(model_dir / INDEX))
     if not model_dir.is_dir():
         raise TrntuneError(f"{model_dir} is not a directory: give one with {SINGLE} or {INDEX}")
-    pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in model_dir.glob(pattern))
-    if pickles:
-        raise TrntuneError(
-            f"{model_dir} has no safetensors, only pickles ({pickles[0]}), which run code when read: "
-            "save the model with transformers' save_pretrained first"
-        )
-    raise TrntuneError(f"{model_dir} has neither {SINGLE} nor {INDEX}: give a model directory")
+    if (model_dir / SINGLE).exists():
+        return of_file(model_dir / SINGLE)
+    fault = lost_shards(model_dir, INDEX) if (model_dir / INDEX).exists() else weights_fault(model_dir)
+    if fault is not None:
+        raise TrntuneError(f"{model_dir}: {fault}")
+    weight_map = index_of(model_dir / INDEX)
+    if weight_map is None:
+        raise TrntuneError(f"{model_dir} has neither {SINGLE} nor {INDEX}: give a model directory")
+    return _of_index(model_dir, weight_map)
 
 
-def _of_file(file: Path) -> dict[str, SourceTensor]:
+def of_file(file: Path) -> dict[str, SourceTensor]:
+    """The tensors of one safetensors file. Raises TrntuneError for a damaged one."""
     return {
         name: SourceTensor(file, TensorSpec(name, entry.dtype, entry.shape), entry.begin)
         for name, entry in read_header(file).items()
     }
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise TrntuneError(f"{index} is damaged: no weight_map in it; copy it again") from None
-
-
 def _of_index(model_dir: Path, weight_map: Mapping[str, str]) -> dict[str, SourceTensor]:
     files = sorted(set(weight_map.values()))
-    missing = [name for name in files if not (model_dir / name).is_file()]
-    if missing:
-        raise TrntuneError(
-            f"{model_dir}: {len(missing)} of {len(files)} shards are missing: {first(missing)}; copy the model again"
-        )
     found: dict[str, SourceTensor] = {}
     for name in files:
-        found.update(_of_file(model_dir / name))
+        found.update(of_file(model_dir / name))
     astray = [
         name for name, file in weight_map.items() if name not in found or found[name].file.name != Path(file).name
     ]
@@ -317,7 +301,7 @@ class ShardedWriter:
         begin = at = self._shard_of[name].begins[name]
         with self._opened(name) as target:
             for block in blocks:
-                data = _bytes(block)
+                data = tensor_bytes(block)
                 if dtype_code(block.dtype) != spec.dtype or at + len(data) > begin + spec.nbytes:
                     raise ValueError(f"{name} was planned as {spec}, not {block.dtype} {tuple(block.shape)}")
                 _write_all(target, data, at)
@@ -435,7 +419,7 @@ _COPIERS: tuple[_Copier, ...] = (
 )
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's bytes in row-major order; a view where it already lies so."""
     import torch
 

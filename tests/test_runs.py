@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import TINY, Run, command, environment, launch
 from tests.limits import PATIENCE, until
@@ -222,13 +223,15 @@ def copy_of_tiny_llama(directory: Path) -> Path:
 
 def test_a_sweep_goes_on_after_a_failed_run_and_its_exit_code_says_so(tmp_path):
     good, broken = copy_of_tiny_llama(tmp_path / "good"), copy_of_tiny_llama(tmp_path / "broken")
-    (broken / "model.safetensors").unlink()
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")  # which no header tells
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     sweep = tmp_path / "sweep"
     process = launch(
         tmp_path, "-m", *TINY, NO_TRACKING, f"hydra.sweep.dir={sweep}", "model=local", f"model.path={broken},{good}"
     )
     assert process.returncode == 1
-    assert "*.safetensors missing" in process.stderr
+    assert "model.norm.weight holds 1 numbers of 64 that are not finite" in process.stderr
     [finished] = sweep.glob("*/stages/train.json")
     assert json.loads(finished.read_text())["status"] == "finished"
     [line] = [line for line in process.stderr.splitlines() if line.startswith("error: 1 of 2")]

@@ -18,6 +18,7 @@ from typing import Any
 from launcher.data_files import entries
 from launcher.errors import TrntuneError
 from launcher.generation_config import repair_of
+from launcher.model_files import vocabulary_of
 from launcher.rundir import RunDir
 from launcher.schema import Config, DatasetConfig, ModelConfig
 from launcher.steps import refuse_few_rows, row_problems
@@ -57,7 +58,8 @@ def try_files(config: Config, model_dir: Path, data: Path) -> None:
     """
     repair_of(model_dir)
     conversational = Source.of(config, data).found.conversational
-    if not conversational and config.dataset.prompt != "chat" and config.accelerator.device == "cpu":
+    plain = not conversational and config.dataset.prompt != "chat"
+    if plain and config.accelerator.device == "cpu" and (model_dir / "tokenizer.json").is_file():
         return
     from trainer.models.load import run_tokenizer
     from trainer.rehearsal import CONVERSATION, QUESTION, try_tokenizer
@@ -150,15 +152,15 @@ def _local(dataset: DatasetConfig) -> Path:
 
 
 def tokenizer_at_hand(model: ModelConfig) -> Path | None:
-    """The tokenizer.json of a model that was fetched before, or None; nothing is downloaded or built."""
+    """A file of the tokenizer of a model that was fetched before, tokenizer.json where there is one, or None; nothing
+    is downloaded or built."""
     if model.source == "hub":
         from trainer.models.hub import cached_file
 
         assert model.hub_id is not None
         return cached_file(model.hub_id, "tokenizer.json", model.revision)
     directory = Path(model.path or "").expanduser() if model.source == "local" else cache.root() / _entry_name(model)
-    file = directory / "tokenizer.json"
-    return file if file.is_file() else None
+    return vocabulary_of(directory)
 
 
 def dataset_at_hand(dataset: DatasetConfig) -> Path | None:

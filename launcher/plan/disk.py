@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher.adapters import comes_apart
 from launcher.errors import UsageError
 from launcher.generation_config import repair_of
+from launcher.model_files import weight_files
 from launcher.plan.tensors import Parameters, modules
 from launcher.room import Room, Sizes, little_room, merges, room_of
 from launcher.schema import Config
@@ -43,7 +44,7 @@ def merged_bytes(config: Config, base: Path | None, parameters: int) -> int:
     more = _untied(config)
     if dtype is not None:
         return (parameters + more) * (4 if dtype == "float32" else 2)
-    stored = sum(file.stat().st_size for file in base.glob("*.safetensors")) if base is not None else 0
+    stored = sum(file.stat().st_size for file in weight_files(base)) if base is not None else 0
     return (stored or parameters * _STORED_BYTES.get(config.model.source, 2)) * (parameters + more) // parameters
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
 from launcher.generation_config import repair_of, repaired_texts
+from launcher.model_files import SINGLE
 from launcher.rundir import write_atomic, write_json
 from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint, verified
 from postprocess.consolidate.locate import Location, locate
@@ -21,7 +22,7 @@ from postprocess.consolidate.origin import base_of_run, origin_of_shards, stated
 from postprocess.consolidate.output import RESULT, finished, whole_directory
 from postprocess.consolidate.source import Source
 from postprocess.consolidate.writing import BlockWriter, one_thread
-from postprocess.safetensors_stream import SINGLE, plan_shards, total_bytes
+from postprocess.safetensors_stream import plan_shards, total_bytes
 from postprocess.staged import check_apart
 from trainer.checkpoints.manifest import MANIFEST
 

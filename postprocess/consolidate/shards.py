@@ -130,10 +130,13 @@ class RankShard:
         return stored
 
 
-def load_mapped(path: Path) -> Any:
-    """torch.load of tensors only, memory-mapped: nothing is read before it is used. Raises TrntuneError."""
+def load_mapped(path: Path, mapped: bool = True) -> Any:
+    """torch.load of tensors only, memory-mapped: nothing is read before it is used. Raises TrntuneError.
+
+    ``mapped`` False is for files of before torch 1.6, which are no zip archives.
+    """
     try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
     except FileNotFoundError:
         raise TrntuneError(f"{path} is missing") from None
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, ValueError and more for a bad file

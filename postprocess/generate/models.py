@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
+from launcher.weights import refuse_unreadable
 from postprocess.merge.files import tokenizer_of
 from trainer.families.answers import Answering
 from trainer.families.choose import way_of_answering
@@ -120,6 +121,7 @@ class Answerers:
         return self.how[path]
 
     def _load(self, path: Path, how: Answering) -> Any:
+        refuse_unreadable(path)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError
+from launcher.model_files import VOCABULARIES
 from postprocess.safetensors_stream import fsync, write_durably
 from trainer.models.fingerprint import BASE_FILE
 
@@ -21,13 +22,8 @@ _TOKENIZER = frozenset(
         *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
     )
 )
-# What holds the vocabulary: any one of these sets, with tokenizer_config.json, is a tokenizer.
-_VOCABULARIES = (
-    *({name} for name in ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")),
-    *({"tekken.json"}, {"vocab.txt"}, {"vocab.json", "merges.txt"}),
-)
 _CONFIG = "tokenizer_config.json"
-_TEMPLATES = "additional_chat_templates"
+TEMPLATES = "additional_chat_templates"
 _WEIGHTS = frozenset(
     (
         *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"),
@@ -41,7 +37,7 @@ _LEFT = frozenset(("README.md", RECORD, BASE_FILE))
 def has_tokenizer(directory: Path) -> bool:
     """Whether there is a whole tokenizer: its configuration and its vocabulary."""
     there = {file.name for file in directory.iterdir() if file.is_file()}
-    return _CONFIG in there and any(needed <= there for needed in _VOCABULARIES)
+    return _CONFIG in there and any(needed <= there for needed in VOCABULARIES)
 
 
 def tokenizer_of(base: Path, adapter: Path) -> Path:
@@ -73,18 +69,19 @@ def side_files(base: Path, adapter: Path) -> list[Path]:
     found = []
     for file in sorted(base.iterdir()):
         replaced = file.name in _TOKENIZER if own_tokenizer else file.name == "chat_template.jinja" and own_template
-        if _is_side_file(file) and not replaced:
+        if is_side_file(file) and file.name not in _LEFT and not replaced:
             found.append(file)
     taken = _TOKENIZER if own_tokenizer else {"chat_template.jinja"}
     found += [file for file in sorted(adapter.iterdir()) if file.is_file() and file.name in taken]
-    templates = (adapter if own_tokenizer else base) / _TEMPLATES
+    templates = (adapter if own_tokenizer else base) / TEMPLATES
     return found + ([templates] if templates.is_dir() else [])
 
 
-def _is_side_file(file: Path) -> bool:
+def is_side_file(file: Path) -> bool:
+    """Whether a model directory's file is none of its weights, nor hidden."""
     index = file.name.endswith(".index.json")
     hidden = file.name.startswith(".")
-    return file.is_file() and not (file.suffix in _WEIGHTS or index or hidden or file.name in _LEFT)
+    return file.is_file() and not (file.suffix in _WEIGHTS or index or hidden)
 
 
 def copy_side_files(files: list[Path], directory: Path, texts: Mapping[str, str | None]) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError, first
+from launcher.weights import refuse_quantized
 from postprocess.merge.adapter import WEIGHTS, Adapter
 from postprocess.merge.changes import AddBias, Change, LowRank, Replace, ReplaceRows
 
@@ -58,12 +59,11 @@ def read_layout(base: Path, adapter: Adapter) -> Layout:
     adapter that match nothing or have another shape, and missing ones.
     """
     model = _model(base)
-    embedding = _embedding(model)
     layout = Layout(
         {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)},
         str(model.base_model_prefix),
-        embedding,
-        [sorted(names, key=lambda name: name != embedding) for names in _ties(model)],
+        _embedding(model),
+        ties_of(model),
     )
     adapted = _adapted(model, adapter)
     known = {name.replace(f".{_NAME}", ""): tuple(tensor.shape) for name, tensor in adapted.state_dict().items()}
@@ -77,12 +77,11 @@ def read_layout(base: Path, adapter: Adapter) -> Layout:
 
 def _model(base: Path) -> Any:
     """The base without storage."""
+    refuse_quantized(base)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise TrntuneError(f"{base}: its config.json can't be used: {_first_line(error)}") from None
-    if getattr(config, "quantization_config", None) is not None:
-        raise TrntuneError(f"{base} is quantized: merge into the weights that it was made from")
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -95,12 +94,13 @@ def _embedding(model: Any) -> str | None:
     return next((name for name, parameter in model.named_parameters() if parameter is weight), None)
 
 
-def _ties(model: Any) -> list[list[str]]:
-    """Names that stand for one parameter."""
+def ties_of(model: Any) -> list[list[str]]:
+    """Names that stand for one parameter, the input embedding's first."""
+    embedding = _embedding(model)
     groups: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
+    return [sorted(names, key=lambda name: name != embedding) for names in groups.values() if len(names) > 1]
 
 
 def _adapted(model: Any, adapter: Adapter) -> PeftModel:

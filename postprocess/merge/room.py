@@ -1,4 +1,4 @@
-"""Whether the disk has room for a merged model."""
+"""Whether the disk has room for a model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from launcher.errors import TrntuneError
 from postprocess.staged import is_leftover, work_of
 
 
-def check_room(out: Path, needed: int) -> None:
-    """Raise TrntuneError unless the disk of ``out`` has ``needed`` bytes free, a killed merge's leftover counted in."""
+def check_room(out: Path, needed: int, what: str = "the merged model") -> None:
+    """Raise TrntuneError unless the disk of ``out`` has ``needed`` bytes free, what a killed process left there counted
+    in. ``what`` needs them."""
     place = out.parent
     while not place.exists():
         place = place.parent
@@ -18,6 +19,4 @@ def check_room(out: Path, needed: int) -> None:
     reusable = sum(file.stat().st_blocks * 512 for file in leftover.rglob("*")) if is_leftover(leftover) else 0
     free = shutil.disk_usage(place).free + reusable
     if free < needed:
-        raise TrntuneError(
-            f"{out}: the merged model needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there"
-        )
+        raise TrntuneError(f"{out}: {what} needs {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there")

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from launcher.errors import TrntuneError, UsageError
+from launcher.model_files import INDEX
 from launcher.paths import ROOT
 from postprocess.consolidate import output
 from postprocess.consolidate.neuron import NeuronSource
 from postprocess.consolidate.run import Options, consolidate
-from postprocess.safetensors_stream import INDEX
 from postprocess.staged import MARKER, noted_whole, work_of
 from tests.limits import PATIENCE
 from tests.postprocess.neuron_shards import DATA, copied, digests, result

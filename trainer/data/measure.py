@@ -76,7 +76,8 @@ def measure(config: Config, extents: Extents = ()) -> DataShape | None:
     if (fault := vocabulary_fault(tokenizer_file.parent)) is not None:
         raise TrntuneError(f"{tokenizer_file.parent}: {fault}")
     source = Source.of(config, data)
-    if source.prompt == "plain" and not source.found.conversational:
+    whole = tokenizer_file.name == "tokenizer.json"
+    if whole and source.prompt == "plain" and not source.found.conversational:
         tokenizer: Any = PlainTokenizer(tokenizer_file)
     else:
         from trainer.models.load import run_tokenizer

@@ -19,6 +19,7 @@ from torch import nn
 
 from launcher.errors import TrntuneError
 from launcher.schema import Config
+from launcher.weights import refuse_unreadable
 from trainer.engines.base import ParameterCounts
 from trainer.engines.neuron_adapter import GATE_UP, QKV, initial_adapter, share_first_half
 from trainer.engines.neuron_patches import is_split, mark_replicated
@@ -39,6 +40,7 @@ def attention(config: Config) -> str:
 def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
     """This rank's part of the model in host memory, with its adapter for LoRA. Raises TrntuneError."""
     refuse_code_of_others(model_dir)
+    refuse_unreadable(model_dir)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     try:
         model = NeuronModelForCausalLM.from_pretrained(

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.errors import TrntuneError, UsageError
 from launcher.schema import Config, LoraConfig
+from launcher.weights import refuse_unreadable
 from trainer.families.answers import Answering, answering
 from trainer.families.proof import Way, examine, prove
 from trainer.families.small import WINDOWS, small_config, small_model
@@ -37,6 +38,7 @@ def found_way(model_dir: Path, length: int, trust: bool = False) -> Way:
     Raises TrntuneError for what transformers can't read.
     """
     refuse_code_of_others(model_dir)
+    refuse_unreadable(model_dir)
     try:
         facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from launcher.model_files import weight_files
 from launcher.rundir import write_atomic
 from launcher.safetensors_header import read_json_header
 
@@ -22,7 +23,7 @@ def fingerprint(model_dir: Path) -> str:
     changes nearly every element, so other weights give another value, while a model of 16 GB is read in well under a
     second. Raises FileNotFoundError for a directory without safetensors.
     """
-    files = sorted(model_dir.glob("*.safetensors"))
+    files = weight_files(model_dir) or sorted(model_dir.glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{model_dir} has no .safetensors file")
     tensors: dict[str, str] = {}

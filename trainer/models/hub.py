@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from launcher.errors import TrntuneError
+from launcher.model_files import quantization_fault, weight_files, weights_fault
 
 # Read by huggingface_hub when it is imported: a machine without a way to the Hub answers in seconds, unreported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -26,7 +27,10 @@ from huggingface_hub.errors import (
 )
 
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-_NOT_WANTED = ["original/*", "onnx/*", "*/*"]
+# The last is the whole model once more, in Mistral's own format.
+_NOT_WANTED = ["original/*", "onnx/*", "*/*", "consolidated*.safetensors"]
+
+_CONVERT = "hf download {} --local-dir DIR, then python -m postprocess.convert DIR OUT and model=local model.path=OUT"
 
 Result = TypeVar("Result")
 
@@ -46,10 +50,25 @@ def fetch_model(hub_id: str, revision: str | None, with_code: bool = False) -> P
             local_files_only=local_only,
         )
 
+    _refuse_quantized(hub_id, revision, instead)
     directory = Path(_fetch(download, f"model {hub_id}", instead))
-    if not any(directory.glob("*.safetensors")):
-        raise TrntuneError(f"model {hub_id} has no safetensors weights, and no other format is read; {instead}")
+    fault = weights_fault(directory)
+    if fault is None and not weight_files(directory):
+        fault = f"it has no safetensors weights; pytorch_model.bin can be converted once: {_CONVERT.format(hub_id)}"
+    if fault is not None:
+        raise TrntuneError(f"model {hub_id}: {fault}")
     return directory
+
+
+def _refuse_quantized(hub_id: str, revision: str | None, instead: str) -> None:
+    """Raise TrntuneError for a model whose weights are quantized, before they are downloaded."""
+
+    def download(local_only: bool) -> str:
+        return hf_hub_download(hub_id, "config.json", revision=revision, token=token(), local_files_only=local_only)
+
+    fault = quantization_fault(Path(_fetch(download, f"model {hub_id}", instead)).parent)
+    if fault is not None:
+        raise TrntuneError(f"model {hub_id}: {fault}")
 
 
 def fetch_dataset_file(hub_id: str, file: str, revision: str | None) -> Path:

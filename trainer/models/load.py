@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError, in_one_line
+from launcher.model_files import tokenizer_fault, vocabulary_of
 from launcher.schema import Config
 from launcher.stage import is_rank_zero
-from launcher.weights import incomplete, missing_text, too_few_rows
+from launcher.weights import incomplete, missing_text, refuse_unreadable, too_few_rows
 from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, train_in_fp32
 
 logging.set_verbosity_error()
@@ -28,13 +30,25 @@ def load_tokenizer(model_dir: Path, trust_remote_code: bool = False) -> Any:
     refuse_code_of_others(model_dir)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, use_fast=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise TrntuneError(f"{model_dir}: its tokenizer can't be loaded: {_first_line(error)}") from None
+    except Exception as error:  # what transformers raises for a file that it can't convert is of any kind
+        fault = _not_converted(model_dir) or f"its tokenizer can't be loaded: {_first_line(error)}"
+        raise TrntuneError(f"{model_dir}: {fault}") from None
     if not tokenizer.is_fast:
         raise TrntuneError(f"{model_dir}: there is no fast tokenizer (tokenizer.json); save one with transformers")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _not_converted(model_dir: Path) -> str | None:
+    """Why no fast tokenizer can be made of another file than tokenizer.json; None where that is there."""
+    file = vocabulary_of(model_dir)
+    if file is None or file.name == "tokenizer.json":
+        return tokenizer_fault(model_dir)
+    remedy = "name its tokenizer_class in tokenizer_config.json"
+    if file.suffix == ".model" and find_spec("sentencepiece") is None:
+        remedy = "for that transformers needs sentencepiece (pip install sentencepiece)"
+    return f"its tokenizer.json is missing, and none can be made of {file.name}: copy it from the model, or {remedy}"
 
 
 def run_tokenizer(config: Config, model_dir: Path) -> Any:
@@ -61,6 +75,7 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
     """The model on the CPU. Raises TrntuneError for what transformers can't read, for another parameter count, and for
     weights that are no numbers."""
     refuse_code_of_others(model_dir)
+    refuse_unreadable(model_dir)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from launcher.adapters import Modules, first_layer, trained
 from launcher.errors import TrntuneError
 from launcher.schema import LoraConfig
+from launcher.weights import refuse_quantized
 from trainer.families.experts import active_width, idle_parameters, looked_up
 from trainer.families.pairs import head_size, heads, layer_extents, layers
 from trainer.families.small import not_for_texts
@@ -26,7 +27,9 @@ from trainer.models.load import count_parameters
 
 
 def on_meta(directory: Path) -> PreTrainedModel:
-    """The model of a config.json on the meta device. Raises TrntuneError for what transformers can't read."""
+    """The model of a config.json on the meta device. Raises TrntuneError for what transformers can't read, and for
+    quantized weights."""
+    refuse_quantized(directory)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if (why := not_for_texts(config)) is not None:

@@ -1,0 +1,5 @@
+"""A base that lies there as pickles, or as shards whose index is lost, written anew as safetensors."""
+
+from postprocess.convert.run import convert
+
+__all__ = ["convert"]

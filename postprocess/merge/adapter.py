@@ -147,6 +147,11 @@ def _check_kind(directory: Path, config: Mapping[str, Any]) -> None:
         raise TrntuneError(f"{directory}: peft_type {kind} can't be merged here, only LORA (with DoRA and rsLoRA)")
 
 
+def changes_base(config: Mapping[str, Any]) -> bool:
+    """Whether training began with other base weights than the base's."""
+    return str(config.get("init_lora_weights", "")).lower().startswith(_CHANGES_BASE)
+
+
 def refuse_unmergeable(adapter: Adapter) -> None:
     """Raise TrntuneError for what this merge would get wrong."""
     directory, config = adapter.directory, adapter.config
@@ -156,9 +161,8 @@ def refuse_unmergeable(adapter: Adapter) -> None:
     for key, what in _UNSUPPORTED.items():
         if config.get(key):
             raise TrntuneError(f"{directory}: {key} is set: {what} is not supported by this merge")
-    start = str(config.get("init_lora_weights", "")).lower()
-    if start.startswith(_CHANGES_BASE):
+    if changes_base(config):
         raise TrntuneError(
-            f"{directory}: init_lora_weights={start} changed the base weights before training: save the adapter with "
+            f"{directory}: init_lora_weights={config['init_lora_weights']} changed the base weights before training: save the adapter with "
             "path_initial_model_for_weight_conversion first"
         )

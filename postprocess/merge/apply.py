@@ -14,7 +14,7 @@ from torch import nn
 from launcher.adapters import ends
 from launcher.errors import TrntuneError, first
 from launcher.record import installed
-from postprocess.merge.adapter import Adapter
+from postprocess.merge.adapter import Adapter, changes_base
 from postprocess.merge.renames import PREFIX, module_of
 
 NAME = "default"  # peft's name for the adapter within the model; files don't have it
@@ -43,8 +43,11 @@ def lora_config(adapter: Adapter) -> LoraConfig:
             f"{adapter.directory}: peft {installed('peft')} doesn't know {listed}, set by the peft that wrote the "
             f"adapter ({wrote}): merge it with that release (merge_and_unload)"
         )
-    settings = {key: value for key, value in written.items() if key in known and key not in _OF_THE_START}
-    settings.update(init_lora_weights=True, inference_mode=True, **tied)
+    settings = {key: value for key, value in written.items() if key in known}
+    if not changes_base(written):  # else peft has to begin so again, to come to the base that was trained on
+        settings = {key: value for key, value in settings.items() if key not in _OF_THE_START}
+        settings["init_lora_weights"] = True
+    settings.update(inference_mode=True, **tied)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -117,7 +120,8 @@ def _place(name: str, places: Collection[str]) -> str:
 
 def _refuse_left(adapter: Adapter, model: PeftModel, report: Any) -> None:
     """peft loads what fits and says nothing of the rest. What it saves twice may be left."""
-    missing = [name for name in report.missing_keys if f".{NAME}" in name]
+    # Of rows that are trained peft itself refuses missing ones, and takes a tied head's for missing.
+    missing = [name for name in report.missing_keys if f".{NAME}" in name and DELTA not in name]
     left = [name for name in report.unexpected_keys if not duplicate(name) and DELTA not in name]
     if left or missing:
         what = f"{len(left)} tensors match nothing in the base: {first(sorted(left))}"

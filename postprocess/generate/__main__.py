@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from launcher.cli import Parser, process_entry
 from launcher.errors import UsageError
 from launcher.paths import shown
+from postprocess.merge.renames import add_rename, parse_renames
 
 if TYPE_CHECKING:
     from postprocess.generate.models import Place
@@ -58,6 +59,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--batch-size", type=_positive, default=8, metavar="N")
     add("--dtype", choices=("fp32", "bf16"), default="fp32")
     add("--device", choices=("cpu", "cuda"), default="cpu")
+    add_rename(parser)
     add("--output", type=Path, metavar="DIR", help="default: generate/ in the run directory, else ./answers")
     return parser.parse_args(argv)
 
@@ -90,7 +92,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     from postprocess.generate import models, run, show
     from postprocess.generate.answer import Sampling
 
-    place = models.locate(arguments.model, arguments.base, arguments.prompt)
+    place = models.locate(arguments.model, arguments.base, arguments.prompt, parse_renames(arguments.rename))
     asked = _questions(arguments, place)
     sampling = Sampling(arguments.max_new_tokens, arguments.temperature, arguments.top_p, arguments.seed)
     # The rows of a run are cut as in its training, so that their loss is the one that it reported.

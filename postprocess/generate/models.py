@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,10 +12,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, UsageError
 from launcher.rundir import RunDir
 from launcher.weights import refuse_unreadable
+from postprocess.merge.adapter import CONFIG, read_adapter, read_config
+from postprocess.merge.apply import adapted
 from postprocess.merge.files import tokenizer_of
+from postprocess.merge.renames import Rename
+from postprocess.merge.vocabulary import resize, vocabulary_of
 from trainer.families.answers import Answering
 from trainer.families.choose import way_of_answering
 from trainer.models.load import load_tokenizer, refuse_missing
@@ -32,6 +35,8 @@ class Place:
     prompt: str
     """plain or chat"""
     run: RunDir | None
+    renames: tuple[Rename, ...] = ()
+    """of the adapter's tensors"""
 
     @property
     def tokenizer(self) -> Path:
@@ -41,18 +46,21 @@ class Place:
         return tokenizer_of(self.base, self.adapter)
 
 
-def locate(path: Path, base: Path | None, prompt: str | None) -> Place:
-    """What lies at ``path``: a run directory, an adapter, or a model. Raises TrntuneError for anything else."""
+def locate(path: Path, base: Path | None, prompt: str | None, renames: tuple[Rename, ...] = ()) -> Place:
+    """What lies at ``path``: a run directory, an adapter, or a model. ``renames`` are of an adapter's tensors. Raises
+    TrntuneError for anything else."""
     if not path.is_dir():
         raise TrntuneError(f"{path} is not a directory: give a run directory, an adapter or a model")
+    if renames and (RunDir(path).config_file.is_file() or not (path / CONFIG).is_file()):
+        raise UsageError(f"--rename is for an adapter's tensors, and {path} is no adapter directory")
     if RunDir(path).config_file.is_file():
         return _of_run(RunDir(path), base, prompt)
-    if (path / "adapter_config.json").is_file():
-        named = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if (path / CONFIG).is_file():
+        named = read_config(path).get("base_model_name_or_path")
         found = base or Path(str(named))
         if not found.is_dir():
             raise TrntuneError(f"{path}: its base model {named} is not a directory here; give it: --base DIR")
-        return Place(found, path, None, prompt or "plain", None)
+        return Place(found, path, None, prompt or "plain", None, renames)
     if (path / "config.json").is_file():
         return Place(base, None, path, prompt or "plain", None)
     raise TrntuneError(f"{path} holds no run, no adapter_config.json and no config.json")
@@ -85,11 +93,11 @@ class Answerers:
         self.tokenizer = load_tokenizer(place.tokenizer)
         self._dtype = dtype
         self._adapted: Any = None
+        self._resized = False
         if place.adapter is not None:
             assert place.base is not None
             # On the base itself, not merged: what is measured is what was trained.
-            base = self._load(place.base, self.way("base"))
-            self._adapted = PeftModel.from_pretrained(base, place.adapter).eval()
+            self._adapted = self._with_adapter(self._load(place.base, self.way("base")), place.adapter)
 
     @property
     def names(self) -> list[str]:
@@ -103,14 +111,26 @@ class Answerers:
             with self._adapted.disable_adapter() if name == "base" else nullcontext():
                 yield self._adapted
             return
-        path = self.place.base if name == "base" else self.place.model  # trained biases stay in an adapted base
+        path = self.place.base if name == "base" else self.place.model  # trained biases and resized embeddings stay
         assert path is not None
         yield self._load(path, self.way(name))
 
     @property
     def _restores(self) -> bool:
         """Whether the base is as it was while the adapter is off."""
-        return all(config.bias == "none" for config in self._adapted.peft_config.values())
+        biases = any(getattr(config, "bias", "none") != "none" for config in self._adapted.peft_config.values())
+        return not biases and not self._resized
+
+    def _with_adapter(self, base: Any, directory: Path) -> Any:
+        """The base with the adapter, resized as it was for training. Raises TrntuneError where that doesn't fit."""
+        if read_config(directory).get("peft_type") != "LORA":
+            return PeftModel.from_pretrained(base, directory).eval()
+        adapter = read_adapter(directory, self.place.renames)
+        vocabulary = vocabulary_of(adapter, base)
+        if vocabulary is not None:
+            self._resized = True
+            resize(base, vocabulary)
+        return adapted(base, adapter)
 
     def way(self, name: str) -> Answering:
         """How the model of that name answers exactly. Raises TrntuneError where it can't."""

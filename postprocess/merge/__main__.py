@@ -14,6 +14,7 @@ from launcher.units import count, gigabytes
 from postprocess.merge import MergeOptions, merge
 from postprocess.merge.files import left_note
 from postprocess.merge.options import DTYPES, UNSTATED
+from postprocess.merge.renames import add_rename, parse_renames
 
 _DESCRIPTION = """\
 Add a peft LoRA adapter (also DoRA, rank-stabilised) to its base: a plain model directory.
@@ -51,6 +52,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--shard-size", default="5GB", metavar="SIZE", help="largest file (default: 5GB)")
     parser.add_argument("--no-logits", action="store_true", help="leave out the comparison of logits")
     parser.add_argument("--any-base", action="store_true", help="merge into another base than the adapter's own")
+    add_rename(parser)
     return parser.parse_args(argv)
 
 
@@ -60,6 +62,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         shard_bytes=parse_size(arguments.shard_size, "--shard-size"),
         logits=not arguments.no_logits,
         any_base=arguments.any_base,
+        renames=parse_renames(arguments.rename),
     )
     record = merge(arguments.base, arguments.adapter, arguments.out, options)
     if record.get("reused"):
@@ -84,6 +87,11 @@ def _report(record: dict[str, Any]) -> list[str]:
         lines.append(f"base          not checked: {UNSTATED}")
     if record["tokenizer"]["left"]:
         lines.append(f"tokenizer     {left_note(record)}")
+    if (resized := record.get("vocabulary")) is not None:
+        lines.append(
+            f"vocabulary    {count(resized['rows'])} rows, the base has {count(resized['base_rows'])}: resized for "
+            f"training, as the adapter's tokenizer of {count(resized['tokens'])} tokens explains"
+        )
     if record["embeddings_untied"]:
         lines.append("embeddings    input and output were one and now differ: both are stored, no longer tied")
     if record["zero_change"]:

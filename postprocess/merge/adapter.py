@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError
-from postprocess.safetensors_stream import HeaderEntry, read_header
+from postprocess.merge.renames import Rename, rename_all, renamed_config
+from postprocess.safetensors_stream import HeaderEntry, SourceTensor, TensorSpec, read_header
 from trainer.models.fingerprint import BASE_FILE
 
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+# peft wrote pickles by itself before 0.7. weights_only reads tensors and runs no code.
+_CONVERT = (
+    'convert it once, in that directory: python -c "import torch, safetensors.torch as s; '
+    f"s.save_file({{k: v.clone() for k, v in torch.load('{PICKLE}', weights_only=True).items()}}, '{WEIGHTS}')\""
+)
 
 # Features of LoraConfig that change the merge and that are not implemented here; empty values mean that they are off.
 _UNSUPPORTED = {
@@ -25,20 +31,32 @@ _UNSUPPORTED = {
     "alora_invocation_tokens": "activated LoRA, which cannot be merged",
 }
 # These initializations subtract something from the base weights, which a plain base then lacks.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# torchtune's export has DoRA's magnitudes so; peft reads both.
+_MAGNITUDE = ".lora_magnitude_vector"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A peft LoRA adapter: its directory, adapter_config.json, and the header of its weights."""
+    """A peft LoRA adapter: its directory, adapter_config.json, and the header of its weights.
+
+    ``tensors`` by peft's names for them; ``names``: what each is called in the file. ``renames``: those asked for.
+    """
 
     directory: Path
     config: Mapping[str, Any]
     tensors: Mapping[str, HeaderEntry]
+    names: Mapping[str, str]
+    renames: tuple[Rename, ...] = ()
 
     @property
     def weights(self) -> Path:
         return self.directory / WEIGHTS
+
+    def source(self, name: str) -> SourceTensor:
+        """Where a tensor lies."""
+        entry = self.tensors[name]
+        return SourceTensor(self.weights, TensorSpec(self.names[name], entry.dtype, entry.shape), entry.begin)
 
     @property
     def method(self) -> str:
@@ -74,8 +92,8 @@ def _ordered(value: Any) -> Any:
     return value
 
 
-def read_adapter(directory: Path) -> Adapter:
-    """Read an adapter directory. Raises TrntuneError for anything that is not a LoRA adapter which can be merged."""
+def read_config(directory: Path) -> dict[str, Any]:
+    """adapter_config.json, whatever peft_type it is of. Raises TrntuneError where there is none, or a damaged one."""
     file = directory / CONFIG
     if not file.is_file():
         raise TrntuneError(f"{directory} is not an adapter directory: it has no {CONFIG}")
@@ -85,28 +103,66 @@ def read_adapter(directory: Path) -> Adapter:
             raise ValueError
     except (OSError, ValueError):
         raise TrntuneError(f"{file} is damaged: it is not a JSON object; copy the adapter again") from None
-    _check_config(directory, config)
+    return config
+
+
+def read_adapter(directory: Path, renames: Sequence[Rename] = ()) -> Adapter:
+    """Read an adapter directory; ``renames`` are applied to the names of its tensors.
+
+    Raises TrntuneError for anything that is not a LoRA adapter, UsageError for renames that don't fit its names.
+    """
+    config = read_config(directory)
+    _check_kind(directory, config)
     if not (directory / WEIGHTS).is_file():
-        pickled = (directory / "adapter_model.bin").exists()
-        instead = "only adapter_model.bin, a pickle that runs code when read; save it with safe_serialization=True"
-        raise TrntuneError(f"{directory} has no {WEIGHTS}" + (f", {instead}" if pickled else ""))
-    return Adapter(directory, config, read_header(directory / WEIGHTS))
+        pickled = (directory / PICKLE).exists()
+        raise TrntuneError(
+            f"{directory} has no {WEIGHTS}" + (f", only {PICKLE}, a pickle; {_CONVERT}" if pickled else "")
+        )
+    return renamed(Adapter(directory, config, *_named(read_header(directory / WEIGHTS))), renames)
 
 
-def _check_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Refuse what this merge would get wrong."""
+def _named(header: Mapping[str, HeaderEntry]) -> tuple[dict[str, HeaderEntry], dict[str, str]]:
+    """The tensors by peft's own names, and what each is called in the file."""
+    names = {name.removesuffix(".weight") if name.endswith(f"{_MAGNITUDE}.weight") else name: name for name in header}
+    return {name: header[stored] for name, stored in names.items()}, names
+
+
+def renamed(adapter: Adapter, renames: Sequence[Rename]) -> Adapter:
+    """The adapter with other names. Raises UsageError for renames that don't fit its names."""
+    if not renames:
+        return adapter
+    old = rename_all(list(adapter.tensors), renames)
+    return Adapter(
+        adapter.directory,
+        renamed_config(adapter.config, old),
+        {name: adapter.tensors[was] for name, was in old.items()},
+        {name: adapter.names[was] for name, was in old.items()},
+        tuple(renames),
+    )
+
+
+def _check_kind(directory: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise TrntuneError(f"{directory}: peft_type {kind} can't be merged here, only LORA (with DoRA and rsLoRA)")
+
+
+def changes_base(config: Mapping[str, Any]) -> bool:
+    """Whether training began with other base weights than the base's."""
+    return str(config.get("init_lora_weights", "")).lower().startswith(_CHANGES_BASE)
+
+
+def refuse_unmergeable(adapter: Adapter) -> None:
+    """Raise TrntuneError for what this merge would get wrong."""
+    directory, config = adapter.directory, adapter.config
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise TrntuneError(f"{directory}: an adapter for task {task} can't be merged here, only CAUSAL_LM")
     for key, what in _UNSUPPORTED.items():
         if config.get(key):
             raise TrntuneError(f"{directory}: {key} is set: {what} is not supported by this merge")
-    start = str(config.get("init_lora_weights", "")).lower()
-    if start.startswith(_CHANGES_BASE):
+    if changes_base(config):
         raise TrntuneError(
-            f"{directory}: init_lora_weights={start} changed the base weights before training: save the adapter with "
+            f"{directory}: init_lora_weights={config['init_lora_weights']} changed the base weights before training: save the adapter with "
             "path_initial_model_for_weight_conversion first"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.errors import TrntuneError
 from launcher.model_files import VOCABULARIES
+from launcher.weights import last_token
 from postprocess.safetensors_stream import fsync, write_durably
 from trainer.models.fingerprint import BASE_FILE
 
@@ -22,6 +23,8 @@ _TOKENIZER = frozenset(
         *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
     )
 )
+# What to do about an adapter whose training added tokens, and whose file doesn't have what they became.
+NO_NEW_ROWS = "merge into the resized base if that was saved, or save the adapter again with save_embedding_layers=True"
 _CONFIG = "tokenizer_config.json"
 TEMPLATES = "additional_chat_templates"
 _WEIGHTS = frozenset(
@@ -107,9 +110,10 @@ def _files_of(path: Path) -> Iterator[Path]:
     yield path
 
 
-def adapt_config(directory: Path, dtype: str | None, untied: bool) -> None:
-    """Have config.json say what the weights now are: their dtype when it was chosen, embeddings no longer tied."""
-    if dtype is None and not untied:
+def adapt_config(directory: Path, dtype: str | None, untied: bool, rows: int | None = None) -> None:
+    """Have config.json say what the weights now are: their dtype when it was chosen, embeddings no longer tied, the
+    ``rows`` of a vocabulary that was resized."""
+    if dtype is None and not untied and rows is None:
         return
     file = directory / "config.json"
     config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -118,6 +122,8 @@ def adapt_config(directory: Path, dtype: str | None, untied: bool) -> None:
         if dtype is not None:
             # transformers wrote torch_dtype before 4.56 and dtype since; vLLM and older readers know the former.
             part["dtype" if "dtype" in part else "torch_dtype"] = dtype
+        if rows is not None and (part is parts[-1] or "vocab_size" in part):
+            part["vocab_size"] = rows
         if untied:
             part["tie_word_embeddings"] = False
     write_durably(file, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
@@ -129,14 +135,11 @@ def check_tokenizer(adapter: Path, rows: int) -> None:
     if not file.is_file():
         return
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        vocabulary = content["model"]["vocab"]
-        last = max(vocabulary.values()) if isinstance(vocabulary, dict) else len(vocabulary) - 1
-        last = max([last, *(token["id"] for token in content.get("added_tokens", []))])
+        last = last_token(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError):
         raise TrntuneError(f"{file} is damaged: no vocabulary in it; copy the adapter again") from None
     if last >= rows:
         raise TrntuneError(
-            f"{file} has token {last:,}, but the embedding only {rows:,} rows: the base was resized for training; "
-            "merge into a base resized the same way"
+            f"{file} has token {last:,}, but the embedding only {rows:,} rows: the base was resized for training, "
+            f"and the adapter lacks the new rows: {NO_NEW_ROWS}"
         )

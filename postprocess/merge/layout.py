@@ -3,15 +3,12 @@ storage (device "meta"), so targets, patterns, ranks, scalings and layer types a
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Embedding, Linear, LoraLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
@@ -20,16 +17,16 @@ from transformers.utils import logging
 
 from launcher.errors import TrntuneError, first
 from launcher.weights import refuse_quantized
-from postprocess.merge.adapter import WEIGHTS, Adapter
+from postprocess.merge.adapter import WEIGHTS, Adapter, renamed
+from postprocess.merge.apply import DELTA, duplicate, first_line, wrapped
+from postprocess.merge.apply import NAME as _NAME
 from postprocess.merge.changes import AddBias, Change, LowRank, Replace, ReplaceRows
+from postprocess.merge.renames import PREFIX as _PREFIX
+from postprocess.merge.renames import fitting
+from postprocess.merge.vocabulary import Vocabulary, plain_name, vocabulary_of
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
-
-_NAME = "default"  # peft's name for the adapter within the model; files don't have it
-_PREFIX = "base_model.model."
-# Copies of what peft saves under the module's plain name too, when bias="all".
-_DUPLICATES = (".original_module.", ".modules_to_save.")
 
 
 @dataclass
@@ -39,7 +36,8 @@ class Layout:
     ``shapes``: every parameter by its name in the model. ``prefix``: what some checkpoints leave out of the names.
     ``embedding``: the input embedding. ``ties``: groups of names that are one parameter, the input embedding first.
     ``changes``: the steps on each changed parameter, in order; the names of a tie have their own, since peft adapts
-    modules, not parameters.
+    modules, not parameters. ``resized``: how the vocabulary was resized for training; ``base_shapes``: the shapes that
+    differ in the base by that.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -47,6 +45,8 @@ class Layout:
     embedding: str | None = None
     ties: list[list[str]] = field(default_factory=list)
     changes: dict[str, list[Change]] = field(default_factory=dict)
+    resized: Vocabulary | None = None
+    base_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def tie_of(self, name: str) -> list[str]:
         return next((tie for tie in self.ties if name in tie), [name])
@@ -59,34 +59,63 @@ def read_layout(base: Path, adapter: Adapter) -> Layout:
     adapter that match nothing or have another shape, and missing ones.
     """
     model = _model(base)
+    resized = vocabulary_of(adapter, model)
+    shapes = _shapes(model)
+    if resized is not None:
+        model = _model(base, resized.rows)
+    embedding = _embedding(model)
     layout = Layout(
-        {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)},
+        _shapes(model),
         str(model.base_model_prefix),
-        _embedding(model),
+        embedding,
         ties_of(model),
+        resized=resized,
+        base_shapes={name: shape for name, shape in shapes.items() if resized is not None},
     )
-    adapted = _adapted(model, adapter)
+    modules = [name for name, _ in model.named_modules()]
+    try:
+        _fill(layout, model, adapter)
+    except TrntuneError as error:
+        if adapter.renames or not (rules := fitting(adapter.tensors, modules)):
+            raise
+        try:
+            read_layout(base, renamed(adapter, rules))
+        except TrntuneError:  # names that fit alone are no proposal
+            raise error from None
+        typed = " ".join(f"--rename {rule}" for rule in rules)
+        raise TrntuneError(f"{error}; all of its tensors fit with {typed}") from None
+    return layout
+
+
+def _fill(layout: Layout, model: Any, adapter: Adapter) -> None:
+    """Note what the adapter does to each parameter."""
+    adapted = wrapped(model, adapter, low_cpu_mem_usage=True)
     known = {name.replace(f".{_NAME}", ""): tuple(tensor.shape) for name, tensor in adapted.state_dict().items()}
     wanted = _Wanted(layout, adapter)
     for name, module in adapted.named_modules():
         wanted.add(name, module)
     wanted.check(known)
     wanted.add_plain()
-    return layout
 
 
-def _model(base: Path) -> Any:
-    """The base without storage."""
+def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _model(base: Path, rows: int | None = None) -> Any:
+    """The base without storage; with another vocabulary where its rows are given."""
     refuse_quantized(base)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise TrntuneError(f"{base}: its config.json can't be used: {_first_line(error)}") from None
+        raise TrntuneError(f"{base}: its config.json can't be used: {first_line(error)}") from None
+    if rows is not None:
+        config.get_text_config().vocab_size = rows
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError) as error:
-        raise TrntuneError(f"{base}: transformers has no causal language model for it: {_first_line(error)}") from None
+        raise TrntuneError(f"{base}: transformers has no causal language model for it: {first_line(error)}") from None
 
 
 def _embedding(model: Any) -> str | None:
@@ -101,26 +130,6 @@ def ties_of(model: Any) -> list[list[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     return [sorted(names, key=lambda name: name != embedding) for names in groups.values() if len(names) > 1]
-
-
-def _adapted(model: Any, adapter: Adapter) -> PeftModel:
-    known = {field.name for field in dataclasses.fields(LoraConfig)}
-    strange = [key for key, value in adapter.config.items() if key not in known and value not in (None, False, [], {})]
-    if strange:
-        raise TrntuneError(
-            f"{adapter.directory}: this peft doesn't know {first(strange)}, set by the peft that wrote the adapter"
-        )
-    settings = {key: value for key, value in adapter.config.items() if key in known}
-    # What the weights start from is in the files; some initializations would compute for minutes or fail without data.
-    settings.update(init_lora_weights=True, inference_mode=True)
-    for gone in ("eva_config", "corda_config", "loftq_config", "runtime_config"):
-        settings.pop(gone, None)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on ties and transposed layers: both are dealt with here
-            return PeftModel(model, LoraConfig(**settings), _NAME, low_cpu_mem_usage=True)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise TrntuneError(f"{adapter.directory} doesn't fit the base: {_first_line(error)}") from None
 
 
 class _Wanted:
@@ -155,6 +164,7 @@ class _Wanted:
             )
         for key, entry in found.items():
             shape = self.shapes.get(key) or known.get(key) or known.get(f"{key}.weight")
+            shape = shape or self.layout.shapes.get(plain_name(key))
             if shape is not None and shape != entry.shape:
                 raise TrntuneError(
                     f"{file}: {key} has shape {list(entry.shape)}, but base and configuration need {list(shape)}: "
@@ -164,17 +174,25 @@ class _Wanted:
     def add_plain(self) -> None:
         """The file's other tensors stand for parameters of the base itself: trained biases, embeddings saved along."""
         for key in self.adapter.tensors:
-            if key in self.keys or any(part in key for part in _DUPLICATES):
+            if key in self.keys or duplicate(key) or key.endswith(DELTA):
                 continue
-            name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+            name = plain_name(key)
             if name not in self.layout.shapes:
                 raise TrntuneError(f"{self.adapter.directory / WEIGHTS}: {key} matches nothing in the base")
             for tied in self.layout.tie_of(name):
                 self.layout.changes.setdefault(tied, []).insert(0, Replace(key))
 
     def _alias(self, key: str, known: Mapping[str, tuple[int, ...]]) -> bool:
-        """Whether the model has the tensor under another name than files do: wrapped modules, DoRA's magnitudes."""
-        return key in self.keys or f"{key}.weight" in known
+        """Whether the model has the tensor under another name than files do: wrapped modules, DoRA's magnitudes, and
+        parameters of adapted layers as peft called them before 0.7."""
+        return (
+            key in self.keys or f"{key}.weight" in known or plain_name(key) in self.layout.shapes or self._follows(key)
+        )
+
+    def _follows(self, key: str) -> bool:
+        """Whether these are the rows of a tied embedding, which its head shares."""
+        module = key.removesuffix(DELTA)
+        return module != key and f"{self._token_owner(module.removeprefix(_PREFIX))}{DELTA}" in self.keys
 
     def _put(self, name: str, change: Change) -> None:
         if name not in self.layout.shapes:
@@ -206,11 +224,7 @@ class _Wanted:
         tokens = wrapper.token_adapter
         owner = name if tokens.tied_adapter is None else self._token_owner(path)
         indices = tuple(int(index) for index in tokens.token_indices[_NAME])
-        self._put(f"{path}.weight", ReplaceRows(f"{owner}.token_adapter.trainable_tokens_delta", indices))
+        self._put(f"{path}.weight", ReplaceRows(f"{owner}{DELTA}", indices))
 
     def _token_owner(self, path: str) -> str:
         return _PREFIX + self.layout.tie_of(f"{path}.weight")[0].removesuffix(".weight")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,14 @@ from typing import Any
 
 import psutil
 import torch
-from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launcher.errors import TrntuneError
 from postprocess.merge.adapter import Adapter
+from postprocess.merge.apply import adapted
 from postprocess.merge.outputs import Outputs
+from postprocess.merge.vocabulary import Vocabulary, resize
 from postprocess.safetensors_stream import torch_dtype
 from trainer.families.choose import plain_attention
 
@@ -44,14 +44,16 @@ class _Prompts:
     ids: list[torch.Tensor]
 
 
-def prove_by_logits(base: Path, adapter: Adapter, merged: Path, outputs: Outputs) -> dict[str, Any]:
+def prove_by_logits(
+    base: Path, adapter: Adapter, merged: Path, outputs: Outputs, resized: Vocabulary | None = None
+) -> dict[str, Any]:
     """Compare the logits; returns what was found, or why nothing was compared. Raises TrntuneError beyond the bound."""
     needed, available = memory_needed(outputs), memory_available()
     if needed > available:
         reason = f"needs {needed / 1e9:.1f} GB of memory in float32, {available / 1e9:.1f} GB are available"
         return {"compared": False, "reason": reason}
-    prompts = _prompts(merged, base)
-    expected, without = _adapted_logits(base, adapter, prompts.ids)
+    prompts = _prompts(merged, base, resized)
+    expected, without = _adapted_logits(base, adapter, prompts.ids, resized)
     found, moved, config = _merged_logits(merged, outputs, prompts.ids)
     scale = _largest(expected)
     rounding = _difference(moved, found)
@@ -94,18 +96,29 @@ def memory_available() -> int:
     return available
 
 
-def _prompts(merged: Path, base: Path) -> _Prompts:
-    """PROMPTS by the merged model's tokenizer; random tokens where it has no tokenizer.json of the vocabulary."""
+def _prompts(merged: Path, base: Path, resized: Vocabulary | None) -> _Prompts:
+    """PROMPTS by the merged model's tokenizer; random tokens where it has no tokenizer.json of the vocabulary. Of a
+    resized one the last tokens, which are the new ones, too."""
     size = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True).get_text_config().vocab_size
-    file = merged / "tokenizer.json"
+    size = min(size, resized.rows) if resized else size
+    texts, ids = _texts(merged / "tokenizer.json", size)
+    if resized is not None:
+        texts.append(f"the last {_TOKENS} tokens")
+        ids.append(torch.arange(max(0, resized.rows - _TOKENS), resized.rows)[None])
+    return _Prompts(texts, ids)
+
+
+def _texts(file: Path, size: int) -> tuple[list[str], list[torch.Tensor]]:
+    """PROMPTS by a tokenizer.json, or what stands for them, and their tokens."""
     if file.is_file():
         tokenizer = Tokenizer.from_file(str(file))
         ids = [torch.tensor([tokenizer.encode(text).ids]) for text in PROMPTS]
         if all(row.numel() and int(row.max()) < size for row in ids):
-            return _Prompts(list(PROMPTS), ids)
+            return list(PROMPTS), ids
     generator = torch.Generator().manual_seed(0)
-    ids = [torch.randint(0, size, (1, _TOKENS), generator=generator) for _ in PROMPTS]
-    return _Prompts([f"{_TOKENS} random tokens" for _ in PROMPTS], ids)
+    return [f"{_TOKENS} random tokens"] * len(PROMPTS), [
+        torch.randint(0, size, (1, _TOKENS), generator=generator) for _ in PROMPTS
+    ]
 
 
 def _load(directory: Path) -> Any:
@@ -120,13 +133,14 @@ def _load(directory: Path) -> Any:
 
 
 def _adapted_logits(
-    base: Path, adapter: Adapter, ids: Iterable[torch.Tensor]
+    base: Path, adapter: Adapter, ids: Iterable[torch.Tensor], resized: Vocabulary | None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Logits with the adapter, and without it."""
     model = _load(base)
+    if resized is not None:
+        resize(model, resized)
     without = _logits(model, ids)  # first: with trained biases an adapter that is turned off leaves another base
-    model = PeftModel.from_pretrained(model, os.fspath(adapter.directory)).eval()
-    expected = _logits(model, ids)
+    expected = _logits(adapted(model, adapter), ids)
     del model
     gc.collect()
     return expected, without

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.errors import TrntuneError, first
 from postprocess.merge.adapter import Adapter
 from postprocess.merge.changes import Change, Replace
+from postprocess.merge.files import NO_NEW_ROWS
 from postprocess.merge.layout import Layout
 from postprocess.merge.verify import same_bytes
 from postprocess.safetensors_stream import SourceTensor, TensorSpec
@@ -19,11 +20,13 @@ FLOATS = frozenset(("F64", "F32", "F16", "BF16"))
 
 @dataclass(frozen=True)
 class Output:
-    """A tensor to write: as the base's bytes, as the base's values in another dtype, or with changes applied."""
+    """A tensor to write: as its source's bytes, as its values in another dtype, or with changes applied."""
 
     spec: TensorSpec
     source: SourceTensor
     changes: tuple[Change, ...] = ()
+    replaced: bool = False
+    """``source`` is the adapter's: the base has no such rows"""
 
     @property
     def copied(self) -> bool:
@@ -63,7 +66,36 @@ def plan_outputs(
             sources[stored.get(name, name)] = effective
             changes[stored.get(name, name)] = tuple(layout.changes.get(name, ()))
     outputs = [_output(name, source, changes.get(name, ()), dtype) for name, source in sources.items()]
+    if layout.resized is not None:
+        shapes = _resized_shapes(layout, stored, sources)
+        outputs = [
+            _resized(output, shapes[output.spec.name], adapter) if output.spec.name in shapes else output
+            for output in outputs
+        ]
     return Outputs(outputs, untied)
+
+
+def _resized_shapes(
+    layout: Layout, stored: Mapping[str, str], sources: Mapping[str, SourceTensor]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of what another vocabulary changes, by the names in the files."""
+    names = {name: stored.get(name, name) for name, shape in layout.base_shapes.items() if layout.shapes[name] != shape}
+    return {key: layout.shapes[name] for name, key in names.items() if key in sources}
+
+
+def _resized(output: Output, shape: tuple[int, ...], adapter: Adapter) -> Output:
+    """A tensor with other rows than the base's: the adapter's own, or the base's first ones where there are fewer."""
+    spec = replace(output.spec, shape=shape)
+    whole = [number for number, change in enumerate(output.changes) if isinstance(change, Replace)]
+    if whole:
+        change, rest = output.changes[whole[-1]], output.changes[whole[-1] + 1 :]
+        return Output(spec, adapter.source(change.keys()[0]), rest, replaced=True)
+    if shape[0] > output.spec.shape[0]:
+        raise TrntuneError(
+            f"{adapter.weights}: the vocabulary was resized to {shape[0]:,} rows for training, and the new rows of "
+            f"{spec.name} are not in the file: {NO_NEW_ROWS}"
+        )
+    return Output(spec, output.source._replace(spec=replace(output.source.spec, shape=shape)), output.changes)
 
 
 def _output(name: str, source: SourceTensor, changes: tuple[Change, ...], dtype: str | None) -> Output:
@@ -88,6 +120,7 @@ def _stored_names(base: Path, tensors: Mapping[str, SourceTensor], layout: Layou
         key = name if name in tensors else short
         if key not in tensors:
             continue
+        shape = layout.base_shapes.get(name, shape)
         if tensors[key].spec.shape != shape:
             have = list(tensors[key].spec.shape)
             raise TrntuneError(f"{base}: {key} has shape {have}, but config.json asks for {list(shape)}")

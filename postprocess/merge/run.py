@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import TrntuneError, UsageError
 from launcher.generation_config import repair_of, repaired_texts
 from launcher.record import installed
-from postprocess.merge.adapter import Adapter, read_adapter
+from postprocess.merge.adapter import Adapter, read_adapter, refuse_unmergeable
 from postprocess.merge.files import (
     RECORD,
     adapt_config,
@@ -29,6 +30,7 @@ from trainer.models.fingerprint import fingerprint
 if TYPE_CHECKING:
     from postprocess.merge.layout import Layout
     from postprocess.merge.outputs import Outputs
+    from postprocess.merge.vocabulary import Vocabulary
     from postprocess.merge.write import Written
 
 _PACKAGES = ("trntune", "torch", "transformers", "peft", "safetensors")
@@ -39,7 +41,8 @@ _SLACK = 4_000_000
 def run(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> dict[str, Any]:
     """See ``postprocess.merge.merge``."""
     tensors = source_tensors(base)
-    adapter = read_adapter(adapter_dir)
+    adapter = read_adapter(adapter_dir, options.renames)
+    refuse_unmergeable(adapter)
     check_apart(out, (base, adapter_dir))
     inputs = _inputs(base, adapter, options)
     done = _finished(out, inputs)
@@ -51,7 +54,8 @@ def run(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> dict
 def check(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> None:
     """Raise what ``run`` would raise before it writes, for an adapter as it will be but for its numbers."""
     check_free(out)
-    adapter = read_adapter(adapter_dir)
+    adapter = read_adapter(adapter_dir, options.renames)
+    refuse_unmergeable(adapter)
     check_apart(out, (base, adapter_dir))
     _Merge(base, adapter, out, options).check(source_tensors(base))
 
@@ -72,6 +76,8 @@ def _inputs(base: Path, adapter: Adapter, options: MergeOptions) -> dict[str, An
         "adapter_sha256": adapter.digest(),
         "dtype": options.dtype,
         "shard_bytes": options.shard_bytes,
+        # Only where there are some: a merge that was made before there could be is still the same one.
+        **({"renames": [str(rename) for rename in options.renames]} if options.renames else {}),
     }
 
 
@@ -100,23 +106,24 @@ class _Merge:
         # torch, transformers and peft take seconds to import: what needs none of them has been checked by now, and the
         # disk can use the time.
         read_ahead(tensors.values())
-        outputs, files = self.check(tensors)
+        outputs, files, resized = self.check(tensors)
         with staged(self.out) as directory:
-            record = self._write(directory, outputs, files, self._same_base(inputs))
+            record = self._write(directory, outputs, files, self._same_base(inputs), resized)
             record = {"inputs": inputs, **record}
             text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
             write_durably(directory / RECORD, text)
         return record
 
-    def check(self, tensors: dict[str, SourceTensor]) -> tuple[Outputs, list[Path]]:
-        """What to write and what to copy. Raises TrntuneError for an adapter that doesn't fit, and what is refused."""
+    def check(self, tensors: dict[str, SourceTensor]) -> tuple[Outputs, list[Path], Vocabulary | None]:
+        """What to write, what to copy, and how the vocabulary was resized. Raises TrntuneError for an adapter that
+        doesn't fit, and what is refused."""
         from postprocess.merge.layout import read_layout
         from postprocess.merge.outputs import plan_outputs
 
         layout = read_layout(self.base, self.adapter)
         dtype = DTYPES[self.options.dtype] if self.options.dtype else None
         outputs = plan_outputs(self.base, tensors, layout, self.adapter, dtype)
-        return outputs, self._check_files(layout, outputs)
+        return outputs, self._check_files(layout, outputs), layout.resized
 
     def _check_files(self, layout: Layout, outputs: Outputs) -> list[Path]:
         """The files to copy. Raises TrntuneError for a tokenizer that doesn't fit and for too little room."""
@@ -133,15 +140,17 @@ class _Merge:
         expected = self.adapter.base_fingerprint()
         return None if expected is None else bool(expected == inputs["base_fingerprint"])
 
-    def _write(self, directory: Path, outputs: Outputs, files: list[Path], same_base: bool | None) -> dict[str, Any]:
+    def _write(
+        self, directory: Path, outputs: Outputs, files: list[Path], same_base: bool | None, resized: Vocabulary | None
+    ) -> dict[str, Any]:
         """Write and prove; returns what merge.json says besides the inputs."""
         from postprocess.merge.write import write_tensors
 
         copy_side_files(files, directory, repaired_texts(self.base, self.repair))
-        adapt_config(directory, self.options.dtype, outputs.untied)
+        adapt_config(directory, self.options.dtype, outputs.untied, resized.rows if resized else None)
         tokenizer = self._tokenizer(directory)
         written = write_tensors(directory, outputs, self.adapter, self.options.shard_bytes)
-        logits = self._logits(directory, outputs)
+        logits = self._logits(directory, outputs, resized)
         sizes = {file.name: file.stat().st_size for file in _files_in(directory)}
         return {
             "base": str(self.base),
@@ -150,6 +159,8 @@ class _Merge:
             "method": self.adapter.method,
             "rank": self.adapter.config.get("r"),
             "embeddings_untied": outputs.untied,
+            "vocabulary": asdict(resized) if resized else None,
+            "renames": [str(rename) for rename in self.options.renames],
             "repaired": list(self.repair.notes),
             "tensors": _counts(written),
             "zero_change": sorted(written.unchanged),
@@ -169,12 +180,12 @@ class _Merge:
         owner = "base" if source is self.base else "adapter"
         return {"from": owner, "left": left, **prove_tokenizer(source, directory)}
 
-    def _logits(self, directory: Path, outputs: Outputs) -> dict[str, Any]:
+    def _logits(self, directory: Path, outputs: Outputs, resized: Vocabulary | None) -> dict[str, Any]:
         if not self.options.logits:
             return {"compared": False, "reason": "--no-logits"}
         from postprocess.merge.logits import prove_by_logits
 
-        return prove_by_logits(self.base, self.adapter, directory, outputs)
+        return prove_by_logits(self.base, self.adapter, directory, outputs, resized)
 
 
 def _files_in(directory: Path) -> list[Path]:

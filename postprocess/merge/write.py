@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -40,10 +41,15 @@ class Written:
 
 
 def stored(source: SourceTensor) -> torch.Tensor:
-    """A tensor of the base: memory-mapped, a view of the page cache."""
+    """A tensor of the base, or its first rows: memory-mapped, a view of the page cache."""
     with safe_open(source.file, framework="pt") as opened:
         tensor: torch.Tensor = opened.get_tensor(source.spec.name)
-        return tensor
+        return tensor[: source.spec.shape[0]] if tensor.ndim else tensor
+
+
+def _load(adapter: Adapter, opened: Any) -> Load:
+    """What gives the adapter's tensors by peft's names, of its opened file."""
+    return lambda name: opened.get_tensor(adapter.names[name])
 
 
 def write_tensors(directory: Path, outputs: Outputs, adapter: Adapter, shard_bytes: int) -> Written:
@@ -80,7 +86,7 @@ class _Writer:
             for shard in self.shards.shards
             for name, entry in read_header(directory / shard.filename).items()
         }
-        self._adapter = adapter.weights
+        self._adapter = adapter
         self._lock = Lock()
 
     def write(self, output: Output) -> None:
@@ -89,8 +95,8 @@ class _Writer:
             self.shards.copy(output.spec.name, output.source.file, output.source.begin)
         else:
             dtype = torch_dtype(output.spec.dtype)
-            with safe_open(self._adapter, framework="pt") as opened:
-                blocks = merged_blocks(stored(output.source), output, opened.get_tensor)
+            with safe_open(self._adapter.weights, framework="pt") as opened:
+                blocks = merged_blocks(stored(output.source), output, _load(self._adapter, opened))
                 self.shards.write_rows(output.spec.name, (block.to(dtype) for _, block in blocks))
         self._check(output)
         if self.shards.settle(output.spec.name):
@@ -117,7 +123,9 @@ class _Writer:
             self._count(output, same)
 
     def _count(self, output: Output, same: bool) -> None:
-        if output.copied:
+        if output.replaced:
+            self.written.changed += 1
+        elif output.copied:
             self.written.copied += 1
             self.written.copied_bytes += output.spec.nbytes
         elif not output.changes:
@@ -157,12 +165,11 @@ def _same_values(source: SourceTensor, output: Output, file: Path) -> bool:
         return all(torch.equal(weight[rows].to(dtype), found[rows]) for rows in _row_blocks(weight, True))
 
 
-def _is_zero(output: Output, adapter: Path) -> bool:
+def _is_zero(output: Output, adapter: Adapter) -> bool:
     """Whether the changes are exactly nothing, rather than too small to be seen in the sum."""
     weight = stored(output.source)
-    with safe_open(adapter, framework="pt") as opened:
+    with safe_open(adapter.weights, framework="pt") as opened:
+        load = _load(adapter, opened)
         if all(change.adds for change in output.changes):
-            return not any(
-                bool(after.any()) for _, after in merged_blocks(weight, output, opened.get_tensor, blank=True)
-            )
-        return all(torch.equal(before, after) for before, after in merged_blocks(weight, output, opened.get_tensor))
+            return not any(bool(after.any()) for _, after in merged_blocks(weight, output, load, blank=True))
+        return all(torch.equal(before, after) for before, after in merged_blocks(weight, output, load))

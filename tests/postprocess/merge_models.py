@@ -63,21 +63,36 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     return model.eval()
 
 
-def make_adapter(directory: Path, base: Path, scale: float = 0.05, seed: int = 1, **config: Any) -> Path:
-    """An adapter saved by peft, with random values in everything that it trains."""
+def make_adapter(
+    directory: Path,
+    base: Path,
+    scale: float = 0.05,
+    seed: int = 1,
+    rows: int | None = None,
+    save_embedding_layers: bool | str = "auto",
+    **config: Any,
+) -> Path:
+    """An adapter saved by peft, with random values in everything that it trains. ``rows``: the vocabulary's size in its
+    training."""
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"r": 4, "task_type": "CAUSAL_LM", "init_lora_weights": False, **config}
-    model = get_peft_model(load(base), LoraConfig(**settings))
+    model = get_peft_model(resized(load(base), rows), LoraConfig(**settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and "lora_A" not in name:
                 parameter.add_(torch.randn_like(parameter) * scale)
-    model.save_pretrained(str(directory))
+    model.save_pretrained(str(directory), save_embedding_layers=save_embedding_layers)
     return directory
 
 
-def adapted(base: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> PeftModel:
-    model = PeftModel.from_pretrained(load(base, dtype), str(adapter))
+def resized(model: PreTrainedModel, rows: int | None) -> PreTrainedModel:
+    if rows is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    return model
+
+
+def adapted(base: Path, adapter: Path, dtype: torch.dtype = torch.float32, rows: int | None = None) -> PeftModel:
+    model = PeftModel.from_pretrained(resized(load(base, dtype), rows), str(adapter))
     assert isinstance(model, PeftModel)
     return model.eval()
 

@@ -1,0 +1,141 @@
+"""An adapter put on a model by the installed peft: never less of it than its files hold."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Collection
+from typing import Any
+
+from peft import LoraConfig, PeftModel, set_peft_model_state_dict
+from safetensors import safe_open
+from torch import nn
+
+from launcher.adapters import ends
+from launcher.errors import TrntuneError, first
+from launcher.record import installed
+from postprocess.merge.adapter import Adapter, changes_base
+from postprocess.merge.renames import PREFIX, module_of
+
+NAME = "default"  # peft's name for the adapter within the model; files don't have it
+# What newer releases write that says nothing of the adapter.
+_TYING = "ensure_weight_tying"
+# Of a tied head peft with save_embedding_layers writes the embedding's rows a second time.
+DELTA = ".token_adapter.trainable_tokens_delta"
+_SAYS_NOTHING = ("peft_version",)
+# How training began and what it ran on: files have the values, and some of these would compute for minutes.
+_OF_THE_START = ("eva_config", "corda_config", "loftq_config", "runtime_config")
+
+
+def lora_config(adapter: Adapter) -> LoraConfig:
+    """peft's configuration of an adapter that may be of another release.
+
+    A setting that the installed peft doesn't know is left out where its value means that it is off, as newer releases
+    write all of theirs (None, False, nothing). Raises TrntuneError for every other, and for values that peft refuses.
+    """
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    written, tied = _without_tying(adapter)
+    strange = [key for key, value in written.items() if key not in known and not _is_off(key, value)]
+    if strange:
+        listed = first([f"{key}={adapter.config[key]!r:.60}" for key in strange])
+        wrote = adapter.config.get("peft_version") or "a newer one"
+        raise TrntuneError(
+            f"{adapter.directory}: peft {installed('peft')} doesn't know {listed}, set by the peft that wrote the "
+            f"adapter ({wrote}): merge it with that release (merge_and_unload)"
+        )
+    settings = {key: value for key, value in written.items() if key in known}
+    if not changes_base(written):  # else peft has to begin so again, to come to the base that was trained on
+        settings = {key: value for key, value in settings.items() if key not in _OF_THE_START}
+        settings["init_lora_weights"] = True
+    settings.update(inference_mode=True, **tied)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return LoraConfig(**settings)
+    except (ValueError, TypeError) as error:
+        raise TrntuneError(f"{adapter.directory}: peft can't read its configuration: {first_line(error)}") from None
+
+
+def _without_tying(adapter: Adapter) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration without ensure_weight_tying (peft 0.18), and what stands for it: an embedding and its head that
+    were trained in full as one are both in the file, each to be put where it belongs. Of an adapter on them the setting
+    stays, and is refused: that release doesn't merge it to what was trained either."""
+    written = dict(adapter.config)
+    if not written.get(_TYING) or any(".lora_embedding_" in name for name in adapter.tensors):
+        return written, {}
+    del written[_TYING]
+    keys = list(written.get("modules_to_save") or ())
+    whole = [module_of(name) for name in adapter.tensors if name == f"{PREFIX}{module_of(name)}.weight"]
+    added = [name for name in whole if not any(ends(name, key) for key in keys)]
+    return written, {"modules_to_save": keys + added} if keys else {}
+
+
+def _is_off(key: str, value: Any) -> bool:
+    return key in _SAYS_NOTHING or value is None or value is False or value in ([], {}, "")
+
+
+def wrapped(model: Any, adapter: Adapter, low_cpu_mem_usage: bool = False) -> PeftModel:
+    """The model with the adapter's modules, without its values. Raises TrntuneError where they don't fit."""
+    config = lora_config(adapter)
+    _refuse_rows_of_linear(model, config, adapter)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on ties and transposed layers: both are dealt with here
+            return PeftModel(model, config, NAME, low_cpu_mem_usage=low_cpu_mem_usage)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise TrntuneError(f"{adapter.directory} doesn't fit the base: {first_line(error)}") from None
+
+
+def _refuse_rows_of_linear(model: Any, config: LoraConfig, adapter: Adapter) -> None:
+    tokens = config.trainable_token_indices
+    for key in tokens if isinstance(tokens, dict) else ():
+        for name, module in model.named_modules():
+            if ends(name, key) and not isinstance(module, nn.Embedding):
+                raise TrntuneError(
+                    f"{adapter.directory}: trainable_token_indices has rows of {name}, which is no embedding: peft "
+                    f"{installed('peft')} can't do that; merge it with 0.18 or later (merge_and_unload)"
+                )
+
+
+def adapted(model: Any, adapter: Adapter) -> PeftModel:
+    """The model with the adapter, to compute with. Raises TrntuneError unless every tensor finds its place."""
+    result = wrapped(model, adapter)
+    with safe_open(adapter.weights, framework="pt") as opened:
+        places = set(result.state_dict())
+        tensors = {_place(name, places): opened.get_tensor(stored) for name, stored in adapter.names.items()}
+    try:
+        report = set_peft_model_state_dict(result, tensors, NAME)
+    except (KeyError, RuntimeError) as error:
+        raise TrntuneError(f"{adapter.directory} doesn't fit the base: {first_line(error)}") from None
+    _refuse_left(adapter, result, report)
+    return result.eval()
+
+
+def _place(name: str, places: Collection[str]) -> str:
+    """Where a tensor goes: before 0.7 peft had no base_layer in the names of a layer's own parameters."""
+    module, _, leaf = name.rpartition(".")
+    inner = f"{module}.base_layer.{leaf}"
+    return inner if name not in places and inner in places else name
+
+
+def _refuse_left(adapter: Adapter, model: PeftModel, report: Any) -> None:
+    """peft loads what fits and says nothing of the rest. What it saves twice may be left."""
+    # Of rows that are trained peft itself refuses missing ones, and takes a tied head's for missing.
+    missing = [name for name in report.missing_keys if f".{NAME}" in name and DELTA not in name]
+    left = [name for name in report.unexpected_keys if not duplicate(name) and DELTA not in name]
+    if left or missing:
+        what = f"{len(left)} tensors match nothing in the base: {first(sorted(left))}"
+        if not left:
+            what = f"{len(missing)} tensors that its configuration asks for are missing: {first(sorted(missing))}"
+        raise TrntuneError(f"{adapter.weights}: {what}")
+
+
+def duplicate(name: str) -> bool:
+    """Whether a tensor is another's second copy: peft with save_embedding_layers writes wrapped embeddings under the
+    names of all parts of the wrapper."""
+    return any(part in name for part in (".original_module.", ".modules_to_save."))
+
+
+def first_line(error: Exception) -> str:
+    """What a library says, in its first line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

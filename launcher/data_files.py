@@ -9,21 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher.chat_templates import named_templates
+from launcher.file_kinds import ENDINGS, KINDS, not_lines
 from launcher.problem import Problem
 from launcher.schema import Config, DatasetConfig
 
-ENDINGS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-"""What a file is by its name. A .json is an array or lines, which its first byte says."""
-KINDS = "JSONL, JSON array, CSV, TSV, Parquet or Arrow"
 _OF_SAVED_SETS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """Written by datasets' save_to_disk beside the rows."""
 
@@ -71,7 +61,7 @@ def template_fields(template: str) -> list[str]:
     for _, name, form, conversion in string.Formatter().parse(template):
         if name is None:
             continue
-        if not name or form or conversion or set(name) & set(".[]{"):
+        if not name or form or conversion or set(name) & set("[]{"):
             raise ValueError(
                 f"{{{name}{'!' + conversion if conversion else ''}{':' + form if form else ''}}} is no name"
             )
@@ -122,6 +112,18 @@ def _check_path(dataset: DatasetConfig) -> Iterator[Problem]:
         exists = Path(given[0]).expanduser().exists()
         why, remedy = ("is not a file", "give a JSONL file, or use dataset=files") if exists else ("does not exist", "")
         yield Problem("dataset.path", given[0], why, remedy or "give a JSONL file")
+    elif dataset.source in ("jsonl", "hub") and given:
+        yield from _check_lines(dataset, Path(given[0]).expanduser())
+
+
+def _check_lines(dataset: DatasetConfig, path: Path) -> Iterator[Problem]:
+    """The one file of rows is lines of JSON."""
+    found = not_lines(path)
+    if found is not None:
+        what, readable = found
+        more = f", and dataset.source={dataset.source} reads lines of JSON" if readable else ""
+        remedy = f"use dataset=files dataset.path={path}" if readable else ""
+        yield Problem("dataset.path", str(path), f"{what}{more}", remedy)
 
 
 def _check_weights(dataset: DatasetConfig) -> Iterator[Problem]:
@@ -145,15 +147,26 @@ def check_format(config: Config) -> Iterator[Problem]:
     dataset = config.dataset
     if dataset.prompt_template is not None:
         yield from _check_template(dataset)
-    file = dataset.chat_template
-    if file is not None and not Path(file).expanduser().is_file():
-        yield Problem("dataset.chat_template", file, "is not a file", "give a file with a Jinja template")
+    yield from _check_chat_template(config)
     hub = {"config": None, "split": "train", "eval_split": None}
     for name, unset in hub.items():
         value = getattr(dataset, name)
         if value != unset and (dataset.source != "hub" or dataset.path or dataset.hub_file):
             why = "is read of a set on the Hub only, and without hub_file and path"
             yield Problem(f"dataset.{name}", value, why, "use dataset=hub dataset.hub_id=OWNER/NAME, or leave it out")
+
+
+def _check_chat_template(config: Config) -> Iterator[Problem]:
+    """A file, or the name of one of the model's own templates; those of the Hub are looked at by stage fetch."""
+    given, model = config.dataset.chat_template, config.model
+    if given is None or Path(given).expanduser().is_file():
+        return
+    is_name = given.replace("-", "_").isidentifier()
+    names = named_templates(Path(model.path).expanduser()) if model.source == "local" and model.path else []
+    if is_name and (model.source == "hub" or given in names):
+        return
+    remedy = f", or the name of one of the model's ({', '.join(names)})" if names else ""
+    yield Problem("dataset.chat_template", given, "is not a file", f"give a file with a Jinja template{remedy}")
 
 
 def _check_template(dataset: DatasetConfig) -> Iterator[Problem]:

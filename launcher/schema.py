@@ -149,7 +149,9 @@ class DatasetConfig:
     prompt_template: str | None = setting(
         None, "prompt of one's own, with fields of the rows in braces: 'Q: {question} A: '; {{ is a brace"
     )
-    chat_template: str | None = setting(None, "file with a Jinja chat template, in place of the model's own")
+    chat_template: str | None = setting(
+        None, "file with a Jinja chat template in place of the model's own, or the name of one of those that it has"
+    )
     thinking: bool | None = setting(None, "enable_thinking of the chat template, where it knows that; null: not given")
     control_tokens: str | None = setting(
         None,

@@ -57,7 +57,8 @@ def try_files(config: Config, model_dir: Path, data: Path) -> None:
     """
     repair_of(model_dir)
     conversational = Source.of(config, data).found.conversational
-    if not conversational and config.dataset.prompt != "chat" and config.accelerator.device == "cpu":
+    needed = conversational or config.dataset.prompt == "chat" or config.dataset.chat_template is not None
+    if not needed and config.accelerator.device == "cpu":
         return
     from trainer.models.load import run_tokenizer
     from trainer.rehearsal import CONVERSATION, QUESTION, try_tokenizer

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import TrntuneError, UsageError
+from launcher.generation_config import FILE as GENERATION
 from launcher.generation_config import repair_of, repaired_texts
 from launcher.record import installed
 from postprocess.merge.adapter import Adapter, read_adapter
@@ -140,6 +141,7 @@ class _Merge:
         copy_side_files(files, directory, repaired_texts(self.base, self.repair))
         adapt_config(directory, self.options.dtype, outputs.untied)
         tokenizer = self._tokenizer(directory)
+        ends = self._stop_at_ends(directory)
         written = write_tensors(directory, outputs, self.adapter, self.options.shard_bytes)
         logits = self._logits(directory, outputs)
         sizes = {file.name: file.stat().st_size for file in _files_in(directory)}
@@ -150,7 +152,7 @@ class _Merge:
             "method": self.adapter.method,
             "rank": self.adapter.config.get("r"),
             "embeddings_untied": outputs.untied,
-            "repaired": list(self.repair.notes),
+            "repaired": [*self.repair.notes, *ends],
             "tensors": _counts(written),
             "zero_change": sorted(written.unchanged),
             "tokenizer": tokenizer,
@@ -159,6 +161,15 @@ class _Merge:
             "bytes": sum(sizes.values()),
             "files": sizes,
         }
+
+    def _stop_at_ends(self, directory: Path) -> tuple[str, ...]:
+        """Have generation_config.json name every token that answers end at; what to tell of that."""
+        from trainer.models.generation import ends_text
+
+        text, notes = ends_text(directory)
+        if text is not None:
+            write_durably(directory / GENERATION, text)
+        return notes
 
     def _tokenizer(self, directory: Path) -> dict[str, Any]:
         """Where the tokenizer is from, and that it is that one."""

@@ -43,7 +43,7 @@ PAIRS = [
     (["dataset.eval_path=pyproject.toml"], "dataset.eval_path", "is read with dataset.path only"),
     (["dataset.weights=[1]"], "dataset.weights", "use dataset=files"),
     (["dataset.split=test"], "dataset.split", "use dataset=hub"),
-    (["dataset.prompt_template='Q: {a.b}'"], "dataset.prompt_template", "is no name"),
+    (["dataset.prompt_template='Q: {a[0]}'"], "dataset.prompt_template", "is no name"),
     (["dataset.prompt_template='Q: {a'"], "dataset.prompt_template", "write fields as"),
     (["dataset.prompt_template=Hello"], "dataset.prompt_template", "names no field"),
     (["dataset.format=text", "dataset.prompt_template='{a}'"], "dataset.prompt_template", "no single prompt"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.data_files import template_fields
@@ -16,6 +17,7 @@ from trainer.data.rows import (
     Parse,
     Row,
     Uses,
+    among,
     encodable,
     instruction_rows,
     instruction_uses,
@@ -100,6 +102,12 @@ class TextRow:
 
     def hashed(self) -> tuple[str, str]:
         return self.text, ""
+
+
+def nested(dataset: DatasetConfig) -> tuple[str, ...]:
+    """The names that may be paths to fields within fields, such as data.q."""
+    fields = template_fields(dataset.prompt_template) if dataset.prompt_template else []
+    return tuple(dict.fromkeys(name for name in (*asdict(dataset.columns).values(), *fields) if name and "." in name))
 
 
 def alpaca_columns() -> ColumnsConfig:
@@ -276,13 +284,20 @@ def _pairs(columns: ColumnsConfig) -> Parse:
     return parse
 
 
+class _Named(string.Formatter):
+    """Fields by their whole names: a dot in one is no attribute."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return kwargs[field_name], field_name
+
+
 def _own_prompt(template: str, answer: str) -> Parse:
     """Rows whose prompt dataset.prompt_template writes; the answer is in the column ``answer``."""
     fields = template_fields(template)
 
     def parse(record: dict[str, Any], line: int) -> Row:
         values = {name: _value(record, name) for name in fields}
-        return PairRow(template.format(**values), text_of(record, answer, "response"), True, line)
+        return PairRow(_Named().vformat(template, (), values), text_of(record, answer, "response"), True, line)
 
     return parse
 
@@ -290,7 +305,8 @@ def _own_prompt(template: str, answer: str) -> Parse:
 def _value(record: Mapping[str, Any], name: str) -> str:
     """A field of the prompt; it may be empty."""
     if name not in record or not isinstance(record[name], str):
-        what = f"must be text, not {type(record[name]).__name__}" if name in record else "is missing"
+        missing = f"is missing ({among(name, record)})"
+        what = f"must be text, not {type(record[name]).__name__}" if name in record else missing
         raise BadRow(f"field {name!r}, which dataset.prompt_template names, {what}")
     return encodable(record[name], name)
 

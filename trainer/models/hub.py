@@ -26,7 +26,8 @@ from huggingface_hub.errors import (
 )
 
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-_NOT_WANTED = ["original/*", "onnx/*", "*/*"]
+# No folders, such as original/ and onnx/, but additional_chat_templates/.
+_NOT_WANTED = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
 
 Result = TypeVar("Result")
 

@@ -16,7 +16,7 @@ from tests.trainer.data.test_chats import trained_text
 from tests.trainer.data.test_files import prepared, write_jsonl
 from trainer.data import tokenize as tokenizing
 from trainer.data.prepare import data_notes, prepare
-from trainer.data.tokenize import IGNORE, end_id, prompt_ids
+from trainer.data.tokenize import IGNORE, end_ids, prompt_ids
 from trainer.models.tiny_llama import byte_tokenizer
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -288,4 +288,4 @@ def test_questions_after_training_are_asked_as_in_training(tmp_path, tokenizer):
         before = prompt_ids(row, "plain", tokenizer)
         assert example.input_ids[: len(before)] == before
         assert example.labels[: len(before) + 1] == [IGNORE] * len(before) + [example.input_ids[len(before)]]
-        assert end_id(row, tokenizer) == example.input_ids[-1]
+        assert end_ids(row, "plain", tokenizer)[0] == example.input_ids[-1]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import glob
 import math
+import re
 import string
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,32 @@ def entries(value: Any) -> list[str]:
     if value is None:
         return []
     return [value] if isinstance(value, str) else list(value)
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """One split of a set on the Hub, as an entry of dataset.path or eval_path names it."""
+
+    hub_id: str
+    config: str | None
+    split: str
+    revision: str | None
+
+
+HUB_FORM = "hub:OWNER/NAME, hub:OWNER/NAME:CONFIG:SPLIT or either with @REVISION"
+_HUB = re.compile(
+    r"hub:(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@]*))?(?::(?P<split>[^:@]+))?(?:@(?P<revision>[^@]+))?"
+)
+
+
+def hub_set(entry: str) -> HubSet | None:
+    """What an entry names on the Hub; None for one of files. Raises ValueError for what is neither."""
+    if not entry.startswith("hub:"):
+        return None
+    found = _HUB.fullmatch(entry)
+    if found is None:
+        raise ValueError("names no set on the Hub")
+    return HubSet(found["id"], found["config"] or None, found["split"] or "train", found["revision"])
 
 
 def matching(entry: str) -> list[Path]:
@@ -82,16 +110,18 @@ def check_files(config: Config) -> Iterator[Problem]:
     for key in ("path", "eval_path"):
         named = entries(getattr(dataset, key)) if dataset.source == "files" or key == "eval_path" else []
         found = ((each, _missing(each)) for each in named)
-        yield from (Problem(f"dataset.{key}", each, fault, _FILES) for each, fault in found if fault)
+        yield from (Problem(f"dataset.{key}", each, fault, _remedy(each)) for each, fault in found if fault)
 
 
-_FILES = f"give a file ({KINDS}), a directory or a pattern"
+def _remedy(entry: str) -> str:
+    return f"write {HUB_FORM}" if entry.startswith("hub:") else f"give a file ({KINDS}), a directory or a pattern"
 
 
 def _missing(entry: str) -> str | None:
     """Why an entry names no file, or None."""
     try:
-        matching(entry)
+        if hub_set(entry) is None:
+            matching(entry)
     except ValueError as error:
         return str(error)
     return None

@@ -116,7 +116,10 @@ def inputs(config: Config) -> list[Place]:
         "dataset.chat_template": template if template and Path(template).expanduser().is_file() else None,
     }
     found: list[tuple[str, str | None, str]] = [
-        (f"{key}:", each, "copy it there") for key, value in named.items() for each in entries(value)
+        (f"{key}:", each, "copy it there")
+        for key, value in named.items()
+        for each in entries(value)
+        if not each.startswith("hub:")
     ]
     found.append(("cluster.cache_dir:", config.cluster.cache_dir, "give one that is"))
     if config.tracking.enabled and _is_sqlite(config.tracking.uri):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -218,20 +219,46 @@ def _none(records: Sequence[Mapping[str, Any]], columns: ColumnsConfig, fields: 
         near = nearest(missing[0], there)
         hint = f"; did you mean {{{near}}}?" if near else ""
         return f"{where}: dataset.prompt_template names {{{missing[0]}}}, and the columns are {_named(records)}{hint}"
-    wanted = {**{name: tuple(kinds) for name, kinds in needed(columns, fields).items()}, "messages": ("messages",)}
-    wanted = {**wanted, "sharegpt": ("conversations",)} if not fields else wanted
-
-    def likeness(name: str) -> tuple[float, int]:
-        has = sum(1.0 if each in there else 0.4 if nearest(each, there) else 0.0 for each in wanted[name])
-        return has / len(wanted[name]), -len(wanted[name])
-
-    best = max(wanted, key=likeness)
+    wanted = dict(needed(columns, fields))
+    if not fields:
+        wanted.update({name: {column: (_LIST,)} for name, column in _TURNS_OF.items()})
+    kinds = {name: _common_kind(records, name) for name in there}
+    best = max(wanted, key=lambda name: _likeness(wanted[name], kinds))
     lacks = [each for each in wanted[best] if each not in there]
     why = f"which lacks {', '.join(lacks)}" if lacks else f"whose {', '.join(wanted[best])} are of another kind"
     return (
         f"{where}: its columns ({_named(records)}) fit no format; nearest is {best}, {why}; name yours by "
         "dataset.columns.NAME=COLUMN, or write the rows as docs/data.md says"
     )
+
+
+_TURNS_OF = {"messages": "messages", "sharegpt": "conversations"}
+
+
+def _common_kind(records: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """The kind that most values of a field have."""
+    counts = Counter(_kind(record[name]) for record in records if name in record)
+    return counts.most_common(1)[0][0]
+
+
+def _likeness(wanted: Mapping[str, tuple[str, ...]], kinds: Mapping[str, str | None]) -> tuple[float, float, int]:
+    """How near columns of these ``kinds`` come to those that a format has: by names, only of the right kind; by whether
+    there are as many of the right kind; and how many it would take up."""
+    named = sum(
+        1.0
+        if kinds.get(name) in allowed
+        else 0.4
+        if nearest(name, [each for each, kind in kinds.items() if kind in allowed])
+        else 0.0
+        for name, allowed in wanted.items()
+    )
+    taken = 0
+    left = list(kinds.values())
+    for allowed in wanted.values():
+        if (fit := next((kind for kind in left if kind in allowed), None)) is not None:
+            left.remove(fit)
+            taken += 1
+    return named / len(wanted), taken / len(wanted), taken
 
 
 def parser(found: Found, dataset: DatasetConfig, columns: ColumnsConfig) -> Parse:

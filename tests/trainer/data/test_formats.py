@@ -62,7 +62,12 @@ UNCLEAR = [
         r"columns \(text, messages\) fit text and messages; say which by dataset\.format=",
     ),
     ({"instruction": "a", "response": "b", "output": "b"}, "fit instruction and alpaca"),
-    ({"question": "a", "answer": "b"}, r"columns \(question, answer\) fit no format"),
+    (
+        {"question": "a", "answer": "b"},
+        r"columns \(question, answer\) fit no format; nearest is instruction, which lacks instruction, response",
+    ),
+    ({"body": "a"}, "nearest is text, which lacks text"),
+    ({"dialogue": TURNS}, "nearest is messages, which lacks messages"),
     ({"instruction": "a", "input": "", "outputs": "b"}, "nearest is alpaca, which lacks output"),
     ({"prompt": "a", "complete": "b"}, "nearest is prompt_completion, which lacks completion"),
     ({"message": TURNS}, "nearest is messages, which lacks messages"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,13 +49,13 @@ def from_file(
     dataset.columns = columns or dataset.columns
     try:
         source = _source(dataset)
-        rows = [row for _, row in itertools.islice(source.lines(), count)]
+        rows = [row for _, row in source.lines()]  # all: what is wrong with a file is told, wherever it is
     except TrntuneError as error:
         text = str(error)
         for key, called in _CALLED:
             text = text.replace(key, called)
         raise TrntuneError(text) from None
-    return [Question(row, row.response) for row in rows]
+    return [Question(row, row.response) for row in rows[:count]]
 
 
 def _source(dataset: DatasetConfig) -> Source:

@@ -341,8 +341,9 @@ def test_a_nested_column_is_read_by_its_path_in_every_kind_of_file(tmp_path, tok
     web, numbers = sum(len("web") for _ in ROWS), sum(len(row["id"]) for row in nested(ROWS))
     text = sum(len(row["instruction"]) + len(row["response"]) for row in ROWS) + web + numbers
     assert data.report.unused == {"data": pytest.approx(web / text), "id": pytest.approx(numbers / text)}
-    own = "dataset.prompt_template='### Instruction\n{data.q}\n\n### Answer\n'"
-    assert prepared(tokenizer, tmp_path / name, NESTED[1], own).digest() == expected.digest()
+    own = "dataset.prompt_template='Q: {name} A: '"
+    flat = prepared(tokenizer, tmp_path / "expected.jsonl", own.replace("name", "instruction"))
+    assert prepared(tokenizer, tmp_path / name, NESTED[1], own.replace("name", "data.q")).digest() == flat.digest()
 
 
 def test_a_column_that_is_called_so_goes_before_a_path(tmp_path, tokenizer):

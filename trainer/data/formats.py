@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.data_files import template_fields
-from launcher.errors import TrntuneError, nearest
+from launcher.errors import TrntuneError, first, nearest
 from launcher.schema import ColumnsConfig, DatasetConfig
 from trainer.data.conversations import conversation, turns
 from trainer.data.rows import (
@@ -28,6 +28,7 @@ from trainer.data.rows import (
 
 SAMPLE = 100
 """Rows that are looked at."""
+_MOST_NAMES = 40
 _TURNS = ("messages", "conversations", "conversation")
 _TEXT, _LIST = "text", "list"
 # How to take a field that looks like a context.
@@ -209,11 +210,21 @@ def _has_turns(value: Any, key: str) -> bool:
 
 
 def _named(records: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(dict.fromkeys(name for record in records for name in record)) or "none"
+    return first(list(dict.fromkeys(name for record in records for name in record)), _MOST_NAMES) or "none"
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with what its objects hold in fields of their own, by the path that a setting can name."""
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        inner = _flat(value) if isinstance(value, Mapping) and value else {}
+        found.update({f"{name}.{key}": each for key, each in inner.items()} or {name: value})
+    return found
 
 
 def _none(records: Sequence[Mapping[str, Any]], columns: ColumnsConfig, fields: Sequence[str], where: str) -> str:
     """What to say when no format fits: the columns that there are, and the format that lacks least."""
+    records = [_flat(record) for record in records]
     there = list(dict.fromkeys(name for record in records for name in record))
     if missing := [name for name in fields if name not in there]:
         near = nearest(missing[0], there)

@@ -67,6 +67,10 @@ UNCLEAR = [
         r"columns \(question, answer\) fit no format; nearest is instruction, which lacks instruction, response",
     ),
     ({"body": "a"}, "nearest is text, which lacks text"),
+    (
+        {"data": {"q": "x", "more": {"y": "z"}}, "id": 3},
+        r"columns \(data\.q, data\.more\.y, id\) fit no format; nearest is instruction",
+    ),
     ({"dialogue": TURNS}, "nearest is messages, which lacks messages"),
     ({"instruction": "a", "input": "", "outputs": "b"}, "nearest is alpaca, which lacks output"),
     ({"prompt": "a", "complete": "b"}, "nearest is prompt_completion, which lacks completion"),

@@ -253,23 +253,22 @@ def _common_kind(records: Sequence[Mapping[str, Any]], name: str) -> str | None:
 
 
 def _likeness(wanted: Mapping[str, tuple[str, ...]], kinds: Mapping[str, str | None]) -> tuple[float, float, int]:
-    """How near columns of these ``kinds`` come to those that a format has: by names, only of the right kind; by whether
-    there are as many of the right kind; and how many it would take up."""
-    named = sum(
-        1.0
-        if kinds.get(name) in allowed
-        else 0.4
-        if nearest(name, [each for each, kind in kinds.items() if kind in allowed])
-        else 0.0
-        for name, allowed in wanted.items()
-    )
-    taken = 0
-    left = list(kinds.values())
+    """How near columns of these ``kinds`` come to those that a format has: by their names, by whether there are as many
+    of the right kind, and by how many it would take up."""
+    named = sum(_nearness(name, allowed, kinds) for name, allowed in wanted.items())
+    taken, left = 0, list(kinds.values())
     for allowed in wanted.values():
         if (fit := next((kind for kind in left if kind in allowed), None)) is not None:
             left.remove(fit)
             taken += 1
     return named / len(wanted), taken / len(wanted), taken
+
+
+def _nearness(name: str, allowed: tuple[str, ...], kinds: Mapping[str, str | None]) -> float:
+    """Of a column to those that there are. One of a name that is only like it must be of the right kind."""
+    if name in kinds:
+        return 1.0 if kinds[name] in allowed else 0.8
+    return 0.4 if nearest(name, [each for each, kind in kinds.items() if kind in allowed]) else 0.0
 
 
 def parser(found: Found, dataset: DatasetConfig, columns: ColumnsConfig) -> Parse:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from launcher.generation_config import with_ends
+from postprocess.consolidate.__main__ import main as consolidate
 from tests.trainer.data.families import CONTROL
 from tests.trainer.data.families import tokenizer as of_family
 from trainer.data.rows import InstructionRow
@@ -109,6 +110,9 @@ def test_after_training_answers_end_by_themselves_wherever_the_model_is_served(r
         answer = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=eos)[0, ids.shape[1] :].tolist()
         assert answer[-1] == end
         assert len(answer) < 24
+
+    assert consolidate([str(run.directory / "checkpoints" / "step-36"), str(tmp_path / "of_step")]) == 0
+    assert json.loads((tmp_path / "of_step" / "generation_config.json").read_text())["eos_token_id"] == [eos, end]
 
 
 def test_a_merge_stops_there_too(run_tiny, tmp_path: Path) -> None:

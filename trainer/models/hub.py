@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from launcher.chat_templates import FOLDER
 from launcher.errors import TrntuneError
 
 # Read by huggingface_hub when it is imported: a machine without a way to the Hub answers in seconds, unreported.
@@ -26,8 +27,9 @@ from huggingface_hub.errors import (
 )
 
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-# No folders, such as original/ and onnx/, but additional_chat_templates/.
-_NOT_WANTED = ["[!a]*/*", "a[!d]*/*", "ad[!d]*/*"]
+_FOLDER = f"{FOLDER}/"
+# No folder but that of further chat templates: names that differ from it at one place or another.
+_NOT_WANTED = [f"{_FOLDER[:place]}[!{_FOLDER[place]}]*/*" for place in range(len(FOLDER))]
 
 Result = TypeVar("Result")
 

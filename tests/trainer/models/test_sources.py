@@ -20,7 +20,8 @@ from launcher.paths import ROOT
 from tests.limits import PATIENCE
 from tests.trainer.models.conftest import composed
 from trainer.fetch import fetch_dataset, fetch_model
-from trainer.models import cache, hub
+from trainer.models import cache
+from trainer.models import hub as models_hub
 from trainer.models.load import apply_method, load_model, load_tokenizer
 from trainer.models.local import check_directory
 from trainer.models.wheel import fetch_member
@@ -281,4 +282,7 @@ def test_without_a_way_to_the_hub_it_says_so(tmp_path):
 def test_of_a_models_folders_only_that_of_further_chat_templates_is_downloaded():
     beside = ["config.json", "model.safetensors", "additional_chat_templates/rag.jinja", "chat_template.jinja"]
     others = ["original/params.json", "onnx/config.json", "assets/a.json", "addons/a.json", "a.bin", "deep/er/a.json"]
-    assert list(filter_repo_objects(others + beside, hub._MODEL_FILES, hub._NOT_WANTED)) == beside
+    kept = filter_repo_objects(
+        others + beside, allow_patterns=models_hub._MODEL_FILES, ignore_patterns=models_hub._NOT_WANTED
+    )
+    assert list(kept) == beside

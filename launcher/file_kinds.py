@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from pathlib import Path
 
 ENDINGS = {
@@ -30,6 +31,8 @@ NAMES = {
 _BOM = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
 _HEAD = 1 << 14
+DAMAGED = (EOFError, zlib.error)
+"""What gzip raises, beside OSError, for a file that isn't whole."""
 _UNPACK = "unpack it first"
 # First bytes of what is never read, what it is, and what to do.
 _OTHERS = (
@@ -58,8 +61,11 @@ def kind_of(path: Path) -> str | None:
     if packed and path.suffix != ".gz":
         raise Foreign(f"is compressed by gzip, and its name doesn't say so; name it {path.name}.gz, or {_UNPACK}")
     if path.suffix == ".gz":
-        with gzip.open(path, "rb") as unpacked:
-            start = unpacked.read(_HEAD)
+        try:
+            with gzip.open(path, "rb") as unpacked:
+                start = unpacked.read(_HEAD)
+        except DAMAGED as error:
+            raise Foreign(f"is damaged ({error}); get it again") from None
     found = _by_content(start, ending)
     if packed and found in ("parquet", "arrow"):
         raise Foreign(f"is {NAMES[found]} that is compressed by gzip; {_UNPACK}: gunzip FILE")
@@ -118,7 +124,10 @@ def _table(path: Path) -> str | None:
         return None
     lines = start.decode("utf-8", errors="replace").splitlines()[:2]
     for kind, delimiter in (("csv", ","), ("tsv", "\t")):
-        counts = {len(cells) for cells in csv.reader(lines, delimiter=delimiter)}
+        try:
+            counts = {len(cells) for cells in csv.reader(lines, delimiter=delimiter)}
+        except csv.Error:  # a NUL, for Python 3.10
+            return None
         if len(lines) == 2 and len(counts) == 1 and counts.pop() > 1 and not lines[1].lstrip().startswith("{"):
             return kind
     return None

@@ -308,4 +308,6 @@ def test_a_chat_template_is_a_file_or_one_of_the_models_by_its_name(cwd):
         "model's (default, rag-2, tool_use)"
     )
     assert faults("rag", "hub") == []  # stage fetch knows
-    assert len(faults("own.jinja", "hub")) == len(faults("rag", "builtin")) == 1
+    assert (
+        len(faults("own.jinja", "hub")) == len(faults("rag", "builtin")) == len(faults("x" * 300 + ".", "local")) == 1
+    )

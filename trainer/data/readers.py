@@ -52,6 +52,8 @@ def lines(path: Path) -> Iterator[bytes]:
         yield from read(path)
     except OSError as error:
         raise unreadable(path, error) from None
+    except file_kinds.DAMAGED as error:
+        raise TrntuneError(f"{path}: is damaged ({error}); get it again") from None
 
 
 def unit(path: Path) -> str:

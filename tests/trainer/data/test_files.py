@@ -201,6 +201,7 @@ def test_a_broken_row_is_named_by_its_own_file_and_row(tmp_path, tokenizer):
         prepared(tokenizer, [tmp_path / "c.json", tmp_path / "c.json"])
 
 
+LINES = b"".join(b'{"instruction": "%x", "response": "b"}\n' % (number**9) for number in range(9000))
 UNREADABLE = [
     ("a.json", b'[{"a": 1}, {"a": 2', r"a\.json, row 2: not JSON"),
     ("a.json", b'[{"a": 1} {"a": 2}]', r"a\.json, row 2: not JSON: ',' is wanted, not '\{'"),
@@ -214,6 +215,8 @@ UNREADABLE = [
     ("a.arrow", b"ARROW1 and no more, as it seems", "a.arrow, after row 0: not Arrow"),
     ("a.bin", b"\x00\x01", "neither its name nor its first bytes"),
     ("a.jsonl.gz", b"not packed", "can't be read"),
+    ("b.jsonl.gz", gzip.compress(LINES)[:-30_000], r"b\.jsonl\.gz: is damaged \(.*\); get it again"),
+    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:20], r"a\.jsonl\.gz: is damaged \(.*\); get it again"),
     ("a.json", b"[]", "no usable row"),
 ]
 

@@ -99,7 +99,7 @@ def test_after_training_answers_end_by_themselves_wherever_the_model_is_served(r
     assert scores["tuned"]["ended_by_eos"] == 1
     # Both stop there, so that nothing of the template stands behind the answer.
     samples = [json.loads(line) for line in (run.directory / "samples.jsonl").read_text().splitlines()]
-    assert [each["after"] for each in samples] == [each["reference"] for each in samples]
+    assert {each["after"] for each in samples} <= {f"It is a {name}." for name in NAMES}
 
     # As other servers load it: nothing is said about where to stop but by the directory itself.
     model, saved = (kind.from_pretrained(run.directory / "model") for kind in (AutoModelForCausalLM, AutoTokenizer))

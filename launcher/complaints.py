@@ -11,7 +11,7 @@ from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, Omega
 
 from launcher.errors import nearest
 from launcher.fields import keys
-from launcher.overrides import suggestion, unknown_choice, unknown_key
+from launcher.overrides import shell_form, suggestion, unknown_choice, unknown_key
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -38,10 +38,14 @@ def syntax_complaint(error: OverrideParseException) -> str:
     line = error.override
     if "=" not in line:
         return f"{line!r} is not key=value" + suggestion(line, (flag for flag in ("--help", "--multirun", "--cfg")))
+    form = shell_form(line)
+    advice = "" if form is None else f"; to have the value as it stands type {form}"
     if line.count("'") % 2 or line.count('"') % 2:
-        return f"{line}: a quote is not closed"
+        return f"{line}: a quote is not closed{advice}"
     if any(line.count(left) != line.count(right) for left, right in ("[]", "{}", "()")):
-        return f"{line}: a bracket is not closed"
+        return f"{line}: a bracket is not closed{advice}"
+    if advice:
+        return f"{line}: not readable as an override{advice}"
     detail = re.sub(r"'<EOF>'", "the end", next((row for row in error.message.splitlines()[1:2]), ""))
     return f"{line}: not readable as an override" + (f" ({detail})" if detail.strip(" ^") else "") + "; quote the value"
 

@@ -43,7 +43,7 @@ from launcher.complaints import complaint, first_line
 from launcher.directories import subdirectory_name
 from launcher.errors import UsageError
 from launcher.fields import keys, node_type, nodes
-from launcher.overrides import check_override, open_mapping, refuse_tokens
+from launcher.overrides import check_override, open_mapping, refuse_tokens, shell_form
 from launcher.paths import CLUSTER_SETUP, CONF
 from launcher.schema import Config
 from launcher.secrets import ADVICE, looks_like_token, token_keys
@@ -276,8 +276,10 @@ def refuse_sweeps(overrides: list[Override]) -> None:
     for override in overrides:
         if override.is_sweep_override():
             line, key = override.input_line, override.key_or_group
+            form = shell_form(str(line))
+            comma = "quote it" if form is None else f"type {form}"
             raise UsageError(
-                f"{line}: several values need a sweep: add -m; for a list write {key}=[a,b], for a comma quote it"
+                f"{line}: several values need a sweep: add -m; for a list write {key}=[a,b], for a comma {comma}"
             )
 
 

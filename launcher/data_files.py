@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import glob
 import math
+import re
 import string
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.chat_templates import named_templates
+from launcher.file_kinds import ENDINGS, KINDS, not_lines
 from launcher.problem import Problem
 from launcher.schema import Config, DatasetConfig
 
-ENDINGS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-"""What a file is by its name. A .json is an array or lines, which its first byte says."""
-KINDS = "JSONL, JSON array, CSV, TSV, Parquet or Arrow"
 _OF_SAVED_SETS = ("dataset_info.json", "state.json", "dataset_dict.json")
 """Written by datasets' save_to_disk beside the rows."""
 
@@ -33,6 +25,32 @@ def entries(value: Any) -> list[str]:
     if value is None:
         return []
     return [value] if isinstance(value, str) else list(value)
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """One split of a set on the Hub, as an entry of dataset.path or eval_path names it."""
+
+    hub_id: str
+    config: str | None
+    split: str
+    revision: str | None
+
+
+HUB_FORM = "hub:OWNER/NAME, hub:OWNER/NAME:CONFIG:SPLIT or either with @REVISION"
+_HUB = re.compile(
+    r"hub:(?P<id>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@]*))?(?::(?P<split>[^:@]+))?(?:@(?P<revision>[^@]+))?"
+)
+
+
+def hub_set(entry: str) -> HubSet | None:
+    """What an entry names on the Hub; None for one of files. Raises ValueError for what is neither."""
+    if not entry.startswith("hub:"):
+        return None
+    found = _HUB.fullmatch(entry)
+    if found is None:
+        raise ValueError("names no set on the Hub")
+    return HubSet(found["id"], found["config"] or None, found["split"] or "train", found["revision"])
 
 
 def matching(entry: str) -> list[Path]:
@@ -71,7 +89,7 @@ def template_fields(template: str) -> list[str]:
     for _, name, form, conversion in string.Formatter().parse(template):
         if name is None:
             continue
-        if not name or form or conversion or set(name) & set(".[]{"):
+        if not name or form or conversion or set(name) & set("[]{"):
             raise ValueError(
                 f"{{{name}{'!' + conversion if conversion else ''}{':' + form if form else ''}}} is no name"
             )
@@ -92,16 +110,18 @@ def check_files(config: Config) -> Iterator[Problem]:
     for key in ("path", "eval_path"):
         named = entries(getattr(dataset, key)) if dataset.source == "files" or key == "eval_path" else []
         found = ((each, _missing(each)) for each in named)
-        yield from (Problem(f"dataset.{key}", each, fault, _FILES) for each, fault in found if fault)
+        yield from (Problem(f"dataset.{key}", each, fault, _remedy(each)) for each, fault in found if fault)
 
 
-_FILES = f"give a file ({KINDS}), a directory or a pattern"
+def _remedy(entry: str) -> str:
+    return f"write {HUB_FORM}" if entry.startswith("hub:") else f"give a file ({KINDS}), a directory or a pattern"
 
 
 def _missing(entry: str) -> str | None:
     """Why an entry names no file, or None."""
     try:
-        matching(entry)
+        if hub_set(entry) is None:
+            matching(entry)
     except ValueError as error:
         return str(error)
     return None
@@ -122,6 +142,18 @@ def _check_path(dataset: DatasetConfig) -> Iterator[Problem]:
         exists = Path(given[0]).expanduser().exists()
         why, remedy = ("is not a file", "give a JSONL file, or use dataset=files") if exists else ("does not exist", "")
         yield Problem("dataset.path", given[0], why, remedy or "give a JSONL file")
+    elif dataset.source in ("jsonl", "hub") and given:
+        yield from _check_lines(dataset, Path(given[0]).expanduser())
+
+
+def _check_lines(dataset: DatasetConfig, path: Path) -> Iterator[Problem]:
+    """The one file of rows is lines of JSON."""
+    found = not_lines(path)
+    if found is not None:
+        what, readable = found
+        more = f", and dataset.source={dataset.source} reads lines of JSON" if readable else ""
+        remedy = f"use dataset=files dataset.path={path}" if readable else ""
+        yield Problem("dataset.path", str(path), f"{what}{more}", remedy)
 
 
 def _check_weights(dataset: DatasetConfig) -> Iterator[Problem]:
@@ -145,15 +177,33 @@ def check_format(config: Config) -> Iterator[Problem]:
     dataset = config.dataset
     if dataset.prompt_template is not None:
         yield from _check_template(dataset)
-    file = dataset.chat_template
-    if file is not None and not Path(file).expanduser().is_file():
-        yield Problem("dataset.chat_template", file, "is not a file", "give a file with a Jinja template")
+    yield from _check_chat_template(config)
     hub = {"config": None, "split": "train", "eval_split": None}
     for name, unset in hub.items():
         value = getattr(dataset, name)
         if value != unset and (dataset.source != "hub" or dataset.path or dataset.hub_file):
             why = "is read of a set on the Hub only, and without hub_file and path"
             yield Problem(f"dataset.{name}", value, why, "use dataset=hub dataset.hub_id=OWNER/NAME, or leave it out")
+
+
+def _check_chat_template(config: Config) -> Iterator[Problem]:
+    """A file, or the name of one of the model's own templates; those of the Hub are looked at by stage fetch."""
+    given, model = config.dataset.chat_template, config.model
+    if given is None or _is_file(given):
+        return
+    is_name = given.replace("-", "_").isidentifier()
+    names = named_templates(Path(model.path).expanduser()) if model.source == "local" and model.path else []
+    if is_name and (model.source == "hub" or given in names):
+        return
+    remedy = f", or the name of one of the model's ({', '.join(names)})" if names else ""
+    yield Problem("dataset.chat_template", given, "is not a file", f"give a file with a Jinja template{remedy}")
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).expanduser().is_file()
+    except OSError:  # too long for a name: the template itself
+        return False
 
 
 def _check_template(dataset: DatasetConfig) -> Iterator[Problem]:

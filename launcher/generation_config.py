@@ -93,6 +93,23 @@ def repairs(content: Mapping[str, Any]) -> Changes:
     return found
 
 
+def with_ends(content: Mapping[str, Any], ends: Collection[int]) -> Changes:
+    """What makes generation stop at the tokens ``ends``, too; nothing where it already does."""
+    given = content.get("eos_token_id")
+    there = given if isinstance(given, list) else [] if given is None else [given]
+    missing = [each for each in ends if each not in there]
+    every = [*there, *missing]
+    return {"eos_token_id": every if len(every) > 1 else every[0]} if missing else {}
+
+
+def of_model_file(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers takes from config.json where there is no generation_config.json, and which isn't its default:
+    a file that is then made must say the same."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", *_MOVED)
+    facts = {**(facts.get("text_config") or {}), **facts}
+    return {key: facts[key] for key in names if facts.get(key) is not None}
+
+
 def applied(content: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
     """``content`` with the changes made."""
     kept = {key: value for key, value in content.items() if key not in changes}

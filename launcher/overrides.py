@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, get_origin
 
@@ -76,6 +78,18 @@ def unknown_choice(group: str, choice: str, options: list[str]) -> str:
     """The message for a choice that the group does not have."""
     allowed = f"allowed are {', '.join(options)}" if options else f"conf/{group} is empty"
     return f"{group}={choice}: no such choice: {allowed}{suggestion(choice, options)}"
+
+
+def shell_form(line: str) -> str | None:
+    """What to type in a shell for an override of a text whose value Hydra's grammar would not read, or read otherwise:
+    the value in Hydra's quotes, all in the shell's. None for a key that is no text, and for a list."""
+    name, _, value = line.partition("=")
+    key = keys().get(name)
+    if key is None or not (key.type is str or key.one_or_more) or value.startswith("[") or "${" in value:
+        return None
+    # Only a quote is escaped there, and the backslashes that stand before one.
+    inside = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', r"\""), value)
+    return shlex.quote(f'{name}="{inside}"')
 
 
 def check_choice(override: Override, options: list[str]) -> None:

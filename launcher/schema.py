@@ -92,7 +92,7 @@ class ModelConfig:
 
 @dataclass
 class ColumnsConfig:
-    """Names of the user's fields for those of the formats (docs/data.md)."""
+    """Names of the user's fields for those of the formats, or paths to them, such as data.question (docs/data.md)."""
 
     instruction: str = setting("instruction", "field that holds the instruction")
     context: str | None = setting("context", "field that holds the context; null: the rows have none")
@@ -116,7 +116,8 @@ class DatasetConfig:
     path: Any = setting(
         None,
         "file, directory or pattern such as b/*.parquet, or a list of them (source=files: JSONL, JSON array, CSV, TSV, "
-        "Parquet, Arrow; source=jsonl: one JSONL file); with source=hub it is used instead of the download",
+        "Parquet, Arrow, or hub:OWNER/NAME:CONFIG:SPLIT@REVISION; source=jsonl: one JSONL file); with source=hub it is "
+        "used instead of the download",
         one_or_more=True,
     )
     weights: list[float] = setting(
@@ -149,7 +150,9 @@ class DatasetConfig:
     prompt_template: str | None = setting(
         None, "prompt of one's own, with fields of the rows in braces: 'Q: {question} A: '; {{ is a brace"
     )
-    chat_template: str | None = setting(None, "file with a Jinja chat template, in place of the model's own")
+    chat_template: str | None = setting(
+        None, "file with a Jinja chat template in place of the model's own, or the name of one of those that it has"
+    )
     thinking: bool | None = setting(None, "enable_thinking of the chat template, where it knows that; null: not given")
     control_tokens: str | None = setting(
         None,

@@ -58,8 +58,8 @@ def try_files(config: Config, model_dir: Path, data: Path) -> None:
     """
     repair_of(model_dir)
     conversational = Source.of(config, data).found.conversational
-    plain = not conversational and config.dataset.prompt != "chat"
-    if plain and config.accelerator.device == "cpu" and (model_dir / "tokenizer.json").is_file():
+    needed = conversational or config.dataset.prompt == "chat" or config.dataset.chat_template is not None
+    if not needed and config.accelerator.device == "cpu" and (model_dir / "tokenizer.json").is_file():
         return
     from trainer.models.load import run_tokenizer
     from trainer.rehearsal import CONVERSATION, QUESTION, try_tokenizer
@@ -128,7 +128,9 @@ def fetch_dataset(dataset: DatasetConfig) -> Path:
     if dataset.source == "python_docs":
         return cache.entry(python_docs.cache_name(), _build_python_docs) / "rows.jsonl"
     if dataset.path is not None:
-        return _local(dataset)
+        found = _local(dataset, _of_hub)
+        assert found is not None
+        return found
     from trainer.models.hub import fetch_dataset_file
 
     assert dataset.hub_id is not None
@@ -140,15 +142,28 @@ def fetch_dataset(dataset: DatasetConfig) -> Path:
     return fetch_dataset_file(dataset.hub_id, dataset.hub_file, dataset.revision)
 
 
-def _local(dataset: DatasetConfig) -> Path:
-    """The user's own JSONL file, or one that is put together from what he has."""
+def _of_hub(dataset: DatasetConfig) -> imports.Part:
+    from trainer.models.hub_sets import fetched_part
+
+    _say(f"looking for {dataset.hub_id} on the Hugging Face Hub")
+    return fetched_part(dataset)
+
+
+def _of_hub_at_hand(dataset: DatasetConfig) -> imports.Part | None:
+    from trainer.models.hub_sets import part_at_hand
+
+    return part_at_hand(dataset)
+
+
+def _local(dataset: DatasetConfig, of_hub: imports.OfHub) -> Path | None:
+    """The user's own JSONL file, or one that is put together from what he has; None where ``of_hub`` lacks a part."""
     if dataset.source != "files" and dataset.eval_path is None:
         [entry] = entries(dataset.path)
         path = Path(entry).expanduser().absolute()
         if not path.is_file():
             raise TrntuneError(f"dataset.path={entry}: there is no such file")
         return path
-    return imports.local_file(dataset)
+    return imports.local_file(dataset, of_hub)
 
 
 def tokenizer_at_hand(model: ModelConfig) -> Path | None:
@@ -170,7 +185,7 @@ def dataset_at_hand(dataset: DatasetConfig) -> Path | None:
         file = cache.root() / python_docs.cache_name() / "rows.jsonl"
         return file if file.is_file() else None
     if dataset.path is not None:
-        return fetch_dataset(dataset)
+        return _local(dataset, _of_hub_at_hand)
     from trainer.models.hub import cached_file
 
     assert dataset.hub_id is not None

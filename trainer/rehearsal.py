@@ -28,7 +28,7 @@ from launcher.stage import STAGES, AfterTraining
 from trainer.checkpoints.peers import Peers
 from trainer.data.conversations import ChatRow
 from trainer.data.rows import InstructionRow, Row
-from trainer.data.tokenize import end_id, prompt_ids
+from trainer.data.tokenize import end_ids, prompt_ids
 from trainer.engines.base import Engine
 from trainer.models.load import load_tokenizer
 
@@ -137,10 +137,9 @@ def try_tokenizer(tokenizer: Any, row: Row, prompt: str, folder: Path, trust_rem
         )
 
 
-def _ids(tokenizer: Any, row: Row, prompt: str) -> tuple[list[int], int, int, int]:
-    """The prompt of a row, and the tokens that end an answer, a text, and fill up."""
-    ids, end = prompt_ids(row, prompt, tokenizer), end_id(row, tokenizer)
-    return ids, end, tokenizer.eos_token_id, tokenizer.pad_token_id
+def _ids(tokenizer: Any, row: Row, prompt: str) -> tuple[list[int], list[int], int]:
+    """The prompt of a row, the tokens that end an answer, and the one that fills up."""
+    return prompt_ids(row, prompt, tokenizer), end_ids(row, prompt, tokenizer), tokenizer.pad_token_id
 
 
 def _saved(engine: Engine, folder: Path, model_dir: Path) -> None:

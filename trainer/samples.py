@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.schema import Config
 from trainer.data.rows import Row
-from trainer.data.tokenize import end_id, prompt_ids
+from trainer.data.tokenize import end_ids, prompt_ids
 from trainer.engines.base import Engine
 
 
@@ -17,7 +17,8 @@ def answers(engine: Engine, tokenizer: Any, rows: Sequence[Row], config: Config)
     if not rows:
         return []
     prompts = [prompt_ids(row, config.dataset.prompt, tokenizer) for row in rows]
-    ids = engine.answer(prompts, config.tracking.sample_tokens, end_id(rows[0], tokenizer))
+    ends = end_ids(rows[0], config.dataset.prompt, tokenizer)
+    ids = engine.answer(prompts, config.tracking.sample_tokens, ends)
     return [tokenizer.decode(answer, skip_special_tokens=True).strip() for answer in ids]
 
 

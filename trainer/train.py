@@ -27,6 +27,7 @@ from trainer.checkpoints.writer import Outcome
 from trainer.compilation.trial import tracing
 from trainer.compilation.watch import Graphs, Watched, refuse_other_graphs, watch
 from trainer.data.prepare import PreparedData, data_notes, prepare
+from trainer.data.template_faults import unread_faults
 from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
 from trainer.families.small import over_positions
 from trainer.history import History
@@ -124,6 +125,7 @@ class TrainRun:
             self.graphs = watch(self.config, self.run_dir, lambda text: print(text, file=sys.stderr, flush=True))
         with self.stopwatch.part("load"):
             tokenizer = run_tokenizer(self.config, model_dir)
+            template_faults = unread_faults(tokenizer) if self.writes else []
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
         if not tracing():  # a trial run is shorter than the one that it is for
@@ -134,7 +136,7 @@ class TrainRun:
         if self.tracker is not None:
             self.tracker.begin()
         progress = Progress(self.engine.total_steps(len(data.train)), visible=self.writes)
-        self._introduce(model_dir, progress, data)
+        self._introduce(model_dir, progress, data, template_faults)
         metrics = self.run_dir.metrics if self.writes else None
         recorder = Recorder(metrics, self.tracker, progress, self.config.tracking.log_every, self.stop, data.lines)
         checkpointer = self._checkpointer(model_dir, data, recorder, progress)
@@ -286,7 +288,7 @@ class TrainRun:
             f"(python launch.py resume={shown(self.run_dir.path)})"
         )
 
-    def _introduce(self, model_dir: Path, progress: Progress, data: PreparedData) -> None:
+    def _introduce(self, model_dir: Path, progress: Progress, data: PreparedData, notes: list[str]) -> None:
         """Say what will be trained on what, before the first wait."""
         report, counts = data.report, self.engine.parameters()
         progress.message(
@@ -296,7 +298,7 @@ class TrainRun:
             f"{report.eval_examples} held out"
         )
         progress.message(f"data: {report.rows_read:,} rows, {report.found}")
-        for note in [*self.engine.notes, *data_notes(report)]:
+        for note in [*self.engine.notes, *notes, *data_notes(report)]:
             progress.message(f"note: {note}")
         if (over := over_positions(model_dir, self.config.training.max_length)) is not None:
             progress.message(f"note: training.max_length={self.config.training.max_length} {over}")

@@ -107,14 +107,19 @@ def not_below(root: Path, places: Iterable[Place], setting: str) -> list[str]:
 def inputs(config: Config) -> list[Place]:
     """What a run's settings name that its jobs need."""
     dataset = config.dataset
+    template = dataset.chat_template
     named = {
         "model.path": config.model.path,
         "dataset.path": dataset.path,
         "dataset.eval_path": dataset.eval_path,
-        "dataset.chat_template": dataset.chat_template,
+        # Else it is the name of one of the model's.
+        "dataset.chat_template": template if template and Path(template).expanduser().is_file() else None,
     }
     found: list[tuple[str, str | None, str]] = [
-        (f"{key}:", each, "copy it there") for key, value in named.items() for each in entries(value)
+        (f"{key}:", each, "copy it there")
+        for key, value in named.items()
+        for each in entries(value)
+        if not each.startswith("hub:")
     ]
     found.append(("cluster.cache_dir:", config.cluster.cache_dir, "give one that is"))
     if config.tracking.enabled and _is_sqlite(config.tracking.uri):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.cli import Parser, process_entry
 from launcher.errors import UsageError
 from launcher.paths import shown
+from launcher.schema import FORMATS, ColumnsConfig
 from postprocess.merge.renames import add_rename, parse_renames
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--base", type=Path, metavar="DIR", help="the base model, where it isn't known or lies elsewhere")
     add("--ask", action="append", default=[], metavar="TEXT", help="a question; may be given several times")
     add("--context", default="", metavar="TEXT", help="context of these questions")
-    add("--file", type=Path, metavar="JSONL", help="questions with right answers: instruction, context, response")
+    add("--file", type=Path, metavar="FILE", help="questions with right answers, of a kind and format of docs/data.md")
+    add("--column", action="append", default=[], metavar="NAME=FIELD", help="another field than NAME of the format's")
+    add("--format", choices=FORMATS, help="of the rows of the file; otherwise found from their fields")
     add("--questions", type=_positive, default=16, metavar="N", help="at most so many of a file or of held-out rows")
     add("--prompt", choices=("plain", "chat"), help="prompt format; a run knows its own, else plain")
     add("--max-new-tokens", type=_positive, default=96, metavar="N", help="longest answer")
@@ -106,12 +110,24 @@ def _generate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _columns(given: list[str]) -> ColumnsConfig:
+    """Of --column, as dataset.columns of a run has them."""
+    names, found = [field.name for field in fields(ColumnsConfig)], dict[str, Any]()
+    for text in given:
+        name, _, column = text.partition("=")
+        if name not in names or not column:
+            raise UsageError(f"--column {text}: write NAME=FIELD, with a NAME among {', '.join(names)}")
+        found[name] = None if (name, column) == ("context", "null") else column
+    return ColumnsConfig(**found)
+
+
 def _questions(arguments: argparse.Namespace, place: Place) -> list[Question]:
     from postprocess.generate import questions
 
     if arguments.ask or arguments.file:
         typed = arguments.ask and questions.typed(arguments.ask, arguments.context)
-        asked = typed or questions.from_file(arguments.file, arguments.questions)
+        columns = _columns(arguments.column)
+        asked = typed or questions.from_file(arguments.file, arguments.questions, columns, arguments.format)
         return asked if place.run is None or arguments.prompt else questions.as_conversations(asked, place.run)
     if place.run is None:
         raise UsageError(f"{arguments.model} is no run directory, so it has no held-out rows: give --ask or --file")

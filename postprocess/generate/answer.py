@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from postprocess.generate.questions import Question
-from trainer.data.tokenize import IGNORE, end_id, prompt_ids, tokenize
+from trainer.data.tokenize import IGNORE, end_ids, prompt_ids, tokenize
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.experts import without_router_loss
 
@@ -26,7 +27,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. ``ended`` says whether the model ended it itself, by EOS."""
+    """One answer. ``ended`` says whether the model ended it itself, by a token that ends answers."""
 
     text: str
     tokens: int
@@ -48,7 +49,7 @@ def answer(
     that a question's answer doesn't depend on what was asked in other batches.
     """
     prompts = [prompt_ids(question.row, prompt, tokenizer) for question in questions]
-    end = end_id(questions[0].row, tokenizer)
+    ends = end_ids(questions[0].row, prompt, tokenizer)
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     settings = drawn if sampling.temperature > 0 else greedy
@@ -60,17 +61,17 @@ def answer(
             prompts[start : start + batch_size],
             how,
             tokenizer.pad_token_id,
-            eos_token_id=end,
+            eos_token_id=ends,
             max_new_tokens=sampling.max_new_tokens,
             **settings,
         )
-        answers += [_answer(ids, tokenizer, end) for ids in found]
+        answers += [_answer(ids, tokenizer, ends) for ids in found]
     return answers
 
 
-def _answer(ids: list[int], tokenizer: Any, eos: int) -> Answer:
-    ended = eos in ids
-    kept = ids[: ids.index(eos)] if ended else ids
+def _answer(ids: list[int], tokenizer: Any, ends: list[int]) -> Answer:
+    kept = list(itertools.takewhile(lambda each: each not in ends, ids))
+    ended = len(kept) < len(ids)
     return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept), ended)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher.errors import TrntuneError
 from launcher.rundir import RunDir
-from launcher.schema import ColumnsConfig, Config
+from launcher.schema import ColumnsConfig, Config, DatasetConfig
 from trainer.data.conversations import ChatRow
 from trainer.data.held_out import held_out_rows
-from trainer.data.rows import InstructionRow, Row, read_jsonl
+from trainer.data.rows import InstructionRow, Row, Uses
 from trainer.data.source import Source
+from trainer.fetch import fetch_dataset
 from trainer.models.load import run_tokenizer
 
 
@@ -31,10 +32,38 @@ def typed(texts: list[str], context: str) -> list[Question]:
     return [Question(InstructionRow(text, context, ""), None) for text in texts]
 
 
-def from_file(path: Path, count: int | None) -> list[Question]:
-    """The first ``count`` rows of a JSONL file with instruction, context and response."""
-    rows, _ = read_jsonl(path, ColumnsConfig(), "stop")
+# What the settings of a run are called on this command's line.
+_CALLED = (
+    ("; fix the row, or leave such rows out with dataset.on_bad_row=skip", "; fix the row"),
+    ("dataset.columns.", "--column "),
+    ("dataset.format=", "--format "),
+    ("dataset.path", "--file"),
+)
+
+
+def from_file(
+    path: Path, count: int | None, columns: ColumnsConfig | None = None, format_: str | None = None
+) -> list[Question]:
+    """The first ``count`` rows of a file that a run could be trained on, all but texts. Raises TrntuneError."""
+    dataset = DatasetConfig(name="file", source="jsonl", path=str(path), format=format_)
+    dataset.columns = columns or dataset.columns
+    try:
+        source = _source(dataset)
+        rows = [row for _, row in source.lines()]  # all: what is wrong with a file is told, wherever it is
+    except TrntuneError as error:
+        text = str(error)
+        for key, called in _CALLED:
+            text = text.replace(key, called)
+        raise TrntuneError(text) from None
     return [Question(row, row.response) for row in rows[:count]]
+
+
+def _source(dataset: DatasetConfig) -> Source:
+    source = Source.of_dataset(dataset, fetch_dataset(replace(dataset, source="files")))
+    if source.found.format == "text":
+        raise TrntuneError(f"{dataset.path}: texts ask nothing: give rows with a question and its right answer")
+    # No prompt is written here that could take up a field which looks like a context.
+    return replace(source, uses=Uses(source.uses.names)) if source.found.format == "prompt_completion" else source
 
 
 def as_conversations(questions: list[Question], run_dir: RunDir) -> list[Question]:
@@ -44,7 +73,10 @@ def as_conversations(questions: list[Question], run_dir: RunDir) -> list[Questio
     fetched = run_dir.stage_result("fetch") or {}
     if not Source.of(config, Path(fetched["dataset_path"])).found.conversational:
         return questions
-    return [Question(_conversation(each.row, config.dataset.thinking), each.reference) for each in questions]
+    return [
+        each if isinstance(each.row, ChatRow) else replace(each, row=_conversation(each.row, config.dataset.thinking))
+        for each in questions
+    ]
 
 
 def _conversation(row: Row, thinking: bool | None) -> ChatRow:

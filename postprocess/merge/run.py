@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import TrntuneError, UsageError
+from launcher.generation_config import FILE as GENERATION
 from launcher.generation_config import repair_of, repaired_texts
 from launcher.record import installed
 from postprocess.merge.adapter import Adapter, read_adapter, refuse_unmergeable
@@ -149,6 +150,7 @@ class _Merge:
         copy_side_files(files, directory, repaired_texts(self.base, self.repair))
         adapt_config(directory, self.options.dtype, outputs.untied, resized.rows if resized else None)
         tokenizer = self._tokenizer(directory)
+        ends = self._stop_at_ends(directory)
         written = write_tensors(directory, outputs, self.adapter, self.options.shard_bytes)
         logits = self._logits(directory, outputs, resized)
         sizes = {file.name: file.stat().st_size for file in _files_in(directory)}
@@ -161,7 +163,7 @@ class _Merge:
             "embeddings_untied": outputs.untied,
             "vocabulary": asdict(resized) if resized else None,
             "renames": [str(rename) for rename in self.options.renames],
-            "repaired": list(self.repair.notes),
+            "repaired": [*self.repair.notes, *ends],
             "tensors": _counts(written),
             "zero_change": sorted(written.unchanged),
             "tokenizer": tokenizer,
@@ -170,6 +172,15 @@ class _Merge:
             "bytes": sum(sizes.values()),
             "files": sizes,
         }
+
+    def _stop_at_ends(self, directory: Path) -> tuple[str, ...]:
+        """Have generation_config.json name every token that answers end at; what to tell of that."""
+        from trainer.models.generation import ends_text
+
+        text, notes = ends_text(directory)
+        if text is not None:
+            write_durably(directory / GENERATION, text)
+        return notes
 
     def _tokenizer(self, directory: Path) -> dict[str, Any]:
         """Where the tokenizer is from, and that it is that one."""

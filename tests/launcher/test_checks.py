@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 
 import pytest
 
+from launcher.chat_templates import named_templates
 from launcher.checks import problems
+from launcher.data_files import HubSet, check_format, hub_set
 from launcher.errors import UsageError
 from launcher.helptext import choices
 from launcher.paths import CONF
@@ -43,7 +46,7 @@ PAIRS = [
     (["dataset.eval_path=pyproject.toml"], "dataset.eval_path", "is read with dataset.path only"),
     (["dataset.weights=[1]"], "dataset.weights", "use dataset=files"),
     (["dataset.split=test"], "dataset.split", "use dataset=hub"),
-    (["dataset.prompt_template='Q: {a.b}'"], "dataset.prompt_template", "is no name"),
+    (["dataset.prompt_template='Q: {a[0]}'"], "dataset.prompt_template", "is no name"),
     (["dataset.prompt_template='Q: {a'"], "dataset.prompt_template", "write fields as"),
     (["dataset.prompt_template=Hello"], "dataset.prompt_template", "names no field"),
     (["dataset.format=text", "dataset.prompt_template='{a}'"], "dataset.prompt_template", "no single prompt"),
@@ -214,3 +217,97 @@ def test_heads_must_share_key_value_heads_evenly(cwd, tmp_path):
 def test_a_directory_without_a_model_is_refused(cwd, tmp_path):
     with pytest.raises(UsageError, match=r"config\.json"):
         problems(single("model=local", f"model.path={tmp_path}").config)
+
+
+OTHER_KINDS = [
+    ("a.jsonl", b'[\n {"instruction": "a"}\n]', "is a JSON array, and dataset.source=jsonl reads lines"),
+    ("a.csv", b"instruction,response\na,b\n", "is a CSV file, and"),
+    ("a.tsv", b"instruction\tresponse\na\tb\n", "is a TSV file, and"),
+    ("a.jsonl", b"PAR1...", "is a Parquet file, and"),
+    ("a.bin", b"ARROW1\x00\x00", "is an Arrow file, and"),
+    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n'), "is JSON lines compressed by gzip, and"),
+    ("a.jsonl", gzip.compress(b'{"a": 1}\n'), "is compressed by gzip, and its name doesn't say so; name it a.jsonl.gz"),
+    ("a.jsonl", b"PK\x03\x04", "is a zip archive (as .xlsx and .npz are, too); unpack it first"),
+    ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+    ("a.txt", b'question,answer\n"a, b",c\n', "looks like a CSV file; name it a.csv and use dataset=files"),
+    ("a.jsonl", b"question\tanswer\na\tb\n", "looks like a TSV file; name it a.tsv and use dataset=files"),
+    ("a.json", b'{\n "instruction": "a",\n', "is JSON over several lines, not a row a line; write it so: jq -c . FILE"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "says"), OTHER_KINDS, ids=[says for *_, says in OTHER_KINDS])
+def test_a_file_of_another_kind_than_jsonl_is_told_with_the_command_that_reads_it(name, content, says, cwd):
+    (cwd / name).write_bytes(content)
+    [problem] = problems(single("dataset=jsonl", f"dataset.path={name}").config)
+    assert str(problem).startswith(f"dataset.path={name}: {says}")
+    if "and dataset.source" in str(problem):
+        assert str(problem).endswith(f"use dataset=files dataset.path={name}")
+        assert problems(single("dataset=files", f"dataset.path={name}").config) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.txt", b'\xef\xbb\xbf\n{"instruction": "a"}\n'),
+        ("rows", b'not JSON, though\n{"a": "b, c"}\n'),
+        ("rows.jsonl", b'[1, 2]\n{"instruction": "a"}\n'),
+        ("rows.json", b'{"instruction": "a"}\n'),
+        ("rows.jsonl", b""),
+    ],
+)
+def test_lines_of_json_are_left_to_whoever_reads_their_rows(name, content, cwd):
+    (cwd / name).write_bytes(content)
+    assert problems(single("dataset=jsonl", f"dataset.path={name}").config) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ("hub:owner/name", HubSet("owner/name", None, "train", None)),
+        ("hub:owner/name@v1.0", HubSet("owner/name", None, "train", "v1.0")),
+        ("hub:owner/na.me:talks:test@refs/pr/1", HubSet("owner/na.me", "talks", "test", "refs/pr/1")),
+        ("hub:squad::validation", HubSet("squad", None, "validation", None)),
+        ("rows.jsonl", None),
+    ],
+)
+def test_a_set_of_the_hub_is_an_entry_of_a_mixture(entry, found):
+    assert hub_set(entry) == found
+    if found is not None:
+        config = single("dataset=files", f"dataset.path=[{entry},{entry}]", "dataset.weights=[1,2]").config
+        assert config.dataset.path == [entry, entry]
+        assert problems(config) == []
+
+
+@pytest.mark.parametrize("entry", ["hub:", "hub:a/b/c", "hub:a/b:c:d:e", "hub:a b"])
+def test_an_entry_that_names_no_set_is_told_how_one_is_written(entry, cwd):
+    [problem] = problems(single("dataset=files", f"dataset.path='{entry}'").config)
+    assert str(problem).startswith(f"dataset.path={entry}: names no set on the Hub; write hub:OWNER/NAME")
+
+
+def test_a_chat_template_is_a_file_or_one_of_the_models_by_its_name(cwd):
+    base = cwd / "base"
+    (base / "additional_chat_templates").mkdir(parents=True)
+    assert named_templates(base) == []
+    templates = [{"name": "rag", "template": "x"}, {"name": "default", "template": "y"}]
+    (base / "tokenizer_config.json").write_text(json.dumps({"chat_template": templates}))
+    assert named_templates(base) == ["default", "rag"]
+    for name in ("tool_use", "rag-2"):
+        (base / "additional_chat_templates" / f"{name}.jinja").write_text("x")
+    (base / "chat_template.jinja").write_text("x")
+    assert named_templates(base) == ["default", "rag-2", "tool_use"]  # as transformers, which reads files before
+
+    def faults(given: str, source: str) -> list[str]:
+        config = single("dataset.chat_template=" + given).config
+        config.model.source, config.model.path = source, "base"
+        return [str(each) for each in check_format(config)]
+
+    assert faults("rag-2", "local") == []
+    [fault] = faults("rag", "local")
+    assert fault == (
+        "dataset.chat_template=rag: is not a file; give a file with a Jinja template, or the name of one of the "
+        "model's (default, rag-2, tool_use)"
+    )
+    assert faults("rag", "hub") == []  # stage fetch knows
+    assert (
+        len(faults("own.jinja", "hub")) == len(faults("rag", "builtin")) == len(faults("x" * 300 + ".", "local")) == 1
+    )

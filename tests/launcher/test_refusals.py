@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
 from launcher import app
+from launcher.overrides import shell_form
+from tests.launcher.conftest import single
 
 TOKEN = "hf_" + "aB3dE6gH9" * 3
 
@@ -33,6 +36,11 @@ REFUSALS = [
     (["training.precision=bf61"], ["fp32, bf16", "did you mean bf16?"]),
     (["training.max_steps='5"], ["a quote is not closed"]),
     (["lora.target_modules=[q_proj"], ["a bracket is not closed"]),
+    (
+        ["dataset.columns.response=Answer (checked)"],
+        ["not readable as an override", "type 'dataset.columns.response=\"Answer (checked)\"'"],
+    ),
+    (["dataset.columns.response=a,b"], ["for a comma type 'dataset.columns.response=\"a,b\"'"]),
     (["training.max_steps"], ["is not key=value"]),
     (["dataset=jsonl"], ["dataset.path=null", "dataset.path=FILE"]),
     (["--mutirun"], ["unknown flag --mutirun", "--multirun?"]),
@@ -132,3 +140,32 @@ def test_an_explicit_run_directory_that_holds_a_run_is_refused(cwd: Path, capsys
     (cwd / "mine" / ".hydra" / "overrides.yaml").write_text("[]")
     assert app.main(["hydra.run.dir=mine"]) == 2
     assert "mine holds a run already" in capsys.readouterr().err
+
+
+HARD = [
+    "Answer (checked)",
+    "User's answer",
+    'say "hi"',
+    "a\\",
+    'a\\"b',
+    "q & a",
+    "{question}: ",
+    "Antwort geprüft",
+    "a,b",
+    "x=y",
+]
+
+
+@pytest.mark.parametrize("value", HARD)
+def test_the_form_that_is_told_gives_the_value_as_it_stands(value, cwd):
+    form = shell_form(f"dataset.columns.response={value}")
+    assert form is not None
+    [line] = shlex.split(form)
+    assert single(line).config.dataset.columns.response == value
+
+
+@pytest.mark.parametrize(
+    "line", ["training.max_steps=(1)", "lora.target_modules=a b", "nothing=a b", "dataset.path=[a (1)]"]
+)
+def test_only_texts_have_such_a_form(line):
+    assert shell_form(line) is None

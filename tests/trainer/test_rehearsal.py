@@ -30,11 +30,12 @@ from trainer import rehearsal
 from trainer.checkpoints.manifest import Manifest, Position, World
 from trainer.checkpoints.peers import Alone
 from trainer.checkpoints.writer import Snapshot, write_files
+from trainer.data.template_faults import unread_faults
 from trainer.engines.torch_engine import TorchEngine
 from trainer.engines.torch_state import config_document, live_weights
 from trainer.fetch import fetch_model, try_files
 from trainer.models.generation import check_generation, mend_generation
-from trainer.models.load import load_tokenizer
+from trainer.models.load import load_tokenizer, run_tokenizer
 
 # As the first Llama 2 and Vicuna came.
 SAMPLED = {"eos_token_id": 2, "pad_token_id": 0, "temperature": 0.6, "top_p": 0.9}
@@ -318,16 +319,66 @@ def instructions(directory: Path) -> Path:
     return rows
 
 
-def test_templates_without_a_default_are_named(base) -> None:
-    directory = base()
+def several(directory: Path, in_files: bool, **templates: str) -> None:
+    """Give a model templates by name, as transformers has saved them since 4.51, or before."""
     (directory / "chat_template.jinja").unlink()
+    if in_files:
+        (directory / "additional_chat_templates").mkdir()
+        for name, text in templates.items():
+            (directory / "additional_chat_templates" / f"{name}.jinja").write_text(text)
+        return
     settings = json.loads((directory / "tokenizer_config.json").read_text())
-    named = [{"name": name, "template": "x"} for name in ("tool_use", "rag")]
+    named = [{"name": name, "template": text} for name, text in templates.items()]
     (directory / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": named}))
-    with pytest.raises(TrntuneError, match=r"several chat templates \(rag, tool_use\), and none is called default"):
-        try_files(
-            composed("experiment=tiny", *local(directory), "dataset.prompt=chat"), directory, instructions(directory)
-        )
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+def test_templates_without_a_default_are_named_and_one_can_be_chosen(base, in_files: bool, tmp_path: Path) -> None:
+    directory = base()
+    several(directory, in_files, rag=ENDED, tool_use="x")
+    rows, chats = instructions(directory), tmp_path / "chats.jsonl"
+    chats.write_text(json.dumps({"messages": TURNS}))
+    chat = ("experiment=tiny", *local(directory), "dataset.prompt=chat")
+    conversations = ("experiment=tiny", *local(directory), "dataset=jsonl", f"dataset.path={chats}")
+    for arguments, data in ((chat, rows), (conversations, chats)):
+        with pytest.raises(TrntuneError, match=r"several chat templates \(rag, tool_use\), and none .*template=NAME$"):
+            try_files(composed(*arguments), directory, data)
+        try_files(composed(*arguments, "dataset.chat_template=rag"), directory, data)
+    # Not used and not broken, they stay what they are.
+    assert unread_faults(load_tokenizer(directory)) == []
+
+    chosen = run_tokenizer(composed(*chat, "dataset.chat_template=rag"), directory)
+    chosen.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(tmp_path / "saved").chat_template == {"default": ENDED, "rag": ENDED, "tool_use": "x"}
+    config = composed(*chat)
+    config.dataset.chat_template = "ragg"
+    with pytest.raises(TrntuneError, match=r"=ragg: there is no such file, and no .* are: rag, tool_use\)$"):
+        run_tokenizer(config, directory)
+
+
+def test_a_broken_template_that_nothing_is_written_by_is_told_before_training(base, run_tiny) -> None:
+    directory = base(chat_template=TEMPLATE)
+    run: Run = run_tiny("run", *local(directory), "stages=[fetch,train]")
+    assert run.process.returncode == 0, run.process.stderr
+    [note] = [line for line in run.process.stderr.splitlines() if "chat template" in line]
+    assert note.startswith(f"note: {directory}/chat_template.jinja, line 3: ")
+    assert "this chat template can't be read, and is saved with what is trained as it is; correct it, or give" in note
+
+
+@pytest.mark.parametrize("in_files", [True, False])
+def test_a_named_template_that_is_broken_is_told_by_its_place(base, in_files: bool) -> None:
+    directory = base()
+    several(directory, in_files, rag=TEMPLATE, default=ENDED)
+    [fault] = unread_faults(load_tokenizer(directory))
+    place = "additional_chat_templates/rag.jinja" if in_files else "tokenizer_config.json: chat_template rag"
+    assert fault.startswith(f"{directory}/{place}, line 3: ")
+    if not in_files:
+        with pytest.raises(TrntuneError, match=rf"{place}, line 3: .*endfo"):
+            try_files(
+                composed("experiment=tiny", *local(directory), "dataset.prompt=chat", "dataset.chat_template=rag"),
+                directory,
+                instructions(directory),
+            )
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,14 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from launcher.errors import Suspended, TrntuneError
 from trainer.data.conversations import ChatRow, Message
 from trainer.data.rows import BadRow
-from trainer.data.template_faults import template_fault
+from trainer.data.template_faults import chosen_template, template_fault
+from trainer.data.turn_end import PROBE, added_tokens, leading
 
 _PLANE = 0xF0000
 """Private characters from here on stand for control tokens that a row's own text spells out."""
 _PRIVATE = re.compile("[\U000f0000-\U000ffffd]")
 _DATE = datetime.datetime(2024, 7, 26)
 """The day that templates are told, the one that Llama 3's have of their own: rows must not depend on the day."""
-_PROBE = "qzxv"
 _THINK_END = "</think>"
 _FEW_WORDS = 4
 
@@ -59,17 +59,12 @@ class ChatTemplate:
                 "instruct variant, or give dataset.chat_template=FILE, a Jinja template"
             )
         self.tokenizer, self.thinking = tokenizer, thinking
-        try:
-            self._source = tokenizer.get_chat_template()
-        except ValueError as error:  # several, none of them the default
-            raise TrntuneError(f"the model's chat template can't be chosen: {_first_line(error)}") from None
+        self._source = chosen_template(tokenizer)
         self._names = dict(tokenizer.special_tokens_map)
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         self.specials = sorted((str(each.content) for each in added if each.special), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, self.specials)) or "(?!)")
-        self._added = re.compile(
-            "|".join(sorted((re.escape(each.content) for each in added), key=len, reverse=True)) or "(?!)"
-        )
+        self._added = added_tokens(tokenizer.backend_tokenizer)
         self.counts: Counter[str] = Counter()
         """of NOTES, by rows"""
         self.examples: dict[str, str] = {}
@@ -96,7 +91,7 @@ class ChatTemplate:
 
     def _ends(self) -> tuple[str, str | None]:
         """The token that ends the last answer, and the one that ends an answer before others; None: it has none."""
-        asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}
+        asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
         try:
             text, prompt = self.render([asked, answered]), self.render([asked], prompt=True)
         except BadRow as problem:
@@ -105,8 +100,8 @@ class ChatTemplate:
                 f"the model's chat template can't write a question and its answer: {fault}; correct it, or give "
                 "another one by dataset.chat_template=FILE"
             ) from None
-        before, found, after = text.rpartition(_PROBE)
-        end = self._first_added(after)
+        before, found, after = text.rpartition(PROBE)
+        end = leading(self._added, after)
         if not found or end is None:
             raise TrntuneError(
                 "the model's chat template ends an answer with no token of the tokenizer, so the model would not learn "
@@ -121,17 +116,12 @@ class ChatTemplate:
             longer = self.render([asked, answered, asked, {"role": "assistant", "content": "b"}])
         except BadRow:
             return end, None
-        return end, self._first_added(longer.partition(_PROBE)[2])
-
-    def _first_added(self, text: str) -> str | None:
-        """The token that a text begins with, spaces apart."""
-        found = self._added.search(text)
-        return found.group() if found and not text[: found.start()].strip() else None
+        return end, leading(self._added, longer.partition(PROBE)[2])
 
     @functools.cached_property
     def remarks(self) -> list[str]:
         """What the template writes of its own, in words for the user."""
-        written = self.render([{"role": "user", "content": _PROBE}]).partition(_PROBE)[0]
+        written = self.render([{"role": "user", "content": PROBE}]).partition(PROBE)[0]
         words = [word for word in self._added.sub(" ", written).split() if word not in ("system", "user")]
         found = []
         if len(words) >= _FEW_WORDS:

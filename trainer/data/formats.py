@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import string
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.data_files import template_fields
-from launcher.errors import TrntuneError, nearest
+from launcher.errors import TrntuneError, first, nearest
 from launcher.schema import ColumnsConfig, DatasetConfig
 from trainer.data.conversations import conversation, turns
 from trainer.data.rows import (
@@ -16,6 +18,7 @@ from trainer.data.rows import (
     Parse,
     Row,
     Uses,
+    among,
     encodable,
     instruction_rows,
     instruction_uses,
@@ -25,6 +28,7 @@ from trainer.data.rows import (
 
 SAMPLE = 100
 """Rows that are looked at."""
+_MOST_NAMES = 40
 _TURNS = ("messages", "conversations", "conversation")
 _TEXT, _LIST = "text", "list"
 # How to take a field that looks like a context.
@@ -100,6 +104,12 @@ class TextRow:
 
     def hashed(self) -> tuple[str, str]:
         return self.text, ""
+
+
+def nested(dataset: DatasetConfig) -> tuple[str, ...]:
+    """The names that may be paths to fields within fields, such as data.q."""
+    fields = template_fields(dataset.prompt_template) if dataset.prompt_template else []
+    return tuple(dict.fromkeys(name for name in (*asdict(dataset.columns).values(), *fields) if name and "." in name))
 
 
 def alpaca_columns() -> ColumnsConfig:
@@ -200,30 +210,65 @@ def _has_turns(value: Any, key: str) -> bool:
 
 
 def _named(records: Sequence[Mapping[str, Any]]) -> str:
-    return ", ".join(dict.fromkeys(name for record in records for name in record)) or "none"
+    return first(list(dict.fromkeys(name for record in records for name in record)), _MOST_NAMES) or "none"
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with what its objects hold in fields of their own, by the path that a setting can name."""
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        inner = _flat(value) if isinstance(value, Mapping) and value else {}
+        found.update({f"{name}.{key}": each for key, each in inner.items()} or {name: value})
+    return found
 
 
 def _none(records: Sequence[Mapping[str, Any]], columns: ColumnsConfig, fields: Sequence[str], where: str) -> str:
     """What to say when no format fits: the columns that there are, and the format that lacks least."""
+    records = [_flat(record) for record in records]
     there = list(dict.fromkeys(name for record in records for name in record))
     if missing := [name for name in fields if name not in there]:
         near = nearest(missing[0], there)
         hint = f"; did you mean {{{near}}}?" if near else ""
         return f"{where}: dataset.prompt_template names {{{missing[0]}}}, and the columns are {_named(records)}{hint}"
-    wanted = {**{name: tuple(kinds) for name, kinds in needed(columns, fields).items()}, "messages": ("messages",)}
-    wanted = {**wanted, "sharegpt": ("conversations",)} if not fields else wanted
-
-    def likeness(name: str) -> tuple[float, int]:
-        has = sum(1.0 if each in there else 0.4 if nearest(each, there) else 0.0 for each in wanted[name])
-        return has / len(wanted[name]), -len(wanted[name])
-
-    best = max(wanted, key=likeness)
+    wanted = dict(needed(columns, fields))
+    if not fields:
+        wanted.update({name: {column: (_LIST,)} for name, column in _TURNS_OF.items()})
+    kinds = {name: _common_kind(records, name) for name in there}
+    best = max(wanted, key=lambda name: _likeness(wanted[name], kinds))
     lacks = [each for each in wanted[best] if each not in there]
     why = f"which lacks {', '.join(lacks)}" if lacks else f"whose {', '.join(wanted[best])} are of another kind"
     return (
         f"{where}: its columns ({_named(records)}) fit no format; nearest is {best}, {why}; name yours by "
         "dataset.columns.NAME=COLUMN, or write the rows as docs/data.md says"
     )
+
+
+_TURNS_OF = {"messages": "messages", "sharegpt": "conversations"}
+
+
+def _common_kind(records: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """The kind that most values of a field have."""
+    counts = Counter(_kind(record[name]) for record in records if name in record)
+    return counts.most_common(1)[0][0]
+
+
+def _likeness(wanted: Mapping[str, tuple[str, ...]], kinds: Mapping[str, str | None]) -> tuple[float, float, int]:
+    """How near columns of these ``kinds`` come to those that a format has: by their names, by whether there are as many
+    of the right kind, and by how many it would take up."""
+    named = sum(_nearness(name, allowed, kinds) for name, allowed in wanted.items())
+    taken, left = 0, list(kinds.values())
+    for allowed in wanted.values():
+        if (fit := next((kind for kind in left if kind in allowed), None)) is not None:
+            left.remove(fit)
+            taken += 1
+    return named / len(wanted), taken / len(wanted), taken
+
+
+def _nearness(name: str, allowed: tuple[str, ...], kinds: Mapping[str, str | None]) -> float:
+    """Of a column to those that there are. One of a name that is only like it must be of the right kind."""
+    if name in kinds:
+        return 1.0 if kinds[name] in allowed else 0.8
+    return 0.4 if nearest(name, [each for each, kind in kinds.items() if kind in allowed]) else 0.0
 
 
 def parser(found: Found, dataset: DatasetConfig, columns: ColumnsConfig) -> Parse:
@@ -276,13 +321,20 @@ def _pairs(columns: ColumnsConfig) -> Parse:
     return parse
 
 
+class _Named(string.Formatter):
+    """Fields by their whole names: a dot in one is no attribute."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return kwargs[field_name], field_name
+
+
 def _own_prompt(template: str, answer: str) -> Parse:
     """Rows whose prompt dataset.prompt_template writes; the answer is in the column ``answer``."""
     fields = template_fields(template)
 
     def parse(record: dict[str, Any], line: int) -> Row:
         values = {name: _value(record, name) for name in fields}
-        return PairRow(template.format(**values), text_of(record, answer, "response"), True, line)
+        return PairRow(_Named().vformat(template, (), values), text_of(record, answer, "response"), True, line)
 
     return parse
 
@@ -290,7 +342,8 @@ def _own_prompt(template: str, answer: str) -> Parse:
 def _value(record: Mapping[str, Any], name: str) -> str:
     """A field of the prompt; it may be empty."""
     if name not in record or not isinstance(record[name], str):
-        what = f"must be text, not {type(record[name]).__name__}" if name in record else "is missing"
+        missing = f"is missing ({among(name, record)})"
+        what = f"must be text, not {type(record[name]).__name__}" if name in record else missing
         raise BadRow(f"field {name!r}, which dataset.prompt_template names, {what}")
     return encodable(record[name], name)
 

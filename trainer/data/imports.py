@@ -12,14 +12,14 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from launcher.data_files import entries, matching
+from launcher.data_files import entries, hub_set, matching
 from launcher.errors import TrntuneError
 from launcher.rundir import write_json
 from launcher.schema import DatasetConfig
@@ -89,24 +89,37 @@ def origins_of(path: Path) -> Origins | None:
     return Origins(tuple(Origin(**each) for each in facts["files"]), facts["eval_line"])
 
 
-def local_file(dataset: DatasetConfig) -> Path:
-    """The JSONL file of rows on this machine: the user's own where it is a single one, else an imported one. Raises
-    TrntuneError for files that can't be read."""
-    parts, held_out = _parts(dataset)
-    files = [file for part in parts for file, _ in part.files]
-    if not held_out and len(files) == 1 and kind_of(files[0]) == "jsonl" and files[0].suffix != ".gz":
-        return files[0]
+OfHub = Callable[[DatasetConfig], Part | None]
+"""The rows of dataset.split of a set on the Hub; None where they aren't here."""
+
+
+def local_file(dataset: DatasetConfig, of_hub: OfHub) -> Path | None:
+    """The JSONL file of rows on this machine: the user's own where it is a single one, else an imported one. None where
+    ``of_hub`` has a part not here. Raises TrntuneError for files that can't be read."""
+    weights: list[float | None] = [*dataset.weights] or [None] * len(entries(dataset.path))
+    given = [*zip(entries(dataset.path), weights, strict=True), *((each, None) for each in entries(dataset.eval_path))]
+    found = [_part(dataset, each, weight, of_hub) for each, weight in given]
+    whole = [part for part in found if part is not None]
+    if len(whole) < len(found):
+        return None
+    parts, held_out = whole[: len(weights)], whole[len(weights) :]
+    files = [file for part in parts for file in part.files]
+    if not held_out and len(files) == 1 and _lies_as_lines(*files[0]):
+        return files[0][0]
     return imported(parts, held_out, dataset.split_seed)
 
 
-def _parts(dataset: DatasetConfig) -> tuple[list[Part], list[Part]]:
-    weights: list[float | None] = [*dataset.weights] or [None] * len(entries(dataset.path))
-    parts = [_part(each, weight) for each, weight in zip(entries(dataset.path), weights, strict=True)]
-    return parts, [_part(each, None) for each in entries(dataset.eval_path)]
+def _lies_as_lines(file: Path, named: str) -> bool:
+    """Whether a file can be read where it lies, by the name that people know it by."""
+    return str(file) == named and kind_of(file) == "jsonl" and file.suffix != ".gz"
 
 
-def _part(entry: str, weight: float | None) -> Part:
+def _part(dataset: DatasetConfig, entry: str, weight: float | None, of_hub: OfHub) -> Part | None:
     try:
+        there = hub_set(entry)
+        if there is not None:
+            part = of_hub(replace(dataset, **asdict(there)))
+            return None if part is None else replace(part, name=entry, weight=weight)
         found = matching(entry)
     except ValueError as why:
         raise TrntuneError(f"{entry}: {why}; set dataset.path to what does") from None

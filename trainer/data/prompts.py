@@ -7,7 +7,7 @@ from typing import Any
 from launcher.errors import Suspended, TrntuneError
 from trainer.data.formats import PairRow, TextRow
 from trainer.data.rows import InstructionRow, Row
-from trainer.data.template_faults import template_fault
+from trainer.data.template_faults import chosen_template, template_fault
 
 
 def render(row: Row, prompt: str, tokenizer: Any) -> tuple[str, str]:
@@ -38,12 +38,7 @@ def chat(row: InstructionRow, tokenizer: Any) -> tuple[str, str]:
     """One user turn and the assistant's turn without what closes it."""
     if not tokenizer.chat_template:
         raise TrntuneError("dataset.prompt=chat: this model's tokenizer has no chat template; use dataset.prompt=plain")
-    if isinstance(tokenizer.chat_template, dict) and "default" not in tokenizer.chat_template:
-        names = ", ".join(sorted(tokenizer.chat_template))
-        raise TrntuneError(
-            f"dataset.prompt=chat: {tokenizer.name_or_path} has several chat templates ({names}), and none is called "
-            "default; rename one, or use dataset.prompt=plain"
-        )
+    chosen_template(tokenizer)
     question = f"{row.instruction}\n\n{row.context}" if row.context.strip() else row.instruction
     asked = [{"role": "user", "content": question}]
     try:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.data_files import ENDINGS, KINDS
+from launcher import file_kinds
 from launcher.errors import TrntuneError
 
 BROKEN = "\0broken"
@@ -25,33 +25,18 @@ _BATCH = 1000
 
 
 def kind_of(path: Path) -> str:
-    """jsonl, json, csv, tsv, parquet or arrow: by the ending, else by the first bytes. Raises TrntuneError."""
-    named = path.with_suffix("") if path.suffix == ".gz" else path
-    kind = ENDINGS.get(named.suffix.lower())
-    if kind not in (None, "json"):
-        return kind
+    """jsonl, json, csv, tsv, parquet or arrow. Raises TrntuneError."""
     try:
-        with opened(path) as stream:
-            start = stream.read(4096).removeprefix(_BOM)
+        found = file_kinds.kind_of(path)
+    except file_kinds.Foreign as what:
+        raise TrntuneError(f"{path}: {what}") from None
     except OSError as error:
         raise unreadable(path, error) from None
-    found = _by_content(start, kind)
     if found is None:
         raise TrntuneError(
-            f"{path}: neither its name nor its first bytes are those of {KINDS}; rename it, or convert it"
+            f"{path}: neither its name nor its first bytes are those of {file_kinds.KINDS}; rename it, or convert it"
         )
     return found
-
-
-def _by_content(start: bytes, kind: str | None) -> str | None:
-    if start.startswith(b"PAR1"):
-        return "parquet"
-    if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
-        return "arrow"
-    text = start.lstrip()
-    if text.startswith(b"["):
-        return "json"
-    return "jsonl" if text.startswith(b"{") or kind == "json" else None
 
 
 def opened(path: Path) -> IO[bytes]:
@@ -67,6 +52,8 @@ def lines(path: Path) -> Iterator[bytes]:
         yield from read(path)
     except OSError as error:
         raise unreadable(path, error) from None
+    except file_kinds.DAMAGED as error:
+        raise TrntuneError(f"{path}: is damaged ({error}); get it again") from None
 
 
 def unit(path: Path) -> str:

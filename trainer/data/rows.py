@@ -118,10 +118,11 @@ class JsonLines:
         uses: Uses | None = None,
         place: Callable[[int], str] | None = None,
         named: str | None = None,
+        nested: Sequence[str] = (),
     ) -> None:
         """``parse`` makes the rows of the fields in ``uses``, by default instruction rows; ``place`` says where a line
-        comes from, by default FILE:LINE, and ``named`` where all do."""
-        self.path, self.on_bad_row = path, on_bad_row
+        comes from, by default FILE:LINE, and ``named`` where all do; ``nested``: as for ``lifted``."""
+        self.path, self.on_bad_row, self.nested = path, on_bad_row, nested
         self.uses = uses or instruction_uses(columns)
         self._to_row = parse or instruction_rows(columns)
         self.place = place or (lambda line: f"{path}:{line}")
@@ -136,7 +137,7 @@ class JsonLines:
         rows = 0
         for number, offset, line in _lines(self.path):
             try:
-                record = _parse(line)
+                record = lifted(_parse(line), self.nested)
                 self._wanted_seen |= self.uses.wanted in record
                 row = self._to_row(record, number)
             except BadRow as problem:
@@ -180,7 +181,7 @@ class JsonLines:
         if wanted not in (None, _DEFAULT_CONTEXT) and not self._wanted_seen:
             raise TrntuneError(
                 f"dataset.columns.context={wanted}: no row of {self.named} has this field "
-                f"({_among(wanted, self._sizes)}); use null when there is no context"
+                f"({among(wanted, self._sizes)}); use null when there is no context"
             )
         if self.uses.remedy is not None and not any(self._sizes.get(name) for name in self.uses.contexts):
             self._refuse_lost_context(self.uses.remedy)
@@ -211,30 +212,63 @@ def instruction_rows(columns: ColumnsConfig) -> Parse:
     return parse
 
 
-def read_at(path: Path, parse: Parse, places: Sequence[tuple[int, int]]) -> list[Row]:
+def lifted(record: dict[str, Any], nested: Sequence[str]) -> dict[str, Any]:
+    """The record with what lies at the paths ``nested`` (as ``data.q``: field q of the object in field data) in fields
+    of these names, instead of where it was. A field that has such a name itself goes before."""
+    for path in nested:
+        keys = None if path in record else _keys(record, path.split("."))
+        if keys is not None:
+            value: Any = record
+            for key in keys:
+                value = value[key]
+            record = {**_without(record, keys), path: value}
+    return record
+
+
+def _keys(value: Any, steps: Sequence[str]) -> list[str] | None:
+    """The names that lead down a path, the longest first: they may have dots themselves. None where nothing is."""
+    if not isinstance(value, dict):
+        return None
+    for count in range(len(steps), 0, -1):
+        key = ".".join(steps[:count])
+        if key in value:
+            rest = [] if count == len(steps) else _keys(value[key], steps[count:])
+            if rest is not None:
+                return [key, *rest]
+    return None
+
+
+def _without(record: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    first, *rest = keys
+    if rest:
+        return {**record, first: _without(record[first], rest)}
+    return {key: value for key, value in record.items() if key != first}
+
+
+def read_at(path: Path, parse: Parse, places: Sequence[tuple[int, int]], nested: Sequence[str] = ()) -> list[Row]:
     """The rows at (byte offset, line number) of a file that was read before. Raises TrntuneError for one that is no
     row any more: the file has changed since."""
     try:
         with path.open("rb") as stream:
-            return [_row_at(stream, parse, offset, line) for offset, line in places]
+            return [_row_at(stream, parse, nested, *place) for place in places]
     except OSError as error:
         raise _unreadable(path, error) from None
     except BadRow:
         raise TrntuneError(f"{path} was changed while it was in use; start the run again") from None
 
 
-def _row_at(stream: BinaryIO, parse: Parse, offset: int, line: int) -> Row:
+def _row_at(stream: BinaryIO, parse: Parse, nested: Sequence[str], offset: int, line: int) -> Row:
     stream.seek(offset)
     text = stream.readline()
-    return parse(_parse(text.removeprefix(_BOM) if line == 1 else text), line)
+    return parse(lifted(_parse(text.removeprefix(_BOM) if line == 1 else text), nested), line)
 
 
-def first_records(path: Path, most: int) -> list[dict[str, Any]]:
+def first_records(path: Path, most: int, nested: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The first records of a JSONL file, without those that are broken."""
     found: list[dict[str, Any]] = []
     for _, _, line in _lines(path):
         try:
-            found.append(_parse(line))
+            found.append(lifted(_parse(line), nested))
         except BadRow:
             continue
         if len(found) == most:
@@ -290,7 +324,7 @@ def _to_row(record: dict[str, Any], columns: ColumnsConfig, line: int) -> Instru
 def text_of(record: dict[str, Any], name: str, role: str) -> str:
     """The required text field ``name``, which dataset.columns.``role`` names. Raises BadRow."""
     if name not in record:
-        raise BadRow(f"no field {name!r} ({_among(name, record)}); another name is dataset.columns.{role}=NAME")
+        raise BadRow(f"no field {name!r} ({among(name, record)}); another name is dataset.columns.{role}=NAME")
     value = record[name]
     if not isinstance(value, str):
         raise BadRow(f"field {name!r} must be text, not {type(value).__name__}")
@@ -299,9 +333,15 @@ def text_of(record: dict[str, Any], name: str, role: str) -> str:
     return encodable(value, name)
 
 
-def _among(name: str, fields: Iterable[str]) -> str:
-    """The fields that there are, and the one most like ``name``."""
+def among(name: str, fields: Iterable[str]) -> str:
+    """The fields that there are, and the one most like ``name``; of a path those where it ends."""
     there = list(fields)
+    first, _, rest = name.partition(".")
+    if rest and first in there and isinstance(fields, dict):
+        inside = fields[first]
+        if isinstance(inside, dict):
+            return f"in {first!r} {among(rest, inside)}"
+        return f"{first!r} is no object, but {type(inside).__name__}"
     close = nearest(name, there)
     hint = f", nearest is {close!r}" if close else ""
     return f"there are: {', '.join(map(repr, there)) or 'none'}{hint}"

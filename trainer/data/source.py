@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.schema import ColumnsConfig, Config
+from launcher.schema import ColumnsConfig, Config, DatasetConfig
 from trainer.data import imports
-from trainer.data.formats import SAMPLE, Found, find, parser, uses_of
+from trainer.data.formats import SAMPLE, Found, find, nested, parser, uses_of
 from trainer.data.imports import Origins
 from trainer.data.rows import JsonLines, Parse, Row, Uses, first_records, read_at
 from trainer.data.tokenize import Encoder
@@ -31,18 +31,24 @@ class Source:
     control_tokens: str | None
     origins: Origins | None
     """of the file's lines, where it was put together from others"""
+    nested: tuple[str, ...]
+    """as for trainer.data.rows.lifted"""
     parse: Parse = field(compare=False, repr=False)
     uses: Uses
 
     @classmethod
     def of(cls, config: Config, path: Path) -> Source:
+        """The rows of a run. Raises TrntuneError for rows of no format, or of two."""
+        return cls.of_dataset(config.dataset, path)
+
+    @classmethod
+    def of_dataset(cls, dataset: DatasetConfig, path: Path) -> Source:
         """Raises TrntuneError for rows of no format, or of two."""
-        dataset = config.dataset
         # The files that fetch makes or downloads have the schema's own names.
-        columns = dataset.columns if dataset.source != "python_docs" and _is_own(config) else ColumnsConfig()
-        origins = imports.origins_of(path)
+        columns = dataset.columns if dataset.source != "python_docs" and _is_own(dataset) else ColumnsConfig()
+        origins, paths = imports.origins_of(path), nested(dataset)
         where = _named(path, origins)
-        found = find(first_records(path, SAMPLE), dataset, where)
+        found = find(first_records(path, SAMPLE, paths), dataset, where)
         verbatim = found.format == "text" or (found.format == "prompt_completion" and not dataset.prompt_template)
         return cls(
             path,
@@ -55,6 +61,7 @@ class Source:
             dataset.prompt_template,
             dataset.control_tokens,
             origins,
+            paths,
             parser(found, dataset, columns),
             uses_of(found, dataset, columns),
         )
@@ -86,11 +93,11 @@ class Source:
             return row if encoder is None else encoder.prepared(row)
 
         named = _named(self.path, self.origins)
-        return JsonLines(self.path, self.columns, self.on_bad_row, parse, self.uses, self.place, named)
+        return JsonLines(self.path, self.columns, self.on_bad_row, parse, self.uses, self.place, named, self.nested)
 
     def read_at(self, places: Sequence[tuple[int, int]]) -> list[Row]:
         """The rows at (byte offset, line)."""
-        return read_at(self.path, self.parse, places)
+        return read_at(self.path, self.parse, places, self.nested)
 
     def place(self, line: int) -> str:
         """Where a line comes from, in words for the user."""
@@ -102,7 +109,6 @@ def _named(path: Path, origins: Origins | None) -> str:
     return str(path) if origins is None else origins.named
 
 
-def _is_own(config: Config) -> bool:
+def _is_own(dataset: DatasetConfig) -> bool:
     """Whether the rows have the names of whoever wrote them."""
-    dataset = config.dataset
     return dataset.source in ("jsonl", "files") or bool(dataset.path) or dataset.hub_file is None

@@ -19,6 +19,7 @@ from trainer.data.conversations import ChatRow
 from trainer.data.formats import PairRow, TextRow
 from trainer.data.prompts import render
 from trainer.data.rows import BadRow, Row
+from trainer.data.turn_end import turn_end
 
 IGNORE = -100
 
@@ -59,7 +60,8 @@ class Encoder:
 
     The prompt has BOS where the tokenizer's own rule has one, and never an EOS at its end; EOS ends the answer. A plain
     prompt and every answer are the user's text: what looks like a control token in them is text. A chat template writes
-    control tokens and its own BOS, so there they are read and none is added. Raises TrntuneError for a tokenizer
+    control tokens and its own BOS, so there they are read and none is added; the token by which it ends a turn ends the
+    answer then, since that is what whoever serves the model by it waits for. Raises TrntuneError for a tokenizer
     without EOS.
     """
 
@@ -70,6 +72,9 @@ class Encoder:
         if tokenizer.eos_token_id is None:
             raise TrntuneError("the model's tokenizer names no end-of-sequence token, so answers could not be ended")
         self.eos: int = tokenizer.eos_token_id
+        """ends an answer"""
+        if prompt == "chat" and (end := turn_end(tokenizer)) is not None:
+            self.eos = end
 
     @functools.cached_property
     def identity(self) -> str:
@@ -200,9 +205,10 @@ def prompt_ids(row: Row, prompt: str, tokenizer: Any) -> list[int]:
     return encoder.encode([row]).prompts[0]
 
 
-def end_id(row: Row, tokenizer: Any) -> int:
-    """The token that ends an answer: the one that the chat template writes, or EOS."""
-    return encoder_of([row], "plain", tokenizer).eos
+def end_ids(row: Row, prompt: str, tokenizer: Any) -> list[int]:
+    """The tokens that generation stops at: first the one that training ends an answer with, and the tokenizer's EOS."""
+    ends = (encoder_of([row], prompt, tokenizer).eos, tokenizer.eos_token_id)
+    return list(dict.fromkeys(each for each in ends if each is not None))
 
 
 def tokenize(rows: Sequence[Row], prompt: str, loss_on: str, max_length: int, tokenizer: Any) -> Tokenized:

@@ -168,9 +168,9 @@ class Engine(Protocol):
         """Of the trained weights that lie on this rank: trainer.unchanged says what for."""
         ...
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
-        """Greedy continuations of the prompts, without the prompt, ended by the token ``end`` or by
-        ``max_new_tokens``."""
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
+        """Greedy continuations of the prompts, without the prompt, ended by one of the tokens ``ends``, which is left
+        out, or by ``max_new_tokens``."""
         ...
 
     def save(self, directory: Path) -> None:

@@ -177,7 +177,7 @@ class NeuronEngine:
     def checksums(self) -> dict[str, int]:
         return checksums(neuron_state.trained_weights(self.trainer.model))
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
         raise TrntuneError(
             "the model is split for training and can't generate: use stages consolidate, merge, generate"
         )

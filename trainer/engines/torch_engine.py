@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Alone, Peers
 from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
+from trainer.data.turn_end import ends_of
 from trainer.engines import torch_state as state
 from trainer.engines.base import (
     Checkpoints,
@@ -123,7 +125,7 @@ class TorchEngine:
         self.attention = DOCUMENT_ATTENTION if self.way.packed is None else self.way.attention
         base = load_model(model_dir, self.config, attn_implementation=self.attention)
         if self.config.method.name == "full":  # an adapter is saved without them
-            self.notes = mend_generation(base, model_dir)
+            self.notes = mend_generation(base, model_dir, ends_of(tokenizer))
         refuse_few_embeddings(base, tokenizer, model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
@@ -198,14 +200,14 @@ class TorchEngine:
     def checksums(self) -> dict[str, int]:
         return checksums(state.live_weights(self.model))
 
-    def answer(self, prompts: list[list[int]], max_new_tokens: int, end: int) -> list[list[int]]:
+    def answer(self, prompts: list[list[int]], max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
         """Greedy decoding, of all prompts in one left-padded batch where the family computes the same then."""
         self.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own.
         with self._plain_attention(), self._autocast():
-            settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": end}
+            settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": list(ends)}
             found = continuations(self.module.model, prompts, self.answering, self.tokenizer.pad_token_id, **settings)
-        return [until_eos(ids, end) for ids in found]
+        return [until_end(ids, ends) for ids in found]
 
     @cached_property
     def answering(self) -> Answering:
@@ -284,6 +286,6 @@ class TorchEngine:
             yield
 
 
-def until_eos(ids: list[int], eos: int) -> list[int]:
-    """``ids`` up to the first EOS, which is left out."""
-    return ids[: ids.index(eos)] if eos in ids else ids
+def until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """``ids`` up to the first of ``ends``, which is left out."""
+    return list(itertools.takewhile(lambda each: each not in ends, ids))

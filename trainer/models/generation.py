@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from launcher.errors import TrntuneError, in_one_line
-from launcher.generation_config import FILE, Changes, repair_of
+from launcher.errors import Suspended, TrntuneError, in_one_line
+from launcher.generation_config import FILE, MODEL_FILE, Changes, of_model_file, repair_of, with_ends
+from trainer.data.turn_end import ends_of
+from trainer.models.load import load_tokenizer
 
 
 def check_generation(model_dir: Path) -> None:
@@ -20,8 +24,9 @@ def check_generation(model_dir: Path) -> None:
         raise TrntuneError(f"{model_dir / FILE}: {in_one_line(error)}; correct it, or remove the line") from None
 
 
-def mend_generation(model: PreTrainedModel, model_dir: Path) -> tuple[str, ...]:
-    """Give ``model``, loaded from ``model_dir``, settings that it can be saved with. Returns what to tell of them."""
+def mend_generation(model: PreTrainedModel, model_dir: Path, ends: Sequence[int] = ()) -> tuple[str, ...]:
+    """Give ``model``, loaded from ``model_dir``, settings that it can be saved with, and by which generation stops at
+    ``ends``. Returns what to tell of them."""
     repair, settings = repair_of(model_dir), model.generation_config
     if settings is None:  # it can't generate, and none are saved
         return ()
@@ -30,7 +35,31 @@ def mend_generation(model: PreTrainedModel, model_dir: Path) -> tuple[str, ...]:
         _change(settings, repair.model)  # they were made of config.json
     for key, value in repair.model.items():
         setattr(model.config, key, value)
-    return repair.notes
+    found = with_ends(settings.to_dict(), ends)
+    _change(settings, found)
+    return (*repair.notes, *_ends_note(found))
+
+
+def ends_text(directory: Path) -> tuple[str | None, tuple[str, ...]]:
+    """What generation_config.json of a model directory has to be for servers to stop where answers end, None where it
+    is that; and what to tell of it. Nothing for a directory whose tokenizer can't be loaded."""
+    try:
+        ends = ends_of(load_tokenizer(directory))
+    except Suspended:  # a signal came
+        raise
+    except Exception:  # none there, or one that others tell of
+        return None, ()
+    file = directory / FILE
+    content = json.loads((file if file.is_file() else directory / MODEL_FILE).read_text(encoding="utf-8"))
+    content = content if file.is_file() else of_model_file(content)
+    found = with_ends(content, ends)
+    text = json.dumps({**content, **found}, indent=2, ensure_ascii=False) + "\n" if found else None
+    return text, _ends_note(found)
+
+
+def _ends_note(found: Changes) -> tuple[str, ...]:
+    ids = found.get("eos_token_id")
+    return () if ids is None else (f"{FILE} of what is saved has eos_token_id={ids}: answers end at these tokens",)
 
 
 def _change(settings: GenerationConfig, changes: Changes) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from launcher.chat_templates import FOLDER
 from launcher.errors import TrntuneError
 from launcher.model_files import quantization_fault, weight_files, weights_fault
 
@@ -27,9 +28,13 @@ from huggingface_hub.errors import (
 )
 
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-# The last is the whole model once more, in Mistral's own format.
-_NOT_WANTED = ["original/*", "onnx/*", "*/*", "consolidated*.safetensors"]
-
+_FOLDER = f"{FOLDER}/"
+# No folder but that of further chat templates: names that differ from it at one place or another. The last is the whole
+# model once more, in Mistral's own format.
+_NOT_WANTED = [
+    *(f"{_FOLDER[:place]}[!{_FOLDER[place]}]*/*" for place in range(len(FOLDER))),
+    "consolidated*.safetensors",
+]
 _CONVERT = "hf download {} --local-dir DIR, then python -m postprocess.convert DIR OUT and model=local model.path=OUT"
 
 Result = TypeVar("Result")

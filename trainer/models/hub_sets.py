@@ -38,31 +38,57 @@ def fetch_splits(dataset: DatasetConfig) -> Path:
     """One JSONL file of the rows of dataset.split and, held out, of dataset.eval_split, downloaded where they are not
     here yet. Raises TrntuneError in one line for what the Hub doesn't have or give."""
     found = _look_up(dataset)
-    assert dataset.hub_id is not None
-    names = dict.fromkeys([*_files(dataset, found, dataset.split), *_files(dataset, found, dataset.eval_split)])
-    here = {name: hub.fetch_dataset_file(dataset.hub_id, name, found.commit) for name in names}
-    return _put_together(dataset, found, here)
+    return _put_together(dataset, found, _downloaded(dataset, found))
 
 
 def splits_at_hand(dataset: DatasetConfig) -> Path | None:
     """The same without asking anybody; None where something was never downloaded."""
     found = _remembered(dataset)
-    if found is None:
-        return None
+    here = None if found is None else _here(dataset, found)
+    return None if found is None or here is None else _put_together(dataset, found, here)
+
+
+def fetched_part(dataset: DatasetConfig) -> Part:
+    """The rows of dataset.split alone, as a part of a mixture. Raises TrntuneError as ``fetch_splits``."""
+    found = _look_up(dataset)
+    return _part(dataset, found, dataset.split, _downloaded(dataset, found))
+
+
+def part_at_hand(dataset: DatasetConfig) -> Part | None:
+    """The same without asking anybody; None where something was never downloaded."""
+    found = _remembered(dataset)
+    here = None if found is None else _here(dataset, found)
+    return None if found is None or here is None else _part(dataset, found, dataset.split, here)
+
+
+def _downloaded(dataset: DatasetConfig, found: Found) -> dict[str, Path]:
+    """The files of both splits by their names, downloaded where they are not here yet."""
+    assert dataset.hub_id is not None
+    names = dict.fromkeys([*_files(dataset, found, dataset.split), *_files(dataset, found, dataset.eval_split)])
+    return {name: hub.fetch_dataset_file(dataset.hub_id, name, found.commit) for name in names}
+
+
+def _here(dataset: DatasetConfig, found: Found) -> dict[str, Path] | None:
+    """The same files, if they all are here."""
     assert dataset.hub_id is not None
     names = [*_files(dataset, found, dataset.split), *_files(dataset, found, dataset.eval_split)]
     here = {name: hub.cached_file(dataset.hub_id, name, found.commit, "dataset") for name in names}
     there = {name: path for name, path in here.items() if path is not None}
-    return _put_together(dataset, found, there) if len(there) == len(here) else None
+    return there if len(there) == len(here) else None
+
+
+def _part(dataset: DatasetConfig, found: Found, split: str, here: Mapping[str, Path]) -> Part:
+    names = _files(dataset, found, split)
+    files = tuple((here[name], f"{dataset.hub_id}@{found.commit[:12]}/{name}") for name in names)
+    return Part(f"{dataset.hub_id} {split}", files)
 
 
 def _put_together(dataset: DatasetConfig, found: Found, here: Mapping[str, Path]) -> Path:
-    def part(split: str | None) -> list[Part]:
-        names = _files(dataset, found, split)
-        files = tuple((here[name], f"{dataset.hub_id}@{found.commit[:12]}/{name}") for name in names)
-        return [Part(f"{dataset.hub_id} {split}", files)] if files else []
+    def parts(split: str | None) -> list[Part]:
+        part = None if split is None else _part(dataset, found, split, here)
+        return [part] if part is not None and part.files else []
 
-    return imported(part(dataset.split), part(dataset.eval_split), dataset.split_seed)
+    return imported(parts(dataset.split), parts(dataset.eval_split), dataset.split_seed)
 
 
 def _files(dataset: DatasetConfig, found: Found, split: str | None) -> list[str]:

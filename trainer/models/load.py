@@ -56,13 +56,23 @@ def run_tokenizer(config: Config, model_dir: Path) -> Any:
     trained, so that answers are asked for by the same template."""
     tokenizer = load_tokenizer(model_dir, config.model.trust_remote_code)
     if config.dataset.chat_template is not None:
-        try:
-            tokenizer.chat_template = Path(config.dataset.chat_template).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TrntuneError(
-                f"dataset.chat_template={config.dataset.chat_template}: can't be read: {_first_line(error)}"
-            ) from None
+        tokenizer.chat_template = _template(config.dataset.chat_template, tokenizer.chat_template, model_dir)
     return tokenizer
+
+
+def _template(given: str, own: Any, model_dir: Path) -> Any:
+    """The template in the file ``given``, or the model's own templates with the one of that name as the default."""
+    file, named = Path(given).expanduser(), own if isinstance(own, dict) else {}
+    if given in named and not file.is_file():
+        return {**named, "default": named[given]}
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        there = f"those of {model_dir} are: {', '.join(sorted(named))}" if named else f"{model_dir} has none by name"
+        why = f"there is no such file, and no chat template of that name ({there})"
+    except (OSError, UnicodeDecodeError) as error:
+        why = f"can't be read: {_first_line(error)}"
+    raise TrntuneError(f"dataset.chat_template={given}: {why}")
 
 
 def weight_dtype(config: Config) -> torch.dtype:

@@ -18,7 +18,7 @@ from trainer.data.chat_encoder import ChatEncoder
 from trainer.data.conversations import ChatRow, conversation, turns
 from trainer.data.prepare import data_notes, prepare
 from trainer.data.rows import BadRow
-from trainer.data.tokenize import IGNORE, end_id, prompt_ids, tokenize
+from trainer.data.tokenize import IGNORE, end_ids, prompt_ids, tokenize
 
 TURNS = (
     ("user", "What is a river?"),
@@ -67,7 +67,7 @@ def test_every_answer_and_its_end_token_are_trained_on_and_nothing_else(family):
     assert tokenizer.decode(whole[len(ids) :]) in ("", "\n")
     if bos is not None:
         assert ids.count(tokenizer.convert_tokens_to_ids(bos)) == 1
-    assert end_id(row_of(*TURNS), tokenizer) == tokenizer.convert_tokens_to_ids(end) == answers[0][-1]
+    assert end_ids(row_of(*TURNS), "plain", tokenizer)[0] == tokenizer.convert_tokens_to_ids(end) == answers[0][-1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

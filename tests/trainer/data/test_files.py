@@ -201,6 +201,7 @@ def test_a_broken_row_is_named_by_its_own_file_and_row(tmp_path, tokenizer):
         prepared(tokenizer, [tmp_path / "c.json", tmp_path / "c.json"])
 
 
+LINES = b"".join(b'{"instruction": "%x", "response": "b"}\n' % (number**9) for number in range(9000))
 UNREADABLE = [
     ("a.json", b'[{"a": 1}, {"a": 2', r"a\.json, row 2: not JSON"),
     ("a.json", b'[{"a": 1} {"a": 2}]', r"a\.json, row 2: not JSON: ',' is wanted, not '\{'"),
@@ -214,6 +215,8 @@ UNREADABLE = [
     ("a.arrow", b"ARROW1 and no more, as it seems", "a.arrow, after row 0: not Arrow"),
     ("a.bin", b"\x00\x01", "neither its name nor its first bytes"),
     ("a.jsonl.gz", b"not packed", "can't be read"),
+    ("b.jsonl.gz", gzip.compress(LINES)[:-30_000], r"b\.jsonl\.gz: is damaged \(.*\); get it again"),
+    ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:20], r"a\.jsonl\.gz: is damaged \(.*\); get it again"),
     ("a.json", b"[]", "no usable row"),
 ]
 
@@ -319,3 +322,86 @@ def test_too_long_rows_are_left_out_or_stop_the_run(tmp_path, tokenizer):
     assert max(len(example.input_ids) for row in data.train for example in row) < 256
     with pytest.raises(TrntuneError, match=r"rows\.csv, row \d+: \d+ tokens are more than training\.max_length=256"):
         prepared(tokenizer, tmp_path / "rows.csv", "dataset.too_long=error")
+
+
+NESTED = ("dataset.columns.instruction=data.q", "dataset.columns.response=data.answers.best")
+
+
+def nested(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"id": str(number), "data": {"q": row["instruction"], "answers": {"best": row["response"]}, "source": "web"}}
+        for number, row in enumerate(rows)
+    ]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "rows.arrow", "stream.arrow"])
+def test_a_nested_column_is_read_by_its_path_in_every_kind_of_file(tmp_path, tokenizer, expected, name):
+    KINDS[name](tmp_path / name, nested(ROWS))
+    data = prepared(tokenizer, tmp_path / name, *NESTED)
+    assert data.digest() == expected.digest()
+    assert [row.response for row in data.held_out] == [row.response for row in expected.held_out]
+    # What isn't read of the field around them is told of, and nothing of what is.
+    web, numbers = sum(len("web") for _ in ROWS), sum(len(row["id"]) for row in nested(ROWS))
+    text = sum(len(row["instruction"]) + len(row["response"]) for row in ROWS) + web + numbers
+    assert data.report.unused == {"data": pytest.approx(web / text), "id": pytest.approx(numbers / text)}
+    own = "dataset.prompt_template='Q: {name} A: '"
+    flat = prepared(tokenizer, tmp_path / "expected.jsonl", own.replace("name", "instruction"))
+    assert prepared(tokenizer, tmp_path / name, NESTED[1], own.replace("name", "data.q")).digest() == flat.digest()
+
+
+def test_a_column_that_is_called_so_goes_before_a_path(tmp_path, tokenizer):
+    rows = [{"data.q": f"right {i}", "data": {"q": "wrong", "r": {"a.b": "an answer"}}} for i in range(20)]
+    write_parquet(tmp_path / "rows.parquet", rows)
+    settings = ("dataset.columns.instruction=data.q", "dataset.columns.response=data.r.a.b")
+    data = prepared(tokenizer, tmp_path / "rows.parquet", *settings)
+    assert {row.instruction[:5] for row in data.held_out} == {"right"}
+    assert {row.response for row in data.held_out} == {"an answer"}
+    own = prepared(tokenizer, tmp_path / "rows.parquet", settings[1], "dataset.prompt_template='{data.q}?'")
+    assert {row.instruction[:5] for row in own.held_out} == {"right"}
+    write_csv(tmp_path / "rows.csv", [{"data.q": f"right {i}", "response": "b"} for i in range(20)])
+    assert len(prepared(tokenizer, tmp_path / "rows.csv", settings[0]).held_out) == 7
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"data": {"question": "a"}}, r"no field 'data\.q' \(in 'data' there are: 'question'"),
+        ({"data": "a"}, r"no field 'data\.q' \('data' is no object, but str\); another name is"),
+        ({"data": {"q": 3}}, r"field 'data\.q' must be text, not int"),
+        ({"id": "a"}, r"no field 'data\.q' \(there are: 'id', 'response'"),
+    ],
+)
+def test_what_is_wrong_with_a_path_is_told(tmp_path, tokenizer, row, says):
+    write_jsonl(tmp_path / "rows.jsonl", [*[{"data": {"q": "a"}, "response": "b"}] * 5, {**row, "response": "b"}])
+    with pytest.raises(TrntuneError, match=rf"rows\.jsonl:6: {says}"):
+        prepared(tokenizer, tmp_path / "rows.jsonl", "dataset.columns.instruction=data.q")
+    if "another" not in says and "must" not in says:
+        with pytest.raises(TrntuneError, match=r"rows\.jsonl:6: field 'data\.q', which .* is missing \(.*there are: "):
+            prepared(tokenizer, tmp_path / "rows.jsonl", "dataset.prompt_template='{data.q}'")
+
+
+def test_content_goes_before_an_ending_that_says_something_else(tmp_path, tokenizer, expected):
+    for name, write in (("array.jsonl", write_json), ("parquet.jsonl", write_parquet), ("arrow.csv", write_arrow)):
+        write(tmp_path / name, ROWS)
+        assert prepared(tokenizer, tmp_path / name).digest() == expected.digest()
+
+
+FOREIGN = [
+    (b"PK\x03\x04rest", "is a zip archive"),
+    (b"\x28\xb5\x2f\xfdrest", "is compressed by zstd; unpack it first"),
+    (b"\xff\xfe{\x00", "is text in UTF-16; write it in UTF-8"),
+    (
+        b"version https://git-lfs.github.com/spec/v1\n",
+        "is a pointer of Git LFS, not the data; get the data: git lfs pull",
+    ),
+    (b"<!DOCTYPE html>\n", "is HTML or XML"),
+    (b'{\n  "data": [\n', "is JSON over several lines, not a row a line"),
+    (gzip.compress(b"{}\n"), r"is compressed by gzip, and its name doesn't say so; name it a\.jsonl\.gz"),
+]
+
+
+@pytest.mark.parametrize(("content", "says"), FOREIGN, ids=[says for _, says in FOREIGN])
+def test_a_file_that_nobody_reads_says_what_it_is(tmp_path, tokenizer, content, says):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(TrntuneError, match=rf"a\.jsonl: {says}"):
+        prepared(tokenizer, tmp_path / "a.jsonl")

@@ -16,7 +16,7 @@ from tests.trainer.data.test_chats import trained_text
 from tests.trainer.data.test_files import prepared, write_jsonl
 from trainer.data import tokenize as tokenizing
 from trainer.data.prepare import data_notes, prepare
-from trainer.data.tokenize import IGNORE, end_id, prompt_ids
+from trainer.data.tokenize import IGNORE, end_ids, prompt_ids
 from trainer.models.tiny_llama import byte_tokenizer
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -62,7 +62,16 @@ UNCLEAR = [
         r"columns \(text, messages\) fit text and messages; say which by dataset\.format=",
     ),
     ({"instruction": "a", "response": "b", "output": "b"}, "fit instruction and alpaca"),
-    ({"question": "a", "answer": "b"}, r"columns \(question, answer\) fit no format"),
+    (
+        {"question": "a", "answer": "b"},
+        r"columns \(question, answer\) fit no format; nearest is instruction, which lacks instruction, response",
+    ),
+    ({"body": "a"}, "nearest is text, which lacks text"),
+    (
+        {"data": {"q": "x", "more": {"y": "z"}}, "id": 3},
+        r"columns \(data\.q, data\.more\.y, id\) fit no format; nearest is instruction",
+    ),
+    ({"dialogue": TURNS}, "nearest is messages, which lacks messages"),
     ({"instruction": "a", "input": "", "outputs": "b"}, "nearest is alpaca, which lacks output"),
     ({"prompt": "a", "complete": "b"}, "nearest is prompt_completion, which lacks completion"),
     ({"message": TURNS}, "nearest is messages, which lacks messages"),
@@ -288,4 +297,4 @@ def test_questions_after_training_are_asked_as_in_training(tmp_path, tokenizer):
         before = prompt_ids(row, "plain", tokenizer)
         assert example.input_ids[: len(before)] == before
         assert example.labels[: len(before) + 1] == [IGNORE] * len(before) + [example.input_ids[len(before)]]
-        assert end_id(row, tokenizer) == example.input_ids[-1]
+        assert end_ids(row, "plain", tokenizer)[0] == example.input_ids[-1]

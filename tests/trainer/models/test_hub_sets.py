@@ -36,12 +36,12 @@ from launcher.errors import TrntuneError
 from tests.trainer.models.conftest import composed
 from trainer.data.source import Source
 from trainer.fetch import dataset_at_hand, fetch_dataset
-config = composed("dataset=hub", "dataset.hub_id=owner/name", *sys.argv[2:])
+config = composed(*sys.argv[2:])
 try:
     path = (dataset_at_hand if sys.argv[1] == "hand" else fetch_dataset)(config.dataset)
     source = None if path is None else Source.of(config, path)
     print(json.dumps(None if source is None else {
-        "rows": [json.loads(line) for line in path.read_text().splitlines()],
+        "rows": [json.loads(line) if line else None for line in path.read_text().splitlines()],
         "format": str(source.found), "place": source.place(1), "border": source.border,
     }))
 except TrntuneError as error:
@@ -82,8 +82,9 @@ def fetched(tmp_path: Path, endpoint: str, *arguments: str, how: str = "fetch", 
         "HF_HUB_ETAG_TIMEOUT": "2",
         **({"HF_TOKEN": token} if token else {}),
     }
+    hub = () if "dataset=files" in arguments else ("dataset=hub", "dataset.hub_id=owner/name")
     done = subprocess.run(
-        [sys.executable, "-c", FETCH, how, *arguments],
+        [sys.executable, "-c", FETCH, how, *hub, *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -128,3 +129,29 @@ def test_what_the_hub_does_not_have_is_one_line(tmp_path, repository, arguments,
         found = fetched(tmp_path, endpoint, *arguments)
     assert says in found
     assert "\n" not in found
+
+
+def test_sets_of_the_hub_are_members_of_a_mixture(tmp_path, repository):
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps(talk(number)) + "\n" for number in range(20, 24)))
+    mixed = (
+        "dataset=files", f"dataset.path=[{own},hub:owner/name:talks]", "dataset.weights=[2,1]",
+        "dataset.eval_path=hub:owner/name:talks:test",
+    )  # fmt: skip
+    with serving(repository) as (_, endpoint):
+        assert fetched(tmp_path, endpoint, *mixed, how="hand") is None
+        found = fetched(tmp_path, endpoint, *mixed)
+        alone = fetched(tmp_path, endpoint, "dataset=files", "dataset.path=hub:owner/name")
+        absent = fetched(tmp_path, endpoint, "dataset=files", f"dataset.path=[{own},hub:owner/other]")
+    # Of 4 and 3 rows, two to one: 4 and 2; the test split is held out.
+    rows = [row for row in found["rows"] if row is not None]
+    assert rows[:4] == [talk(number) for number in range(20, 24)]
+    assert len([row for row in rows if row in (talk(0), talk(1), talk(2))]) == 2
+    assert (rows[-1], len(rows), found["border"]) == (talk(9), 7, 8)
+    assert alone["place"] == f"owner/name@{COMMIT[:12]}/dates/a.jsonl:1"
+    assert absent.startswith("data set owner/other: the Hub knows no such set")
+    # Without a way to the Hub what was fetched serves, and what was not is told.
+    assert fetched(tmp_path, endpoint, *mixed) == fetched(tmp_path, endpoint, *mixed, how="hand") == found
+    other = fetched(tmp_path, endpoint, "dataset=files", f"dataset.path=[{own},hub:owner/name@other]")
+    assert other.startswith("data set owner/name: the Hub can't be reached")
+    assert "\n" not in other

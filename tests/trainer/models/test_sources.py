@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from launcher.errors import TrntuneError
 from launcher.paths import ROOT
@@ -20,6 +21,7 @@ from tests.limits import PATIENCE
 from tests.trainer.models.conftest import composed
 from trainer.fetch import fetch_dataset, fetch_model
 from trainer.models import cache
+from trainer.models import hub as models_hub
 from trainer.models.load import apply_method, load_model, load_tokenizer
 from trainer.models.local import check_directory
 from trainer.models.wheel import fetch_member
@@ -275,3 +277,12 @@ def test_the_token_comes_from_the_environment_or_a_file_that_it_names(hub, tmp_p
 def test_without_a_way_to_the_hub_it_says_so(tmp_path):
     assert "can't be reached" in ask_hub("http://127.0.0.1:1", tmp_path)
     assert "dataset.path=FILE" in ask_hub("http://127.0.0.1:1", tmp_path, kind="data")
+
+
+def test_of_a_models_folders_only_that_of_further_chat_templates_is_downloaded():
+    beside = ["config.json", "model.safetensors", "additional_chat_templates/rag.jinja", "chat_template.jinja"]
+    others = ["original/params.json", "onnx/config.json", "assets/a.json", "addons/a.json", "a.bin", "deep/er/a.json"]
+    kept = filter_repo_objects(
+        others + beside, allow_patterns=models_hub._MODEL_FILES, ignore_patterns=models_hub._NOT_WANTED
+    )
+    assert list(kept) == beside

@@ -1,0 +1,45 @@
+"""The token that ends an answer: the one by which a chat template ends a turn, which needn't be the tokenizer's EOS."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from launcher.errors import Suspended
+
+PROBE = "qzxv"
+"""Stands for an answer in what a template is tried with."""
+
+
+def added_tokens(backend: Any) -> re.Pattern[str]:
+    """Finds the added tokens of a tokenizer, the longest of those that begin at a place."""
+    contents = [str(each.content) for each in backend.get_added_tokens_decoder().values()]
+    return re.compile("|".join(map(re.escape, sorted(contents, key=len, reverse=True))) or "(?!)")
+
+
+def leading(tokens: re.Pattern[str], text: str) -> str | None:
+    """The token that ``text`` begins with, spaces apart; None where it begins with anything else."""
+    found = tokens.search(text)
+    return found.group() if found and not text[: found.start()].strip() else None
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that the tokenizer's chat template writes behind an answer. None where there is no template, none that
+    can be chosen or rendered, or one that ends an answer with no token."""
+    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        text: str = tokenizer.apply_chat_template([asked, answered], tokenize=False)
+    except Suspended:  # a signal came
+        raise
+    except Exception:  # a template is a program of others; what is wrong with it is told where it is used
+        return None
+    _, found, after = text.rpartition(PROBE)
+    end = leading(added_tokens(tokenizer.backend_tokenizer), after) if found else None
+    return None if end is None else int(tokenizer.backend_tokenizer.token_to_id(end))
+
+
+def ends_of(tokenizer: Any) -> list[int]:
+    """The tokens that an answer may end at: the tokenizer's EOS, and what its chat template ends a turn with."""
+    return list(dict.fromkeys(each for each in (tokenizer.eos_token_id, turn_end(tokenizer)) if each is not None))

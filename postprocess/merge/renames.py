@@ -75,6 +75,11 @@ def add_rename(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def proposed(rules: Sequence[Rename]) -> str:
+    """What to say of the renamings that fit."""
+    return f"all of its tensors fit with {' '.join(f'--rename {rule}' for rule in rules)}"
+
+
 def rename_all(names: Sequence[str], renames: Sequence[Rename]) -> dict[str, str]:
     """The names as they become, each with what it was. Raises UsageError for a renaming that no name has, and where two
     names become one."""

@@ -163,6 +163,6 @@ def refuse_unmergeable(adapter: Adapter) -> None:
             raise TrntuneError(f"{directory}: {key} is set: {what} is not supported by this merge")
     if changes_base(config):
         raise TrntuneError(
-            f"{directory}: init_lora_weights={config['init_lora_weights']} changed the base weights before training: save the adapter with "
-            "path_initial_model_for_weight_conversion first"
+            f"{directory}: init_lora_weights={config['init_lora_weights']} changed the base weights before training: "
+            "save the adapter with path_initial_model_for_weight_conversion first"
         )

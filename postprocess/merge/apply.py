@@ -15,7 +15,7 @@ from launcher.adapters import ends
 from launcher.errors import TrntuneError, first
 from launcher.record import installed
 from postprocess.merge.adapter import Adapter, changes_base
-from postprocess.merge.renames import PREFIX, module_of
+from postprocess.merge.renames import PREFIX, fitting, module_of, proposed
 
 NAME = "default"  # peft's name for the adapter within the model; files don't have it
 # What newer releases write that says nothing of the adapter.
@@ -98,14 +98,27 @@ def _refuse_rows_of_linear(model: Any, config: LoraConfig, adapter: Adapter) -> 
 
 
 def adapted(model: Any, adapter: Adapter) -> PeftModel:
-    """The model with the adapter, to compute with. Raises TrntuneError unless every tensor finds its place."""
+    """The model with the adapter, to compute with. Raises TrntuneError unless every tensor finds its place, with the
+    renaming by which it would."""
+    modules = [name for name, _ in model.named_modules()]
+    try:
+        return _adapted(model, adapter)
+    except TrntuneError as error:
+        if adapter.renames or not (rules := fitting(adapter.tensors, modules)):
+            raise
+        raise TrntuneError(f"{error}; {proposed(rules)}") from None
+
+
+def _adapted(model: Any, adapter: Adapter) -> PeftModel:
     result = wrapped(model, adapter)
     with safe_open(adapter.weights, framework="pt") as opened:
         places = set(result.state_dict())
         tensors = {_place(name, places): opened.get_tensor(stored) for name, stored in adapter.names.items()}
     try:
         report = set_peft_model_state_dict(result, tensors, NAME)
-    except (KeyError, RuntimeError) as error:
+    except KeyError as error:
+        raise TrntuneError(f"{adapter.weights}: {error.args[0]} is missing, which its configuration asks for") from None
+    except RuntimeError as error:
         raise TrntuneError(f"{adapter.directory} doesn't fit the base: {first_line(error)}") from None
     _refuse_left(adapter, result, report)
     return result.eval()

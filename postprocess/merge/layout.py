@@ -22,7 +22,7 @@ from postprocess.merge.apply import DELTA, duplicate, first_line, wrapped
 from postprocess.merge.apply import NAME as _NAME
 from postprocess.merge.changes import AddBias, Change, LowRank, Replace, ReplaceRows
 from postprocess.merge.renames import PREFIX as _PREFIX
-from postprocess.merge.renames import fitting
+from postprocess.merge.renames import fitting, proposed
 from postprocess.merge.vocabulary import Vocabulary, plain_name, vocabulary_of
 
 logging.set_verbosity_error()
@@ -82,8 +82,7 @@ def read_layout(base: Path, adapter: Adapter) -> Layout:
             read_layout(base, renamed(adapter, rules))
         except TrntuneError:  # names that fit alone are no proposal
             raise error from None
-        typed = " ".join(f"--rename {rule}" for rule in rules)
-        raise TrntuneError(f"{error}; all of its tensors fit with {typed}") from None
+        raise TrntuneError(f"{error}; {proposed(rules)}") from None
     return layout
 
 

@@ -75,6 +75,11 @@ def add_rename(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def proposed(rules: Sequence[Rename]) -> str:
+    """What to say of the renamings that fit."""
+    return f"all of its tensors fit with {' '.join(f'--rename {rule}' for rule in rules)}"
+
+
 def rename_all(names: Sequence[str], renames: Sequence[Rename]) -> dict[str, str]:
     """The names as they become, each with what it was. Raises UsageError for a renaming that no name has, and where two
     names become one."""
@@ -131,7 +136,9 @@ def fitting(names: Iterable[str], modules: Collection[str]) -> tuple[Rename, ...
     while astray := [name for name in current if not _fits(name, known)]:
         proposals = {rule: [rule(name) for name in current] for rule in _proposals(astray[0], known)}
         counts = {rule: sum(_fits(name, known) for name in after) for rule, after in proposals.items()}
-        best = max(counts, key=lambda rule: counts[rule], default=None)
+        right = [number for number, name in enumerate(current) if name not in astray]
+        kept = {rule: all(_fits(after[number], known) for number in right) for rule, after in proposals.items()}
+        best = max(counts, key=lambda rule: (kept[rule], counts[rule]), default=None)
         if best is None or counts[best] <= len(current) - len(astray) or len(rules) == _MOST_RULES:
             return ()
         rules.append(best)

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from launcher.errors import TrntuneError, UsageError
 from postprocess.generate.models import Answerers, locate
 from postprocess.merge import MergeOptions, merge
 from postprocess.merge.__main__ import main
+from postprocess.merge.adapter import read_adapter
+from postprocess.merge.apply import adapted as put_on
 from postprocess.merge.renames import Rename, fitting, parse_renames
 from postprocess.merge.vocabulary import explains
 from tests.postprocess.merge_models import adapted, load, make_adapter, make_base, peft_merge, stored
@@ -291,6 +294,15 @@ def test_one_layer_is_never_proposed_for_another() -> None:
     assert fitting(["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"], modules) == ()
 
 
+def test_names_that_fit_are_left_alone() -> None:
+    modules = ["model.embed_tokens", "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj", "lm_head"]
+    short = [name.removeprefix("model.") for name in modules]
+    rules = fitting(
+        [f"base_model.model.{name}.{'weight' if '.' not in name else 'lora_A.weight'}" for name in short], modules
+    )
+    assert {str(rule) for rule in rules} == {"layers.=model.layers.", "embed_tokens.=model.embed_tokens."}
+
+
 @pytest.mark.parametrize(
     ("renames", "match"),
     [
@@ -373,12 +385,16 @@ def test_a_vocabulary_that_became_smaller(bases, tmp_path: Path) -> None:
     assert_same_logits(base, adapter, tmp_path / "out", rows)
 
 
-def test_a_resized_vocabulary_in_another_dtype(bases, tmp_path: Path) -> None:
+def test_a_resized_vocabulary_in_another_dtype(bases, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = bases("llama")
     settings = {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"], "rows": RESIZED}
     adapter = make_adapter(tmp_path / "adapter", base, **settings)
     save_tokenizer(adapter, *(f"w{number}" for number in range(RESIZED - 2)))
-    merge(base, adapter, tmp_path / "out", MergeOptions(dtype="bfloat16"))
+    assert main([str(base), str(adapter), str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("vocabulary")]
+    assert line.endswith(
+        "104 rows, the base has 101: resized for training, as the adapter's tokenizer of 104 tokens explains"
+    )
     trained = load_file(adapter / FILE)["base_model.model.model.embed_tokens.weight"]
     assert torch.equal(stored(tmp_path / "out")["model.embed_tokens.weight"], trained.bfloat16())
 
@@ -412,6 +428,22 @@ def test_the_rows_that_a_tokenizer_explains() -> None:
     assert not explains(104, 107)
 
 
+def test_an_adapter_that_took_its_beginning_off_the_base_answers_with_the_rest(bases, tmp_path: Path) -> None:
+    base = bases("llama")
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"], init_lora_weights="pissa")
+    tokens = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        expected = adapted(base, adapter)(tokens).logits
+        found = put_on(load(base), read_adapter(adapter))(tokens).logits
+        plain = put_on(load(base), replace(read_adapter(adapter), config=without_start(adapter)))(tokens).logits
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(plain, expected, atol=1e-5)  # it would have shown
+
+
+def without_start(adapter: Path) -> dict[str, Any]:
+    return {**json.loads((adapter / "adapter_config.json").read_text()), "init_lora_weights": True}
+
+
 def test_an_adapter_answers_with_other_names_and_a_resized_vocabulary(bases, tmp_path: Path) -> None:
     """What answers is the adapter, or nothing: peft itself would load what fits, here nothing."""
     base = bases("llama")
@@ -423,7 +455,7 @@ def test_an_adapter_answers_with_other_names_and_a_resized_vocabulary(bases, tmp
         expected = adapted(base, adapter, rows=RESIZED)(tokens).logits
         plain = load(base)(tokens[:, : ROWS - 60]).logits
     rename(adapter, lambda name: name.removeprefix("base_model.model."))
-    with pytest.raises(TrntuneError, match=r"match nothing in the base|doesn't fit the base"):
+    with pytest.raises(TrntuneError, match=r"fit with --rename =base_model\.model\.$"):
         Answerers(locate(adapter, base, None), torch.float32, "cpu")
     answerers = Answerers(locate(adapter, base, None, parse_renames(["=base_model.model."])), torch.float32, "cpu")
     with torch.no_grad(), answerers.model("tuned") as model:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -213,26 +213,28 @@ def _named(records: Sequence[Mapping[str, Any]]) -> str:
     return first(list(dict.fromkeys(name for record in records for name in record)), _MOST_NAMES) or "none"
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with what its objects hold in fields of their own, by the path that a setting can name."""
+def _flat(record: Mapping[str, Any], whole: Collection[str]) -> dict[str, Any]:
+    """A record with what its objects hold in fields of their own, by the path that a setting can name; fields named in
+    ``whole`` stay what they are."""
     found: dict[str, Any] = {}
     for name, value in record.items():
-        inner = _flat(value) if isinstance(value, Mapping) and value else {}
+        inner = _flat(value, ()) if isinstance(value, Mapping) and value and name not in whole else {}
         found.update({f"{name}.{key}": each for key, each in inner.items()} or {name: value})
     return found
 
 
 def _none(records: Sequence[Mapping[str, Any]], columns: ColumnsConfig, fields: Sequence[str], where: str) -> str:
     """What to say when no format fits: the columns that there are, and the format that lacks least."""
-    records = [_flat(record) for record in records]
+    wanted = dict(needed(columns, fields))
+    if not fields:
+        wanted.update({name: {column: (_LIST,)} for name, column in _TURNS_OF.items()})
+    own = {name for each in wanted.values() for name in each}
+    records = [_flat(record, own) for record in records]
     there = list(dict.fromkeys(name for record in records for name in record))
     if missing := [name for name in fields if name not in there]:
         near = nearest(missing[0], there)
         hint = f"; did you mean {{{near}}}?" if near else ""
         return f"{where}: dataset.prompt_template names {{{missing[0]}}}, and the columns are {_named(records)}{hint}"
-    wanted = dict(needed(columns, fields))
-    if not fields:
-        wanted.update({name: {column: (_LIST,)} for name, column in _TURNS_OF.items()})
     kinds = {name: _common_kind(records, name) for name in there}
     best = max(wanted, key=lambda name: _likeness(wanted[name], kinds))
     lacks = [each for each in wanted[best] if each not in there]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -15,7 +18,7 @@ import numpy as np
 
 from trainer.data.rows import Located
 from trainer.data.spans import SPAN
-from trainer.data.split import keys
+from trainer.data.split import keys_of
 from trainer.data.tokenize import Encoded, Encoder, Spans
 
 ROW = np.dtype(
@@ -31,6 +34,8 @@ ROW = np.dtype(
 )
 BATCH = 1000
 _AHEAD = 2  # batches that wait for the tokenizer, so that it never waits for Python
+_ALLOCATIONS = 100_000
+"""between two looks of Python's collector, about those of ten batches"""
 _SAY_SECONDS = 10.0
 
 
@@ -54,8 +59,11 @@ def write(rows: Iterator[Located], split_seed: int, encoder: Encoder, streams: S
         prompts, answers, spans = encoded
         lengths = np.array(list(map(len, prompts))), np.array(list(map(len, answers)))
         written = _append(streams.records, batch, split_seed, *lengths, written)
-        flat = itertools.chain.from_iterable(itertools.chain.from_iterable(zip(prompts, answers, strict=True)))
-        streams.tokens.write(np.array(list(flat), dtype=encoder.dtype).tobytes())
+        flat = array(encoder.dtype.char)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            flat.fromlist(prompt)
+            flat.fromlist(answer)
+        streams.tokens.write(flat.tobytes())
         if spans is not None:
             answered = _append_spans(streams, spans, answered)
         done += len(batch)
@@ -74,7 +82,7 @@ def _append(records: BinaryIO, batch: list[Located], split_seed: int, prompts: A
     """Write the records of a batch, whose ids begin at ``start``. Returns where they end."""
     ends = start + np.cumsum(prompts + answers)
     found = np.empty(len(batch), dtype=ROW)
-    found["question"], found["answer"] = zip(*(keys(row, split_seed) for _, row in batch), strict=True)
+    found["question"], found["answer"] = keys_of((row for _, row in batch), split_seed).T
     found["offset"], found["line"] = zip(*((offset, row.line) for offset, row in batch), strict=True)
     found["prompt"], found["length"] = prompts, prompts + answers
     found["start"] = ends - found["length"]
@@ -85,7 +93,7 @@ def _append(records: BinaryIO, batch: list[Located], split_seed: int, prompts: A
 def tokenized(rows: Iterator[Located], encoder: Encoder) -> Iterator[tuple[list[Located], Encoded]]:
     """Batches of rows with their ids. The tokenizer, whose own threads need no Python, works on the next batches
     meanwhile."""
-    with encoder.ready(), ThreadPoolExecutor(1, "tokenize") as pool:
+    with encoder.ready(), _rarely_collected(), ThreadPoolExecutor(1, "tokenize") as pool:
         waiting: deque[tuple[list[Located], Future[Any]]] = deque()
         for batch in _batches(rows):
             waiting.append((batch, pool.submit(encoder.start, *encoder.texts([row for _, row in batch]))))
@@ -93,6 +101,17 @@ def tokenized(rows: Iterator[Located], encoder: Encoder) -> Iterator[tuple[list[
                 yield _ended(waiting.popleft(), encoder)
         while waiting:
             yield _ended(waiting.popleft(), encoder)
+
+
+@contextmanager
+def _rarely_collected() -> Iterator[None]:
+    """Rows and their ids hold no cycles, and Python's collector would look at each of the lists several times."""
+    kept = gc.get_threshold()
+    gc.set_threshold(_ALLOCATIONS, *kept[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*kept)
 
 
 def _ended(item: tuple[list[Located], Future[Any]], encoder: Encoder) -> tuple[list[Located], Encoded]:

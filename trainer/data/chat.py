@@ -2,7 +2,7 @@
 
 The answers are found by rendering what comes before each of them with add_generation_prompt, which is what generation
 begins with: an answer goes from there through the token that ends it. That needs no generation markers in the template
-and is the same with them.
+and is the same with them. Where the template allows it, one pass finds the ends of all prompts (trainer.data.one_pass).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from launcher.errors import Suspended, TrntuneError
 from trainer.data.conversations import ChatRow, Message
+from trainer.data.one_pass import OnePass, Pass
 from trainer.data.rows import BadRow
 from trainer.data.template_faults import template_fault
 
@@ -27,6 +28,7 @@ _PLANE = 0xF0000
 _PRIVATE = re.compile("[\U000f0000-\U000ffffd]")
 _DATE = datetime.datetime(2024, 7, 26)
 """The day that templates are told, the one that Llama 3's have of their own: rows must not depend on the day."""
+_OWN_TEXT = ("content", "reasoning_content")
 _PROBE = "qzxv"
 _THINK_END = "</think>"
 _FEW_WORDS = 4
@@ -63,10 +65,12 @@ class ChatTemplate:
             self._source = tokenizer.get_chat_template()
         except ValueError as error:  # several, none of them the default
             raise TrntuneError(f"the model's chat template can't be chosen: {_first_line(error)}") from None
-        self._names = dict(tokenizer.special_tokens_map)
+        # strftime_now: as apply_chat_template calls it, the day apart.
+        self._variables = {"strftime_now": _DATE.strftime, **tokenizer.special_tokens_map}
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         self.specials = sorted((str(each.content) for each in added if each.special), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, self.specials)) or "(?!)")
+        self._first_signs = sorted({each[:1] for each in self.specials})
         self._added = re.compile(
             "|".join(sorted((re.escape(each.content) for each in added), key=len, reverse=True)) or "(?!)"
         )
@@ -74,25 +78,35 @@ class ChatTemplate:
         """of NOTES, by rows"""
         self.examples: dict[str, str] = {}
         self.end, self._inner_end = self._ends()
+        self._ways = (False, True) if thinking is not None else (False,)
+        self._pass, self._prompt_ends = self._one_pass()
 
     def render(self, messages: Sequence[Message], prompt: bool = False, plain: bool = False) -> str:
         """The text of ``messages``; ``prompt``: with what generation begins with; ``plain``: without enable_thinking.
         Raises BadRow with the template's reason when it refuses them."""
-        thinking = {} if self.thinking is None or plain else {"enable_thinking": self.thinking}
         try:
             # As apply_chat_template calls it, which for each text looks for the names of all special tokens anew.
             found: Any = render_jinja_template(
                 conversations=[list(messages)],
                 chat_template=self._source,
                 add_generation_prompt=prompt,
-                strftime_now=_DATE.strftime,
-                **{**self._names, **thinking},
+                **{**self._variables, **self._settings(plain)},
             )
         except Suspended:  # a signal came
             raise
         except Exception as error:  # a template is a program of others: it may raise anything
             raise BadRow(f"the chat template refuses it: {_first_line(error)}") from error
         return str(found[0][0])
+
+    def _settings(self, plain: bool) -> dict[str, Any]:
+        return {} if self.thinking is None or plain else {"enable_thinking": self.thinking}
+
+    def _one_pass(self) -> tuple[OnePass | None, list[str]]:
+        """A way to find all prompts at once, where there is one, and how a prompt ends, with and without thinking."""
+        found = OnePass.of(self._source, self._variables, self._settings(False))
+        ends = [] if found is None else [found.ending(self._settings(plain)) for plain in self._ways]
+        known = [end for end in ends if end is not None]
+        return (found, known) if len(known) == len(ends) else (None, [])
 
     def _ends(self) -> tuple[str, str | None]:
         """The token that ends the last answer, and the one that ends an answer before others; None: it has none."""
@@ -148,21 +162,29 @@ class ChatTemplate:
     def rendered(self, row: ChatRow) -> Rendered:
         """The text of a row with its answers. Raises BadRow for what the template doesn't write as it is."""
         messages = self._guarded(row.messages)
-        text = self.render(messages)
+        found = None if self._pass is None else self._pass.render(messages, self._settings(False))
+        text = self.render(messages) if found is None else found.text
         if len(row.trained) > 1 and self._inner_end != self.end:
             raise BadRow(
                 f"the chat template ends its last answer with {self.end} and others with "
                 f"{self._inner_end or 'no token'}, so only conversations with one answer can be trained on"
             )
         noted: set[str] = set()
-        answers = tuple(self._answer(messages, place, text, noted) for place in row.trained)
+        answers = tuple(self._answer(messages, place, text, found, noted) for place in row.trained)
         self._compare(messages, text, noted)
         self.counts.update(noted)
         return Rendered(text[: answers[-1][1]], answers)
 
-    def _answer(self, messages: Sequence[Message], place: int, text: str, noted: set[str]) -> tuple[int, int]:
+    def _answer(
+        self, messages: Sequence[Message], place: int, text: str, found: Pass | None, noted: set[str]
+    ) -> tuple[int, int]:
         """Where the answer at ``place`` begins and where its end token ends."""
-        begin = self._begin(messages, place, text)
+        begin = self._begin(messages, place, text) if found is None else self._begin_of(found, place)
+        if begin is None:
+            raise BadRow(
+                f"turn {place + 1}: what the chat template writes before this answer isn't how it writes the whole "
+                "conversation, so the answer can't be told from the prompt"
+            )
         stop = text.find(self.end, begin)
         if stop < 0:
             raise BadRow(f"turn {place + 1}: the chat template writes no {self.end} after this answer")
@@ -176,15 +198,13 @@ class ChatTemplate:
             self.examples.setdefault("adds", repr(_short(before)))
         return begin, stop + len(self.end)
 
-    def _begin(self, messages: Sequence[Message], place: int, text: str) -> int:
-        for plain in (False, True) if self.thinking is not None else (False,):
-            prompt = self.render(messages[:place], prompt=True, plain=plain)
-            if text.startswith(prompt):
-                return len(prompt)
-        raise BadRow(
-            f"turn {place + 1}: what the chat template writes before this answer isn't how it writes the whole "
-            "conversation, so the answer can't be told from the prompt"
-        )
+    def _begin(self, messages: Sequence[Message], place: int, text: str) -> int | None:
+        prompts = (self.render(messages[:place], prompt=True, plain=plain) for plain in self._ways)
+        return next((len(prompt) for prompt in prompts if text.startswith(prompt)), None)
+
+    def _begin_of(self, found: Pass, place: int) -> int | None:
+        start = found.starts[place]
+        return next((start + len(end) for end in self._prompt_ends if found.text.startswith(end, start)), None)
 
     def _before(self, message: Message, answer: str, place: int, noted: set[str]) -> str:
         """What stands in ``answer`` before the text of the message; its thinking is part of the text."""
@@ -209,23 +229,24 @@ class ChatTemplate:
         """The messages with private characters for control tokens that their own text spells out: a template's are
         tokens, these are text."""
         return [
-            {
-                key: self._guard(each) if key in ("content", "reasoning_content") else each
-                for key, each in message.items()
-            }
+            {key: self._guard(each) if key in _OWN_TEXT else each for key, each in message.items()}
             for message in messages
         ]
 
     def _guard(self, text: str) -> str:
-        if _PRIVATE.search(text):
+        if not text.isascii() and _PRIVATE.search(text):
             raise BadRow("holds a private character of plane 15, which stands for control tokens here")
-        guarded = self._control.sub(lambda found: chr(_PLANE + self.specials.index(found.group())), text)
+        guarded = text
+        if any(sign in text for sign in self._first_signs):
+            guarded = self._control.sub(lambda found: chr(_PLANE + self.specials.index(found.group())), text)
         if self.end in guarded:
             raise BadRow(f"holds {self.end}, which ends an answer, and which the tokenizer never reads as text")
         return guarded
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:
         """A rendered text in parts; True: text that spells out a control token."""
+        if text.isascii():
+            return [(text, False)] if text else []
         found: list[tuple[str, bool]] = []
         start = 0
         for match in _PRIVATE.finditer(text):

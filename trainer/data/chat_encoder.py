@@ -90,11 +90,10 @@ class ChatEncoder(Encoder):
     def _apart(self, rendered: Sequence[Rendered]) -> list[Ids]:
         """The rows cut where their answers begin and end, and around what spells out control tokens."""
         parts = [self._parts(each) for each in rendered]
+        pieces = list(itertools.chain.from_iterable(itertools.chain.from_iterable(parts)))
         ids = {
-            literal: iter(
-                self._pieces([text for row in parts for part in row for text, own in part if own == literal], literal)
-            )
-            for literal in (False, True)
+            literal: iter(self._pieces([text for text, own in pieces if own == literal], literal))
+            for literal in {own for _, own in pieces}
         }
         return [self._joined([[next(ids[literal]) for _, literal in part] for part in row]) for row in parts]
 

@@ -21,6 +21,7 @@ SHAREGPT_ROLES = {
 }
 _TOOLS = ("tool_calls", "function_call", "tool_call_id")
 
+_written = json.JSONEncoder(sort_keys=True).encode
 Message = dict[str, Any]
 """As chat templates take it: role and content, also reasoning_content and name where the row has them."""
 
@@ -55,8 +56,7 @@ class ChatRow:
     def hashed(self) -> tuple[str, str]:
         """A conversation that goes on where another one ends has the same question."""
         first = next(place for place, each in enumerate(self.messages) if each["role"] == "assistant")
-        question, answer = (json.dumps(part, sort_keys=True) for part in (self.messages[:first], self.messages[first:]))
-        return question, answer
+        return _written(self.messages[:first]), _written(self.messages[first:])
 
 
 def conversation(messages: list[Message], begin: int, thinking: bool | None, line: int) -> ChatRow:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,22 @@ Places = npt.NDArray[np.int64]
 
 def keys(row: Row, split_seed: int) -> tuple[int, int]:
     """The hashes of question and answer. Two questions that share one would only share their side."""
+    question, answer = _digests(row, split_seed)
+    return int.from_bytes(question, "big"), int.from_bytes(answer, "big")
+
+
+def keys_of(rows: Iterable[Row], split_seed: int) -> npt.NDArray[np.uint64]:
+    """[rows, 2]: the ``keys`` of each."""
+    digests = b"".join(digest for row in rows for digest in _digests(row, split_seed))
+    return np.frombuffer(digests, dtype=">u8").reshape(-1, 2)
+
+
+def _digests(row: Row, split_seed: int) -> tuple[bytes, bytes]:
     question, answer = row.hashed()
-    return _hash(f"{split_seed}\0{question}"), _hash(answer)
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return (
+        hashlib.sha256(f"{split_seed}\0{question}".encode()).digest()[:8],
+        hashlib.sha256(answer.encode()).digest()[:8],
+    )
 
 
 def split(

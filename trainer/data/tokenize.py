@@ -151,7 +151,10 @@ class Encoder:
 
     def finish(self, prompts: list[Any], answers: list[Any]) -> Encoded:
         """The ids of what ``start`` returned."""
-        before, after = [self._prompt(each.ids) for each in prompts], [[*each.ids, self.eos] for each in answers]
+        # Each look at ids makes a new list.
+        before, after = [self._prompt(each.ids) for each in prompts], [each.ids for each in answers]
+        for ids in after:
+            ids.append(self.eos)
         if self.control == "read":
             pairs = [self._once(*pair) for pair in zip(before, after, strict=True)]
             before, after = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]

@@ -13,11 +13,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +82,31 @@ class Corpus:
         if expected != [(len(prompt), len(whole)) for prompt, whole in zip(prompts, found, strict=True)]:
             raise TrntuneError(f"{self.source.path} was changed while it was in use; start the run again")
         return found
+
+
+class Texts(Sequence[Row]):
+    """Rows of a corpus as they stand in the file, read when they are asked for; a slice is a list."""
+
+    def __init__(self, corpus: Corpus, places: npt.NDArray[np.int64]) -> None:
+        self._corpus, self._places = corpus, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return self._corpus.texts(self._places[index].tolist())
+        return self._corpus.texts([int(self._places[index])])[0]
+
+    def __iter__(self) -> Iterator[Row]:
+        for start in range(0, len(self), build.BATCH):
+            yield from self[start : start + build.BATCH]
 
 
 def identity(source: Source, encoder: Encoder, sha256: str) -> str:

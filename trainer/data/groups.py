@@ -21,10 +21,10 @@ from launcher.schema import Config
 from trainer.data.corpus import Corpus
 from trainer.data.packing import alone, pack
 from trainer.data.spans import kept_lengths
-from trainer.data.split import WINDOW, Places, sides
+from trainer.data.split import WINDOW, Places, sides, twins
 from trainer.models import cache
 
-_FORMAT = 1
+_FORMAT = 2
 """Raised when the split or the packing changes: it is in the entry's name."""
 _INDEX = np.dtype("<i8")
 _FILES = ("held_out", "train_members", "train_ends", "eval_members", "eval_ends")
@@ -71,6 +71,8 @@ class Sides:
     train: Groups
     eval: Groups
     held_out: Places
+    twins: int
+    """held-out rows of a set of one's own that stand among the training rows too"""
 
 
 def open_sides(config: Config, corpus: Corpus) -> Sides:
@@ -97,15 +99,20 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 Streams = dict[str, BinaryIO]
+Facts = dict[str, Any]
+"""The counts of both sides, and the twins."""
 
 
-def _write(config: Config, corpus: Corpus, streams: Streams) -> dict[str, Counts]:
-    """Write the sides' indices; returns their counts."""
-    held_out, training = sides(corpus.rows, config.dataset, corpus.source.border, WINDOW)
+def _write(config: Config, corpus: Corpus, streams: Streams) -> Facts:
+    """Write the sides' indices; returns what is known of them."""
+    both = functools.partial(sides, corpus.rows, config.dataset, corpus.source.border, WINDOW)
+    held_out, training = both()
     streams["held_out"].write(held_out.astype(_INDEX).tobytes())
+    evaluation = (held_out[start : start + WINDOW] for start in range(0, len(held_out), WINDOW))
     return {
-        "train": _side(config, corpus, training, streams["train_members"], streams["train_ends"]),
-        "eval": _side(config, corpus, iter([held_out]), streams["eval_members"], streams["eval_ends"]),
+        "train": asdict(_side(config, corpus, training, streams["train_members"], streams["train_ends"])),
+        "eval": asdict(_side(config, corpus, evaluation, streams["eval_members"], streams["eval_ends"])),
+        "twins": 0 if corpus.source.border is None else twins(corpus.rows, *both()),
     }
 
 
@@ -156,23 +163,22 @@ def _too_long(corpus: Corpus, places: Places, room: int) -> TrntuneError:
     )
 
 
-def _in_memory(make: Callable[[Streams], dict[str, Counts]]) -> Sides:
+def _in_memory(make: Callable[[Streams], Facts]) -> Sides:
     streams = {name: BytesIO() for name in _FILES}
-    counts = make(dict(streams))
-    return _sides({name: np.frombuffer(stream.getvalue(), dtype=_INDEX) for name, stream in streams.items()}, counts)
+    facts = make(dict(streams))
+    return _sides({name: np.frombuffer(stream.getvalue(), dtype=_INDEX) for name, stream in streams.items()}, facts)
 
 
-def _in_files(make: Callable[[Streams], dict[str, Counts]], directory: Path) -> None:
+def _in_files(make: Callable[[Streams], Facts], directory: Path) -> None:
     with ExitStack() as stack:
         streams: Streams = {name: stack.enter_context((directory / f"{name}.bin").open("wb")) for name in _FILES}
-        counts = make(streams)
-    write_json(directory / "facts.json", {side: asdict(found) for side, found in counts.items()})
+        facts = make(streams)
+    write_json(directory / "facts.json", facts)
 
 
 def _load(directory: Path) -> Sides:
     facts = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
-    arrays = {name: _map(directory / f"{name}.bin") for name in _FILES}
-    return _sides(arrays, {side: Counts(**found) for side, found in facts.items()})
+    return _sides({name: _map(directory / f"{name}.bin") for name in _FILES}, facts)
 
 
 def _map(file: Path) -> Places:
@@ -180,9 +186,8 @@ def _map(file: Path) -> Places:
     return np.memmap(file, dtype=_INDEX, mode="r") if file.stat().st_size else np.empty(0, dtype=_INDEX)
 
 
-def _sides(arrays: dict[str, Places], counts: dict[str, Counts]) -> Sides:
-    return Sides(
-        Groups(arrays["train_members"], arrays["train_ends"], counts["train"]),
-        Groups(arrays["eval_members"], arrays["eval_ends"], counts["eval"]),
-        arrays["held_out"],
+def _sides(arrays: dict[str, Places], facts: Facts) -> Sides:
+    train, evaluation = (
+        Groups(arrays[f"{side}_members"], arrays[f"{side}_ends"], Counts(**facts[side])) for side in ("train", "eval")
     )
+    return Sides(train, evaluation, arrays["held_out"], facts["twins"])

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from launcher.errors import TrntuneError
 from launcher.pairs import Extents
 from launcher.schema import Config
@@ -91,12 +93,13 @@ def shape_of(config: Config, data: Path, tokenizer: Any, extents: Extents = ()) 
     found = find_corpus(config, data, tokenizer)
     if found is not None:
         corpus, there = dataclasses.replace(found, directory=None), _used(config, found)
-        measured = there
+        measured, own = there, _own(found)
     else:
-        corpus, there = _sample(config, data, tokenizer)
+        corpus, there, own = _sample(config, data, tokenizer)
         measured = len(corpus.rows)
     prepared = prepare_corpus(config, corpus)
-    factor = (there - len(prepared.held_out)) / (measured - len(prepared.held_out))
+    held_out = len(prepared.held_out)
+    factor = (there - (own or held_out)) / (measured - held_out)
     batch, sums = config.training.global_batch_size, prepared.train.sums(extents)
     filled = round(prepared.filled_rows * factor)
     return DataShape(
@@ -106,7 +109,7 @@ def shape_of(config: Config, data: Path, tokenizer: Any, extents: Extents = ()) 
         tokens=sums.tokens * factor,
         trained=sums.trained * factor,
         pairs=sums.pairs * factor,
-        eval_rows=len(prepared.eval),
+        eval_rows=round(len(prepared.eval) * (own or held_out) / held_out),
         measured=measured,
         available=there,
         format=prepared.report.format,
@@ -116,33 +119,44 @@ def shape_of(config: Config, data: Path, tokenizer: Any, extents: Extents = ()) 
 
 def _used(config: Config, corpus: Corpus) -> int:
     """How many rows of a corpus a run uses, held-out ones included."""
-    rows, most, border = len(corpus.rows), config.dataset.max_samples, corpus.source.border
-    own = 0 if border is None else int((corpus.rows["line"] >= border).sum())
+    rows, most, own = len(corpus.rows), config.dataset.max_samples, _own(corpus)
     return min(rows - own, most or rows) + own
 
 
-def _sample(config: Config, data: Path, tokenizer: Any) -> tuple[Corpus, int]:
-    """The rows that a run with few samples would take, tokenized in memory, and how many the run itself takes. Of a
-    held-out set of one's own all rows are taken."""
+def _own(corpus: Corpus) -> int:
+    """The rows of a held-out set of one's own."""
+    border = corpus.source.border
+    return 0 if border is None else len(corpus.rows) - int(np.searchsorted(corpus.rows["line"], border))
+
+
+def _sample(config: Config, data: Path, tokenizer: Any) -> tuple[Corpus, int, int]:
+    """The rows that a run with few samples would take, tokenized in memory, how many the run itself takes, and how many
+    of those a held-out set of one's own has, of which a sample is taken too."""
     source, most = Source.of(config, data), config.dataset.max_samples
     encoder = source.encoder(tokenizer)
     lines = source.lines(encoder)
-    there = 0
-    kept: list[tuple[int, int, int, Located]] = []
-    own: list[Located] = []
     room = _MOST_ROWS + (config.dataset.eval_samples if source.border is None else 0)
+    train, own = Smallest(min(room, most or room)), Smallest(_MOST_ROWS)
     for offset, row in lines:
-        if source.border is not None and row.line >= source.border:
-            own.append((offset, row))
-            continue
-        there += 1
-        question, answer = keys(row, source.split_seed)
-        # The smallest hashes stay; numbers differ, so that rows are never compared.
-        entry = (-question, -answer, -there, (offset, row))
-        if len(kept) < min(room, most or there):
-            heapq.heappush(kept, entry)
-        else:
-            heapq.heappushpop(kept, entry)
-    chosen = [located for *_, located in sorted(kept, key=lambda entry: -entry[2])]
-    corpus = corpus_of([*chosen, *own], lines, source, encoder, file_sha256(data))
-    return corpus, min(there, most or there) + len(own)
+        side = train if source.border is None or row.line < source.border else own
+        side.add(keys(row, source.split_seed), (offset, row))
+    corpus = corpus_of([*train.rows(), *own.rows()], lines, source, encoder, file_sha256(data))
+    return corpus, min(train.seen, most or train.seen) + own.seen, own.seen
+
+
+class Smallest:
+    """The ``most`` rows with the smallest hashes."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._kept = most, list[tuple[int, int, int, Located]]()
+        self.seen = 0
+
+    def add(self, hashes: tuple[int, int], located: Located) -> None:
+        self.seen += 1
+        # Numbers differ, so that rows are never compared.
+        entry = (-hashes[0], -hashes[1], -self.seen, located)
+        (heapq.heappush if len(self._kept) < self._most else heapq.heappushpop)(self._kept, entry)
+
+    def rows(self) -> list[Located]:
+        """In the order in which they came."""
+        return [located for *_, located in sorted(self._kept, key=lambda entry: -entry[2])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import overload
 
 import numpy as np
@@ -14,7 +14,7 @@ from launcher.pairs import Extents, mean_pairs
 from trainer.data.corpus import Corpus
 from trainer.data.groups import Groups
 from trainer.data.spans import kept_lengths
-from trainer.data.split import Places
+from trainer.data.split import WINDOW, Places
 from trainer.data.tokenize import Example, example
 
 Row = list[Example]
@@ -32,6 +32,9 @@ class Sums:
     """labels that the loss counts"""
     pairs: float
     """query/key pairs of causal attention inside the documents, as far as layers reach: the mean of the layers"""
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(*(mine + others for mine, others in zip(astuple(self), astuple(other), strict=True)))
 
 
 class PackedRows(Sequence[Row]):
@@ -92,11 +95,14 @@ class PackedRows(Sequence[Row]):
 
     def sums(self, extents: Extents = ()) -> Sums:
         """Over all documents, without looking at their tokens; ``extents``: how far each layer's attention reaches."""
-        places = np.asarray(self.groups.members)
-        kept = self._kept(places)
-        lengths = kept.astype(np.float64)
-        pairs = mean_pairs(lengths, extents)
-        return Sums(len(places), float(lengths.sum()), self._trained(places, kept), float(pairs.sum()))
+        total = Sums(0, 0.0, 0.0, 0.0)
+        for start in range(0, len(self.groups.members), WINDOW):
+            places = np.asarray(self.groups.members[start : start + WINDOW])
+            kept = self._kept(places)
+            lengths = kept.astype(np.float64)
+            pairs = mean_pairs(lengths, extents)
+            total += Sums(len(places), float(lengths.sum()), self._trained(places, kept), float(pairs.sum()))
+        return total
 
     def _trained(self, places: Places, kept: Places) -> float:
         """The first token of a document is predicted by nothing."""

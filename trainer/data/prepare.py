@@ -13,11 +13,10 @@ import numpy as np
 
 from launcher import units
 from launcher.schema import Config
-from trainer.data.corpus import Corpus, open_corpus
+from trainer.data.corpus import Corpus, Texts, open_corpus
 from trainer.data.groups import Groups, open_sides
 from trainer.data.packed import PackedRows, Row
-from trainer.data.rows import Row as DataRow
-from trainer.data.split import Places, sides, twins
+from trainer.data.split import Places
 from trainer.data.tokenize import no_room
 
 __all__ = ["DataReport", "PreparedData", "Row", "prepare", "prepare_corpus"]
@@ -71,7 +70,7 @@ class PreparedData:
 
     train: PackedRows
     eval: PackedRows
-    held_out: list[DataRow]
+    held_out: Texts
     report: DataReport
 
     def lines(self, rows: list[int]) -> list[int]:
@@ -119,7 +118,7 @@ def prepare_corpus(config: Config, corpus: Corpus) -> PreparedData:
         unused=dict(corpus.unused),
         turns_cut=both.turns_cut,
         left_out=both.left_out,
-        eval_in_train=_eval_in_train(config, corpus),
+        eval_in_train=found.twins,
         format=source.found.format,
         columns=list(source.found.columns),
         found=str(source.found),
@@ -129,12 +128,7 @@ def prepare_corpus(config: Config, corpus: Corpus) -> PreparedData:
         files=[] if source.origins is None else [asdict(each) for each in source.origins.files],
     )
     evaluation = PackedRows(corpus, held, np.arange(len(held.ends)), length, config.dataset.loss_on)
-    return PreparedData(rows, evaluation, corpus.texts(found.held_out.tolist()), report)
-
-
-def _eval_in_train(config: Config, corpus: Corpus) -> int:
-    border = corpus.source.border
-    return 0 if border is None else twins(corpus.rows, *sides(corpus.rows, config.dataset, border))
+    return PreparedData(rows, evaluation, Texts(corpus, found.held_out), report)
 
 
 def _shuffled(train: Groups, config: Config) -> Places:

@@ -32,7 +32,7 @@ def rows_file(tmp_path: Path) -> Path:
 def contents(data: PreparedData):
     """Everything that a run sees of its data."""
     everything = list(range(len(data.train)))
-    return list(data.train), list(data.eval), data.held_out, data.report, data.digest(), data.lines(everything)
+    return list(data.train), list(data.eval), list(data.held_out), data.report, data.digest(), data.lines(everything)
 
 
 @pytest.fixture

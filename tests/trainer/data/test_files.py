@@ -112,7 +112,7 @@ def test_the_same_rows_give_the_same_tokens_from_every_kind_of_file(tmp_path, to
     data = prepared(tokenizer, path)
     assert data.digest() == expected.digest()
     assert [list(rows) for rows in (data.train, data.eval)] == [list(rows) for rows in (expected.train, expected.eval)]
-    assert data.held_out == expected.held_out
+    assert list(data.held_out) == list(expected.held_out)
     assert {row.response for row in data.held_out} <= {row["response"] for row in ROWS}
 
 
@@ -278,7 +278,7 @@ def test_a_held_out_set_of_ones_own_is_all_that_is_held_out_and_twins_are_told(t
     assert (few.report.train_examples, few.report.eval_examples) == (20, 11)
     config = composed("dataset=jsonl", f"dataset.path={tmp_path / 'train.jsonl'}", own, "training.max_length=256")
     same = prepare(config, fetch_dataset(config.dataset), tokenizer)
-    assert same.held_out == data.held_out
+    assert list(same.held_out) == list(data.held_out)
     write_csv(tmp_path / "eval.csv", held_out)
     other = prepared(tokenizer, tmp_path / "train.jsonl", own)
     assert other.train.digest() == data.train.digest()

@@ -12,6 +12,7 @@ from launcher.paths import ROOT
 # What pip is told. transformers and TRL are those that this project itself is built on.
 REQUIREMENTS: dict[str, list[str]] = {
     "hugging_face": ["-c", str(ROOT / "constraints.txt"), "torch", "transformers", "peft", "trl", "datasets"],
+    "trl": ["torch==2.13.0", "trl==1.16.0", "transformers==5.24.0", "datasets==5.2.0"],
     "llama_factory": ["torch==2.13.0", "llamafactory==0.9.5"],
     "torchtune": ["torch==2.13.0", "torchtune==0.6.1", "torchao==0.9.0"],
     "litgpt": ["torch==2.13.0", "litgpt==0.5.13"],

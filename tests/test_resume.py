@@ -127,8 +127,8 @@ CHAINS = {
         LORA,
         [at_line(3), at_line(3), kill("fsync", r"step-6\.tmp/optimizer"), kill("rename", r"step-9\.tmp$"), at_line(3)],
     ),
-    "full, early stopping": (
-        (*FULL, *EARLY),
+    "full, early stopping, rows that are streamed": (
+        (*FULL, *EARLY, "dataset.streaming=true"),
         [at_line(8), kill("open", r"step-9\.tmp/manifest\.json:w"), kill("mkdir", r"step-12\.tmp$")],
     ),
     "what peft trains beside its matrices": (

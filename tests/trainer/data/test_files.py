@@ -266,7 +266,7 @@ def test_a_mixture_has_the_shares_that_were_asked_for_and_no_row_twice(tmp_path,
     assert {row.instruction for row in other.train.corpus.texts(range(90))} != set(questions)
 
 
-def test_a_held_out_set_of_ones_own_is_all_that_is_held_out_and_twins_are_told(tmp_path, tokenizer):
+def test_a_held_out_set_of_ones_own_is_all_that_is_held_out_and_twins_are_told(tmp_path, tokenizer, monkeypatch):
     write_jsonl(tmp_path / "train.jsonl", ROWS)
     held_out = [{"instruction": f"new {i}", "response": "x"} for i in range(9)]
     write_csv(tmp_path / "eval.csv", [*held_out, ROWS[3], ROWS[8]])
@@ -277,6 +277,10 @@ def test_a_held_out_set_of_ones_own_is_all_that_is_held_out_and_twins_are_told(t
     assert data.report.eval_examples == 11
     assert data.report.eval_in_train == 2
     assert "2 held-out rows stand among the training rows too, so their loss says less" in data_notes(data.report)
+    with monkeypatch.context() as patch:  # the cache says how many, to every later process
+        patch.setattr("trainer.data.groups.twins", None)
+        patch.setattr("trainer.data.corpus.Corpus.texts", None)  # and rows are read when they are asked for
+        assert prepared(tokenizer, tmp_path / "train.jsonl", own).report == data.report
     few = prepared(tokenizer, tmp_path / "train.jsonl", own, "dataset.max_samples=20")
     assert (few.report.train_examples, few.report.eval_examples) == (20, 11)
     config = composed("dataset=jsonl", f"dataset.path={tmp_path / 'train.jsonl'}", own, "training.max_length=256")

@@ -120,9 +120,9 @@ def check(composition: Composition) -> None:
             refuse_problems(run.config, run.overrides, run.swept)
             refuse_untrainable(run.config)
             if not run.config.dry_run:
-                refuse_absent(run.config)
                 refuse_what_cannot_run(run.config)
                 refuse_family(run.config)
+                refuse_absent(run.config)
             if run.fixed_name and holds_run(run.directory):
                 find_changes(run.config, run.directory)  # the room that it takes already is counted as it trains
             else:

@@ -80,7 +80,8 @@ def mlflow_ui(store: str) -> Iterator[str]:
     arguments = ["ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", *arguments],
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        # Its job runner would start seven processes more.
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -96,19 +96,37 @@ def pytest_collection_finish() -> None:
     FORKS.adopt(os.environ)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own, which reads the marks, comes later
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that take minutes begin first, on different workers: at the end all would wait for one."""
-    workers = int(WORKERS or 1)
-    long = [item for item in items if item.get_closest_marker("long")]
-    short = [item for item in items if not item.get_closest_marker("long")]
-    # pytest-xdist begins with a share for each worker, in order.
-    shares: list[list[pytest.Item]] = []
-    for number in range(workers):
-        own = long[number::workers]
-        size = -(-len(items) // workers) - len(own)
-        shares.append(own + short[:size])
-        short = short[size:]
-    items[:] = [item for share in shares for item in share] + short
+    """What takes minutes begins first, and the tests that do so alone each on the next worker that is free: at the end
+    all would wait for one."""
+    if WORKERS is not None:
+        for number, item in enumerate(items):
+            if is_long(item) and is_alone(item):
+                item.add_marker(pytest.mark.xdist_group(f"long{number}"))
+    items.sort(key=lambda item: (not is_long(item), not is_alone(item)))
+
+
+def is_long(item: pytest.Item) -> bool:
+    return item.get_closest_marker("long") is not None
+
+
+def is_alone(item: pytest.Item) -> bool:
+    """True for a test that is itself marked long, not only its module."""
+    return any(mark.name == "long" for mark in item.own_markers)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a module stay together, so that what its fixtures make is made once."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    class ByModule(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            group = super()._split_scope(nodeid)
+            return nodeid.partition("::")[0] if group == nodeid else group
+
+    return ByModule(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,6 +20,8 @@ from trainer.data.tokenize import prompt_ids
 from trainer.families.small import small_config, small_model
 from trainer.models.tiny_llama import byte_tokenizer
 
+pytestmark = pytest.mark.long
+
 NEW_TOKENS = 6
 CHAIN = (
     *(

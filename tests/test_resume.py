@@ -25,6 +25,8 @@ from tests.conftest import TINY, Run, command, environment, launch
 from tests.limits import PATIENCE, until
 from trainer.checkpoints.manifest import from_text, to_text
 
+pytestmark = pytest.mark.long
+
 # Twelve steps of two micro batches: 40 examples make a pass of four, so that most steps lie inside one.
 SETTINGS = (
     *TINY,

@@ -21,7 +21,11 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import TINY, Run, command, environment, launch
 from tests.limits import PATIENCE, until
 
+pytestmark = pytest.mark.long
+
 NO_TRACKING = "tracking=none"
+# MLflow's server without its runner of jobs, whose seven processes take longer to start than itself.
+ALONE = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def test_a_lora_run_leaves_a_complete_directory_and_an_adapter_that_gives_the_reported_loss(run_tiny):
@@ -278,7 +282,7 @@ def mlflow_ui(directory: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *arguments],
             cwd=directory,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, **ALONE},
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import TINY, command, environment
 from tests.limits import PATIENCE
-from tests.test_runs import call, free_port
+from tests.test_runs import ALONE, call, free_port
 
 ARN = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-tracking-server/mine"
 
@@ -35,7 +35,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", *arguments, *artifacts],
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, **ALONE},
             stdout=log,
             stderr=log,
             start_new_session=True,

@@ -12,6 +12,8 @@ from launcher import app, secrets
 from tests.conftest import TINY, command, environment
 from tests.limits import PATIENCE
 
+pytestmark = pytest.mark.long
+
 # Shapes of real ones; none of them opens anything.
 PLANTED = {
     "HF_TOKEN": "hf_" + "Planted0SecretAbCdEfGhIjKlMnOpQr",
@@ -52,6 +54,7 @@ def test_nothing_that_a_run_or_a_sweep_leaves_holds_a_secret(tmp_path):
     assert leaks(tmp_path, process) == []
 
 
+@pytest.mark.cold
 def test_nothing_that_a_failed_run_leaves_holds_a_secret(tmp_path):
     """A run that breaks, tracked at an address that nobody answers: errors name what they were about."""
     broken = ("method=full", "training.learning_rate=1e30", "tracking.uri=http://127.0.0.1:9")

@@ -15,6 +15,8 @@ from launcher.paths import ROOT
 from tests.conftest import TINY, launch
 from tests.test_runs import free_port
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:

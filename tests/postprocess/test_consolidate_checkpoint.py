@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from launcher.errors import TrntuneError
 from launcher.paths import ROOT
 from postprocess.merge import MergeOptions, merge
-from tests.conftest import TINY, launch
+from tests.conftest import TINY, environment, launch
 from tests.limits import PATIENCE
 
 
@@ -29,7 +29,7 @@ def run(request, tmp_path_factory) -> Path:
 
 def consolidate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "postprocess.consolidate", *map(str, arguments)]
-    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    env = {**environment(), "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
 
 

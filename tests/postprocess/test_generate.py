@@ -16,7 +16,7 @@ from postprocess.generate.models import Answerers, locate
 from postprocess.generate.questions import from_file, held_out, typed
 from postprocess.generate.run import Options, generate, records
 from postprocess.generate.score import rouge_l
-from tests.conftest import TINY, launch
+from tests.conftest import TINY, environment, launch
 from tests.limits import PATIENCE
 from trainer.data.tokenize import prompt_ids
 
@@ -116,7 +116,7 @@ def command(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "postprocess.generate", *arguments],
         cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(cwd)},
+        env={**environment(), "PYTHONPATH": str(ROOT), "HOME": str(cwd)},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

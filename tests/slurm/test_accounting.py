@@ -14,6 +14,8 @@ from tests.limits import until
 from tests.slurm.cluster import Slurm
 from tests.slurm.conftest import User, require
 
+pytestmark = pytest.mark.long
+
 FORGETFUL = 2
 """seconds after which the controllers here forget a job"""
 

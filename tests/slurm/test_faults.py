@@ -113,6 +113,7 @@ def test_the_first_node_may_be_the_one(user, slurm, two):
     until(lambda: slurm.idle() == set(slurm.names))
 
 
+@pytest.mark.long
 def test_scontrol_requeue(user, slurm, one):
     run, job = submit(user, "r")
     at_step(run, 3)
@@ -124,6 +125,7 @@ def test_scontrol_requeue(user, slurm, one):
     assert_same(run, one)
 
 
+@pytest.mark.long
 def test_preemption(user, slurm, one):
     run, job = submit(user, "r")
     at_step(run, 3)
@@ -137,6 +139,7 @@ def test_preemption(user, slurm, one):
     assert_same(run, one)
 
 
+@pytest.mark.long
 def test_the_signal_before_the_time_limit_requeues_the_job(user, slurm, one):
     run, job = submit(user, "r")
     at_step(run, 3)
@@ -161,6 +164,7 @@ def test_a_time_limit_is_a_pause_for_every_process_of_both_nodes(user, slurm, tw
     assert_same(run, two)
 
 
+@pytest.mark.long
 def test_a_small_stage_that_reaches_its_time_limit_has_failed_and_says_why(user, slurm):
     ledger = user.submit("r", "stages=[fetch]", with_fault(op="fsync", path="fetch.json", sleep=60, **{"from": 1}))
     [job] = ledger.ids()
@@ -172,6 +176,7 @@ def test_a_small_stage_that_reaches_its_time_limit_has_failed_and_says_why(user,
     assert "cluster.small.time_limit_min=MINUTES" in log.read_text()
 
 
+@pytest.mark.long
 def test_a_killed_process_ends_the_step_and_the_run_has_failed(user, slurm, two):
     run, job = submit(user, "r", *TWO_NODES)
     at_step(run, 3)
@@ -191,6 +196,7 @@ def test_a_killed_process_ends_the_step_and_the_run_has_failed(user, slurm, two)
     assert_same(run, two)
 
 
+@pytest.mark.long
 def test_scancel_ends_it_for_good_with_a_checkpoint(user, slurm, one):
     run, job = submit(user, "r")
     at_step(run, 3)
@@ -204,6 +210,7 @@ def test_scancel_ends_it_for_good_with_a_checkpoint(user, slurm, one):
     assert_same(run, one)
 
 
+@pytest.mark.long
 def test_auto_resume_runs_the_step_again_in_place(user, slurm, two):
     run, job = submit(user, "r", *TWO_NODES, "cluster.auto_resume=true")
     at_step(run, 6)
@@ -220,6 +227,7 @@ def test_auto_resume_runs_the_step_again_in_place(user, slurm, two):
     assert_same(run, two)
 
 
+@pytest.mark.long
 def test_a_run_that_gets_no_further_is_given_up(user, slurm):
     """Every start is killed at its third line: Slurm is asked to start it again, but not for ever."""
     user.submit("r", "training.save_every=100", with_fault(count=3, signal=9))

@@ -7,10 +7,14 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pytest
+
 from launcher.slurm.ledger import read
 from tests.limits import until
 from tests.slurm.cluster import Slurm
 from tests.slurm.conftest import QUICK
+
+pytestmark = pytest.mark.long
 
 HELD = ("cluster.exclusive=false", "cluster.sbatch_args=[--hold]", "hydra.sweep.dir=sweep", "-m")
 

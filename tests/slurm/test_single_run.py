@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 
+import pytest
+
 from launcher.paths import ROOT
 from launcher.slurm.ledger import read
 from launcher.slurm.snapshot import PARTS
 from tests.limits import until
 from tests.slurm.conftest import QUICK, User
 from tests.test_secrets import PLANTED, leaks
+
+pytestmark = pytest.mark.long
 
 
 def test_a_run_is_a_chain_of_jobs_and_its_results_are_there(user, slurm):

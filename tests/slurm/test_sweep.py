@@ -12,6 +12,8 @@ from tests.limits import until
 from tests.slurm.conftest import QUICK
 from tests.slurm.test_faults import slowly, with_fault
 
+pytestmark = pytest.mark.long
+
 SHARED = "cluster.exclusive=false"  # the 4 nodes pose as 128 CPUs each: runs need not wait for one another
 
 

@@ -28,7 +28,7 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.
 # Read by a library, or by the interpreter, when it is imported: a fork would not see another value.
 _AT_IMPORT = re.compile(
     r"(HF|TRANSFORMERS|HUGGINGFACE|TORCH|PYTORCH|OMP|GOMP|KMP|MKL|OPENBLAS|XDG|NEURON|CUDA|PYTHON|LD|MALLOC|LC|LANG)(_|$)"
-    r"|PYTHON|(http|https|no|all)_proxy$",
+    r"|PYTHON",
     re.IGNORECASE,
 )
 # Of these, what is read when it is used, or is set for each fork.

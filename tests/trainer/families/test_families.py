@@ -27,6 +27,8 @@ from trainer.families.small import with_attention
 from trainer.families.table import Outcome, lines, outcome
 from trainer.models.meta import facts
 
+pytestmark = pytest.mark.long
+
 LENGTHS = ((21, 6), (9, 0), (1, 0), (33, 30), (17, 3))
 """tokens of each document, and how many of them are the prompt; windows and chunks of the small models are 8 long"""
 

@@ -147,9 +147,10 @@ def test_another_shape_than_config_json_asks_for(base):
         load(base)
 
 
-def test_another_familys_model_is_refused_when_it_is_loaded(tmp_path):
+def test_another_familys_model_is_refused_when_it_is_loaded(whole, tmp_path):
     small = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 99, "n_positions": 64, "tie_word_embeddings": False}
     GPT2LMHeadModel(GPT2Config(**small)).save_pretrained(tmp_path)
+    shutil.copy(whole / "tokenizer.json", tmp_path)
     assert problems(config_of(tmp_path, "lora.target_modules=[c_attn]")) == []
     load(tmp_path)
     norm = "transformer.h.0.ln_1.weight"

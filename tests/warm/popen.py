@@ -35,6 +35,18 @@ _AT_IMPORT = re.compile(
 _LATE = re.compile(
     r"HF_TOKEN(_PATH)?$|PYTHONPATH$|PYTHONSAFEPATH$|TORCHELASTIC_|TORCH_NCCL_|XDG_CACHE_HOME$|OMP_WAIT_POLICY$|GOMP_SPINCOUNT$"
 )
+# As the project sets them before it imports the libraries: trainer/models/hub.py, trainer/mlflow_store.py.
+SETTINGS = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_ETAG_TIMEOUT": "5",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    # Arrow would start a thread of its allocator,
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    # NumPy one for each CPU.
+    "OPENBLAS_NUM_THREADS": "1",
+}
 _START = python_module("")[1:3]
 # Modules that are commands: `python -m NAME`.
 _COMMANDS = re.compile(r"(launcher|postprocess\.\w+|torch\.distributed\.run)$")
@@ -60,8 +72,13 @@ def starts_others(command: list[str]) -> bool:
 
 
 def import_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that must be the server's own."""
-    return {key: value for key, value in environment.items() if _AT_IMPORT.match(key) and not _LATE.match(key)}
+    """The part of an environment that must be the server's own. What the project sets itself is the same with it and
+    without: what a test's modules import, or a stage that starts others, may have set it already."""
+    return {
+        key: value
+        for key, value in environment.items()
+        if _AT_IMPORT.match(key) and not _LATE.match(key) and SETTINGS.get(key) != value
+    }
 
 
 class Forks:

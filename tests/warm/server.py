@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher.paths import ROOT
-from tests.warm.popen import SIGNALS, Forks, import_settings, install, receive, send, starts_others
+from tests.warm.popen import SETTINGS, SIGNALS, Forks, import_settings, install, receive, send, starts_others
 
 # What the launcher imports of others.
 _LAUNCHER = (
@@ -44,18 +44,6 @@ _STAGES = (
 # What the project's processes do between fork and exec.
 HOOKS = (("launcher.local", "prepare_child"),)
 IMPORTED = {"launcher": _LAUNCHER, "stages": ("trainer.lean_imports", *_LAUNCHER, *_STAGES)}
-# As the project sets them before it imports these: trainer/models/hub.py, trainer/mlflow_store.py.
-SETTINGS = {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_ETAG_TIMEOUT": "5",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    # Arrow would start a thread of its allocator,
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    # NumPy one for each CPU.
-    "OPENBLAS_NUM_THREADS": "1",
-}
 PR_SET_PDEATHSIG = 1
 _hooks: dict[tuple[str, str], Callable[[], None]] = {}
 
@@ -65,7 +53,7 @@ def main(handle: int, kind: str) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     connection = socket.socket(fileno=handle)
     os.environ.update(SETTINGS)
-    settings = {key: value for key, value in import_settings(os.environ).items() if key not in SETTINGS}
+    settings = import_settings(os.environ)
     for name in IMPORTED[kind]:
         importlib.import_module(name)
     # Importing its module in each fork would take a fifth of the time of a small stage.

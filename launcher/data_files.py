@@ -189,7 +189,7 @@ def check_format(config: Config) -> Iterator[Problem]:
 def _check_chat_template(config: Config) -> Iterator[Problem]:
     """A file, or the name of one of the model's own templates; those of the Hub are looked at by stage fetch."""
     given, model = config.dataset.chat_template, config.model
-    if given is None or _is_file(given):
+    if given is None or is_file(given):
         return
     is_name = given.replace("-", "_").isidentifier()
     names = named_templates(Path(model.path).expanduser()) if model.source == "local" and model.path else []
@@ -199,7 +199,8 @@ def _check_chat_template(config: Config) -> Iterator[Problem]:
     yield Problem("dataset.chat_template", given, "is not a file", f"give a file with a Jinja template{remedy}")
 
 
-def _is_file(text: str) -> bool:
+def is_file(text: str) -> bool:
+    """Whether a setting names a file."""
     try:
         return Path(text).expanduser().is_file()
     except OSError:  # too long for a name: the template itself

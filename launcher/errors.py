@@ -47,3 +47,8 @@ def in_one_line(error: BaseException, most: int | None = None) -> str:
     """What a library says, its lines joined, at most so many characters; what kind of error it is where it says
     nothing."""
     return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+def in_first_line(error: BaseException) -> str:
+    """The first line of what a library says; what kind of error it is where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.data_files import entries
+from launcher.data_files import entries, is_file
 from launcher.errors import TrntuneError, UsageError
 from launcher.problem import Problem
 from launcher.schema import ClusterConfig, Config, world_size
@@ -113,7 +113,7 @@ def inputs(config: Config) -> list[Place]:
         "dataset.path": dataset.path,
         "dataset.eval_path": dataset.eval_path,
         # Else it is the name of one of the model's.
-        "dataset.chat_template": template if template and Path(template).expanduser().is_file() else None,
+        "dataset.chat_template": template if template and is_file(template) else None,
     }
     found: list[tuple[str, str | None, str]] = [
         (f"{key}:", each, "copy it there")

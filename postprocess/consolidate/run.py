@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
-from launcher.generation_config import FILE, repair_of, repaired_texts
+from launcher.generation_config import repair_of, repaired_texts
 from launcher.model_files import SINGLE
 from launcher.rundir import write_atomic, write_json
 from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint, verified
@@ -186,12 +186,8 @@ def _write_texts(source: Source, work: Path, out: Path) -> tuple[str, ...]:
 
 
 def _stop_at_ends(work: Path) -> tuple[str, ...]:
-    """Have generation_config.json name every token that answers end at; what to tell of that."""
     if not (work / "tokenizer.json").is_file():
         return ()
-    from trainer.models.generation import ends_text  # imports transformers
+    from trainer.models.generation import stop_at_ends  # imports transformers
 
-    text, notes = ends_text(work)
-    if text is not None:
-        write_atomic(work / FILE, text)
-    return notes
+    return stop_at_ends(work, write_atomic)

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from launcher.chat_templates import FOLDER
 from launcher.errors import TrntuneError, UsageError
 from launcher.record import installed
 from launcher.weights import refuse_quantized
 from postprocess.convert.originals import Originals, find
-from postprocess.merge.files import TEMPLATES, copy_side_files, is_side_file
+from postprocess.merge.files import copy_side_files, is_side_file
 from postprocess.merge.layout import ties_of
 from postprocess.merge.room import check_room
 from postprocess.safetensors_stream import (
@@ -41,7 +42,7 @@ def convert(source: Path, out: Path, shard_bytes: int) -> dict[str, Any]:
     _refuse(source, out)
     left = _written_once(source, originals)
     specs = [spec for name, spec in originals.specs.items() if name not in left]
-    files = [file for file in sorted(source.iterdir()) if is_side_file(file) or file.name == TEMPLATES]
+    files = [file for file in sorted(source.iterdir()) if is_side_file(file) or file.name == FOLDER]
     beside = sum(file.stat().st_size for path in files for file in [path, *path.rglob("*")])
     check_room(out, total_bytes(plan_shards(specs, shard_bytes)) + beside + _SLACK, "the converted model")
     record = {

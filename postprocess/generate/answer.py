@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from postprocess.generate.questions import Question
 from trainer.data.tokenize import IGNORE, end_ids, prompt_ids, tokenize
+from trainer.data.turn_end import until_end
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.experts import without_router_loss
 
@@ -70,7 +70,7 @@ def answer(
 
 
 def _answer(ids: list[int], tokenizer: Any, ends: list[int]) -> Answer:
-    kept = list(itertools.takewhile(lambda each: each not in ends, ids))
+    kept = until_end(ids, ends)
     ended = len(kept) < len(ids)
     return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept), ended)
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from launcher.adapters import ends
-from launcher.errors import TrntuneError, first
+from launcher.errors import TrntuneError, first, in_first_line
 from launcher.record import installed
 from postprocess.merge.adapter import Adapter, changes_base
 from postprocess.merge.renames import PREFIX, fitting, module_of, proposed
@@ -53,7 +53,7 @@ def lora_config(adapter: Adapter) -> LoraConfig:
             warnings.simplefilter("ignore")
             return LoraConfig(**settings)
     except (ValueError, TypeError) as error:
-        raise TrntuneError(f"{adapter.directory}: peft can't read its configuration: {first_line(error)}") from None
+        raise TrntuneError(f"{adapter.directory}: peft can't read its configuration: {in_first_line(error)}") from None
 
 
 def _without_tying(adapter: Adapter) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -83,7 +83,7 @@ def wrapped(model: Any, adapter: Adapter, low_cpu_mem_usage: bool = False) -> Pe
             warnings.simplefilter("ignore")  # on ties and transposed layers: both are dealt with here
             return PeftModel(model, config, NAME, low_cpu_mem_usage=low_cpu_mem_usage)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise TrntuneError(f"{adapter.directory} doesn't fit the base: {first_line(error)}") from None
+        raise TrntuneError(f"{adapter.directory} doesn't fit the base: {in_first_line(error)}") from None
 
 
 def _refuse_rows_of_linear(model: Any, config: LoraConfig, adapter: Adapter) -> None:
@@ -119,7 +119,7 @@ def _adapted(model: Any, adapter: Adapter) -> PeftModel:
     except KeyError as error:
         raise TrntuneError(f"{adapter.weights}: {error.args[0]} is missing, which its configuration asks for") from None
     except RuntimeError as error:
-        raise TrntuneError(f"{adapter.directory} doesn't fit the base: {first_line(error)}") from None
+        raise TrntuneError(f"{adapter.directory} doesn't fit the base: {in_first_line(error)}") from None
     _refuse_left(adapter, result, report)
     return result.eval()
 
@@ -147,8 +147,3 @@ def duplicate(name: str) -> bool:
     """Whether a tensor is another's second copy: peft with save_embedding_layers writes wrapped embeddings under the
     names of all parts of the wrapper."""
     return any(part in name for part in (".original_module.", ".modules_to_save."))
-
-
-def first_line(error: Exception) -> str:
-    """What a library says, in its first line."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.chat_templates import FILE, FOLDER, SETTINGS
 from launcher.errors import TrntuneError
 from launcher.model_files import VOCABULARIES
 from launcher.weights import last_token
@@ -18,15 +19,13 @@ RECORD = "merge.json"
 # Everything that a tokenizer may be made of. They belong together: one directory's replace the other's as a whole.
 _TOKENIZER = frozenset(
     (
-        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("tokenizer.json", SETTINGS, "special_tokens_map.json", "added_tokens.json"),
         *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json"),
-        *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json"),
+        *("vocab.json", "vocab.txt", "merges.txt", FILE, "chat_template.json"),
     )
 )
 # What to do about an adapter whose training added tokens, and whose file doesn't have what they became.
 NO_NEW_ROWS = "merge into the resized base if that was saved, or save the adapter again with save_embedding_layers=True"
-_CONFIG = "tokenizer_config.json"
-TEMPLATES = "additional_chat_templates"
 _WEIGHTS = frozenset(
     (
         *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack"),
@@ -40,7 +39,7 @@ _LEFT = frozenset(("README.md", RECORD, BASE_FILE))
 def has_tokenizer(directory: Path) -> bool:
     """Whether there is a whole tokenizer: its configuration and its vocabulary."""
     there = {file.name for file in directory.iterdir() if file.is_file()}
-    return _CONFIG in there and any(needed <= there for needed in VOCABULARIES)
+    return SETTINGS in there and any(needed <= there for needed in VOCABULARIES)
 
 
 def tokenizer_of(base: Path, adapter: Path) -> Path:
@@ -52,7 +51,7 @@ def left_tokenizer_files(adapter: Path) -> list[str]:
     """Names of the adapter's files that are parts of a tokenizer, where they make none and the base's is taken."""
     if has_tokenizer(adapter):
         return []
-    alone = _TOKENIZER - {"chat_template.jinja"}
+    alone = _TOKENIZER - {FILE}
     return sorted(file.name for file in adapter.iterdir() if file.is_file() and file.name in alone)
 
 
@@ -68,15 +67,15 @@ def side_files(base: Path, adapter: Path) -> list[Path]:
     Training may have added tokens, a padding token or a chat template, and saves the tokenizer that it used.
     """
     own_tokenizer = has_tokenizer(adapter)
-    own_template = (adapter / "chat_template.jinja").is_file()
+    own_template = (adapter / FILE).is_file()
     found = []
     for file in sorted(base.iterdir()):
-        replaced = file.name in _TOKENIZER if own_tokenizer else file.name == "chat_template.jinja" and own_template
+        replaced = file.name in _TOKENIZER if own_tokenizer else file.name == FILE and own_template
         if is_side_file(file) and file.name not in _LEFT and not replaced:
             found.append(file)
-    taken = _TOKENIZER if own_tokenizer else {"chat_template.jinja"}
+    taken = _TOKENIZER if own_tokenizer else {FILE}
     found += [file for file in sorted(adapter.iterdir()) if file.is_file() and file.name in taken]
-    templates = (adapter if own_tokenizer else base) / TEMPLATES
+    templates = (adapter if own_tokenizer else base) / FOLDER
     return found + ([templates] if templates.is_dir() else [])
 
 

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from launcher.errors import TrntuneError, first
+from launcher.errors import TrntuneError, first, in_first_line
 from launcher.weights import refuse_quantized
 from postprocess.merge.adapter import WEIGHTS, Adapter, renamed
-from postprocess.merge.apply import DELTA, duplicate, first_line, wrapped
+from postprocess.merge.apply import DELTA, duplicate, wrapped
 from postprocess.merge.apply import NAME as _NAME
 from postprocess.merge.changes import AddBias, Change, LowRank, Replace, ReplaceRows
 from postprocess.merge.renames import PREFIX as _PREFIX
@@ -70,7 +70,7 @@ def read_layout(base: Path, adapter: Adapter) -> Layout:
         embedding,
         ties_of(model),
         resized=resized,
-        base_shapes={name: shape for name, shape in shapes.items() if resized is not None},
+        base_shapes=shapes if resized is not None else {},
     )
     modules = [name for name, _ in model.named_modules()]
     try:
@@ -107,14 +107,16 @@ def _model(base: Path, rows: int | None = None) -> Any:
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise TrntuneError(f"{base}: its config.json can't be used: {first_line(error)}") from None
+        raise TrntuneError(f"{base}: its config.json can't be used: {in_first_line(error)}") from None
     if rows is not None:
         config.get_text_config().vocab_size = rows
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError) as error:
-        raise TrntuneError(f"{base}: transformers has no causal language model for it: {first_line(error)}") from None
+        raise TrntuneError(
+            f"{base}: transformers has no causal language model for it: {in_first_line(error)}"
+        ) from None
 
 
 def _embedding(model: Any) -> str | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import TrntuneError, UsageError
-from launcher.generation_config import FILE as GENERATION
 from launcher.generation_config import repair_of, repaired_texts
 from launcher.record import installed
 from postprocess.merge.adapter import Adapter, read_adapter, refuse_unmergeable
@@ -146,11 +145,12 @@ class _Merge:
     ) -> dict[str, Any]:
         """Write and prove; returns what merge.json says besides the inputs."""
         from postprocess.merge.write import write_tensors
+        from trainer.models.generation import stop_at_ends
 
         copy_side_files(files, directory, repaired_texts(self.base, self.repair))
         adapt_config(directory, self.options.dtype, outputs.untied, resized.rows if resized else None)
         tokenizer = self._tokenizer(directory)
-        ends = self._stop_at_ends(directory)
+        ends = stop_at_ends(directory, write_durably)
         written = write_tensors(directory, outputs, self.adapter, self.options.shard_bytes)
         logits = self._logits(directory, outputs, resized)
         sizes = {file.name: file.stat().st_size for file in _files_in(directory)}
@@ -172,15 +172,6 @@ class _Merge:
             "bytes": sum(sizes.values()),
             "files": sizes,
         }
-
-    def _stop_at_ends(self, directory: Path) -> tuple[str, ...]:
-        """Have generation_config.json name every token that answers end at; what to tell of that."""
-        from trainer.models.generation import ends_text
-
-        text, notes = ends_text(directory)
-        if text is not None:
-            write_durably(directory / GENERATION, text)
-        return notes
 
     def _tokenizer(self, directory: Path) -> dict[str, Any]:
         """Where the tokenizer is from, and that it is that one."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from launcher.errors import Suspended, TrntuneError
+from launcher.errors import Suspended, TrntuneError, in_first_line
 from trainer.data.conversations import ChatRow, Message
 from trainer.data.one_pass import OnePass, Pass
 from trainer.data.rows import BadRow
@@ -90,7 +90,7 @@ class ChatTemplate:
         except Suspended:  # a signal came
             raise
         except Exception as error:  # a template is a program of others: it may raise anything
-            raise BadRow(f"the chat template refuses it: {_first_line(error)}") from error
+            raise BadRow(f"the chat template refuses it: {in_first_line(error)}") from error
         return str(found[0][0])
 
     def _settings(self, plain: bool) -> dict[str, Any]:
@@ -250,10 +250,6 @@ class ChatTemplate:
             NOTES[key].format(rows=f"{count:,} row{'s' if count > 1 else ''}", example=self.examples.get(key))
             for key, count in sorted(self.counts.items())
         ]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _short(text: str, most: int = 60) -> str:

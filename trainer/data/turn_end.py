@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.errors import Suspended
@@ -43,3 +45,8 @@ def turn_end(tokenizer: Any) -> int | None:
 def ends_of(tokenizer: Any) -> list[int]:
     """The tokens that an answer may end at: the tokenizer's EOS, and what its chat template ends a turn with."""
     return list(dict.fromkeys(each for each in (tokenizer.eos_token_id, turn_end(tokenizer)) if each is not None))
+
+
+def until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """``ids`` up to the first of ``ends``, which is left out."""
+    return list(itertools.takewhile(lambda each: each not in ends, ids))

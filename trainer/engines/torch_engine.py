@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import resource
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Alone, Peers
 from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
-from trainer.data.turn_end import ends_of
+from trainer.data.turn_end import ends_of, until_end
 from trainer.engines import torch_state as state
 from trainer.engines.base import (
     Checkpoints,
@@ -284,8 +283,3 @@ class TorchEngine:
     def _autocast(self) -> Iterator[None]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16"):
             yield
-
-
-def until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """``ids`` up to the first of ``ends``, which is left out."""
-    return list(itertools.takewhile(lambda each: each not in ends, ids))

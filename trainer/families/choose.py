@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
-from launcher.errors import TrntuneError, UsageError
+from launcher.errors import TrntuneError, UsageError, in_first_line
 from launcher.schema import Config, LoraConfig
 from launcher.weights import refuse_unreadable
 from trainer.families.answers import Answering, answering
@@ -42,7 +42,7 @@ def found_way(model_dir: Path, length: int, trust: bool = False) -> Way:
     try:
         facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
-        raise TrntuneError(f"{model_dir}: the model can't be loaded: {_first_line(error)}") from None
+        raise TrntuneError(f"{model_dir}: the model can't be loaded: {in_first_line(error)}") from None
     try:
         return prove(facts, length, trust)
     except Exception as error:
@@ -104,7 +104,7 @@ def _with_its_weights(model_dir: Path, facts: PretrainedConfig, trust: bool, err
     if bounded:  # a few tokens wouldn't show it
         raise UsageError(
             f"{model_dir}: it can't be trained here, since {bounded[0]} can't be tried: no small model of "
-            f"{type(facts).__name__} can be built ({_first_line(error)}); take another model"
+            f"{type(facts).__name__} can be built ({in_first_line(error)}); take another model"
         ) from None
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         model_dir, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=trust
@@ -135,10 +135,6 @@ def main(arguments: list[str]) -> int:
         found = str(error)
     print(json.dumps({"error": found}))
     return 0
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel
@@ -40,7 +40,15 @@ def mend_generation(model: PreTrainedModel, model_dir: Path, ends: Sequence[int]
     return (*repair.notes, *_ends_note(found))
 
 
-def ends_text(directory: Path) -> tuple[str | None, tuple[str, ...]]:
+def stop_at_ends(directory: Path, write: Callable[[Path, str], None]) -> tuple[str, ...]:
+    """Have generation_config.json of a model directory name every token that answers end at; what to tell of that."""
+    text, notes = _ends_text(directory)
+    if text is not None:
+        write(directory / FILE, text)
+    return notes
+
+
+def _ends_text(directory: Path) -> tuple[str | None, tuple[str, ...]]:
     """What generation_config.json of a model directory has to be for servers to stop where answers end, None where it
     is that; and what to tell of it. Nothing for a directory whose tokenizer can't be loaded."""
     try:

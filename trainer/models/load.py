@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from launcher.errors import TrntuneError, in_one_line
+from launcher.errors import TrntuneError, in_first_line, in_one_line
 from launcher.model_files import tokenizer_fault, vocabulary_of
 from launcher.schema import Config
 from launcher.stage import is_rank_zero
@@ -31,7 +31,7 @@ def load_tokenizer(model_dir: Path, trust_remote_code: bool = False) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, use_fast=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # what transformers raises for a file that it can't convert is of any kind
-        fault = _not_converted(model_dir) or f"its tokenizer can't be loaded: {_first_line(error)}"
+        fault = _not_converted(model_dir) or f"its tokenizer can't be loaded: {in_first_line(error)}"
         raise TrntuneError(f"{model_dir}: {fault}") from None
     if not tokenizer.is_fast:
         raise TrntuneError(f"{model_dir}: there is no fast tokenizer (tokenizer.json); save one with transformers")
@@ -71,7 +71,7 @@ def _template(given: str, own: Any, model_dir: Path) -> Any:
         there = f"those of {model_dir} are: {', '.join(sorted(named))}" if named else f"{model_dir} has none by name"
         why = f"there is no such file, and no chat template of that name ({there})"
     except (OSError, UnicodeDecodeError) as error:
-        why = f"can't be read: {_first_line(error)}"
+        why = f"can't be read: {in_first_line(error)}"
     raise TrntuneError(f"dataset.chat_template={given}: {why}")
 
 
@@ -98,7 +98,7 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         fault = incomplete(model_dir)  # which transformers calls corrupted
         if fault is None:  # of shapes that differ the first line says only that
-            words = _first_line(error) if not isinstance(error, RuntimeError) else in_one_line(error, 300)
+            words = in_first_line(error) if not isinstance(error, RuntimeError) else in_one_line(error, 300)
             fault = f"the model can't be loaded: {words}"
         raise TrntuneError(f"{model_dir}: {fault}") from None
     model: PreTrainedModel = loaded[0]
@@ -169,7 +169,7 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     try:
         adapted = get_peft_model(model, adapter)
     except (ValueError, TypeError) as error:  # layers that peft can't adapt in this family
-        raise TrntuneError(f"lora: {_first_line(error)}") from None
+        raise TrntuneError(f"lora: {in_first_line(error)}") from None
     assert isinstance(adapted, PeftModel)
     refuse_other(adapted, config.lora, modules)
     train_in_fp32(adapted)
@@ -181,7 +181,3 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     base = sum(p.numel() for name, p in model.named_parameters() if not is_added(name))
     return base, trainable
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -218,7 +218,7 @@ _REFUSED = {
     "olora": _CHANGES_BASE,
     "corda": f"{_NEEDS_DATA}, and {_CHANGES_BASE}",
     "eva": f"{_NEEDS_DATA}: without them peft begins as with true, and says nothing",
-    "loftq": "quantizes the base, which is not trained here",
+    "loftq": "quantizes the base and begins with what is lost by it, which the base that it is merged into hasn't lost",
     "false": "begins with a random B, so that the run wouldn't begin with the base, nor eval_loss_before be its loss",
 }
 

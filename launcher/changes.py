@@ -31,14 +31,14 @@ FIXED = (
     "lora.use_dora",
     "lora.use_rslora",
     *("lora.rank_pattern", "lora.alpha_pattern", "lora.modules_to_save", "lora.trainable_token_indices", "lora.bias"),
-    *("lora.exclude_modules", "lora.layers_to_transform", "lora.init_lora_weights"),
+    *("lora.exclude_modules", "lora.layers_to_transform", "lora.init_lora_weights", "lora.quantize_base"),
     "seed",
     "training.max_length",
     "training.global_batch_size",
 )
 # Fixed settings that checkpoints of earlier versions don't have, and what those were made with.
 LATER = {
-    **{"lora.bias": "none", "lora.init_lora_weights": "true"},
+    **{"lora.bias": "none", "lora.init_lora_weights": "true", "lora.quantize_base": None},
     **{"model.architecture.attention_bias": False, "model.architecture.mlp_bias": False},
     **{"dataset.weights": [], "dataset.split": "train", "dataset.too_long": "cut"},
     **{f"dataset.columns.{name}": name for name in ("prompt", "completion", "text")},

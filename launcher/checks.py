@@ -26,6 +26,7 @@ from launcher.parallel_checks import PARALLEL_CHECKS
 from launcher.paths import shown
 from launcher.plan.tensors import linear_layers, modules
 from launcher.problem import Check, Problem
+from launcher.quantized import check_quantized
 from launcher.schema import Config
 from launcher.secrets import ADVICE, redact, strings, token_keys, without_credentials
 from launcher.sizes import ADVICE as SIZE_ADVICE
@@ -308,6 +309,7 @@ CHECKS: tuple[Check, ...] = (
     check_length,
     check_heads,
     check_lora,
+    check_quantized,
     check_steps,
     check_allowed_names,
     *PARALLEL_CHECKS,

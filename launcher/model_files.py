@@ -188,7 +188,10 @@ def quantization_fault(directory: Path) -> str | None:
     if found is None:
         return None
     instead = "a copy of it in bf16" if found.startswith("MXFP4") else "the unquantized model that it was made from"
-    return f"its weights are quantized ({found}), which nothing here trains, merges or answers with: take {instead}"
+    also = "" if instead.startswith("a copy") else " (lora=qlora packs it while it trains)"
+    return (
+        f"its weights are quantized ({found}), which nothing here trains, merges or answers with: take {instead}{also}"
+    )
 
 
 def quantization(facts: Mapping[str, Any]) -> str | None:

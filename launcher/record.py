@@ -20,7 +20,8 @@ from launcher.rundir import RunDir, write_atomic, write_json
 from launcher.schema import Config
 
 PACKAGES = (
-    "torch", "transformers", "peft", "accelerate", "mlflow", "hydra-core", "omegaconf", "numpy", "safetensors", "gguf"
+    "torch", "transformers", "peft", "accelerate", "mlflow", "hydra-core", "omegaconf", "numpy", "safetensors", "gguf",
+    "bitsandbytes",
 )  # fmt: skip
 
 

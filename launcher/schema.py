@@ -220,6 +220,12 @@ class LoraConfig:
     trainable_token_indices: list[int] | None = setting(
         None, "rows of the input embedding that are trained in full", ge=0
     )
+    quantize_base: str | None = setting(
+        None,
+        "the frozen base's linear layers in 4 bit by bitsandbytes (QLoRA; extra qlora), its head and what "
+        "modules_to_save trains left as they are; null: not packed",
+        choices=("nf4",),
+    )
 
 
 @dataclass

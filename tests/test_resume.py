@@ -43,6 +43,7 @@ LORA, FULL, TWO = (DROPOUT,), ("method=full",), (DROPOUT, "parallelism=ddp2")
 BESIDE = (
     *(DROPOUT, "lora.target_modules=[all-linear]", "lora.rank_pattern={q_proj:4}", "lora.layers_to_transform=[1]"),
     *("lora.modules_to_save=[model.norm,layers.0.input_layernorm]", "lora.trainable_token_indices=[65,66]"),
+    "lora.quantize_base=nf4",
 )
 EARLY = ("training.early_stopping_patience=5",)
 
@@ -133,7 +134,7 @@ CHAINS = {
         (*FULL, *EARLY, "dataset.streaming=true"),
         [at_line(8), kill("open", r"step-9\.tmp/manifest\.json:w"), kill("mkdir", r"step-12\.tmp$")],
     ),
-    "what peft trains beside its matrices": (
+    "what peft trains beside its matrices, on a base in 4 bit": (
         BESIDE,
         [at_line(5), kill("rename", r"step-6\.tmp$")],
     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.plan.tensors import ATTENTION, LayerAdapter, Linear, adapted_layers, first_reached
+from launcher.quantized import is_quantized
 from launcher.schema import ArchitectureConfig, Config
 
 NORM_BYTES = 4  # normalization runs in fp32 in every precision
@@ -59,6 +60,8 @@ def layer_input(facts: ArchitectureConfig) -> Kept:
 def is_fused(config: Config) -> bool:
     """Whether the passes of trainer.fused and trainer.block_attention are taken."""
     accelerator = config.accelerator
+    if is_quantized(config):
+        return False
     return accelerator.engine == "torch" and accelerator.device == "cpu" and config.training.precision == "fp32"
 
 

@@ -105,7 +105,11 @@ def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:
         idle=found["idle"],
         local=(found["total"] + (found["trainable"] if config.method.name == "lora" else 0),),
         trainable_local=(found["trainable"],),
-        **{part: found[part] for part in ("low_rank", "saved_matmul", "forward_only", "first_layer") if part in found},
+        **{
+            part: found[part]
+            for part in ("low_rank", "saved_matmul", "forward_only", "first_layer", "packed")
+            if part in found
+        },
     )
 
 

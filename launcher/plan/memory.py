@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from launcher.adapters import saved_modules
 from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input, reached_layers
-from launcher.plan.tensors import HEAD, Parameters, adapted_layers, modules
+from launcher.plan.tensors import HEAD, Parameters, adapted_layers, linear_layers, modules
+from launcher.quantized import BYTES_PER_WEIGHT
 from launcher.schema import ArchitectureConfig, Config, accumulation_steps
 from launcher.slurm.resources import processes_per_node
 
@@ -64,6 +65,8 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
     stage = parameters.fullest
     held, trained = parameters.local[stage], parameters.trainable_local[stage]
     weights, gradients, optimizer = (_neuron_state if neuron else _torch_state)(config, held, trained)
+    if parameters.packed:
+        weights += _packed(config, facts, parameters.packed)
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -96,6 +99,13 @@ def _torch_state(config: Config, held: int, trained: int) -> tuple[float, float,
     weights = frozen * (2 if bf16 else 4) + trained * (6 if bf16 else 4)
     buckets = 2 if config.parallelism.data_parallel > 1 else 1
     return weights, 4.0 * trained * buckets, 8.0 * trained
+
+
+def _packed(config: Config, facts: ArchitectureConfig, count: int) -> float:
+    """What packing ``count`` weights changes: a layer's weight is unpacked while it is multiplied."""
+    width = PRODUCT_BYTES[config.training.precision]
+    unpacked = max(linear.outputs * linear.inputs for linear in linear_layers(facts))
+    return width * unpacked - count * (width - BYTES_PER_WEIGHT)
 
 
 def _neuron_state(config: Config, held: int, trained: int) -> tuple[float, float, float]:

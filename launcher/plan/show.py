@@ -71,6 +71,8 @@ def footnotes(plans: list[Plan]) -> list[str]:
             notes += [f"by that estimate it will be refused: {p}" for p in row_problems(plan.config, plan.epoch.filled)]
         if plan.duration is not None:
             notes += [f"time: {plan.duration.source}", f"rates: {plan.duration.rates.source}"]
+            if plan.parameters.packed:
+                notes.append("time: unpacking the base in 4 bit comes on top, which the formula doesn't know")
         else:
             notes.append(f"time: {no_time(plan)}")
         if plan.config.accelerator.price_usd_per_hour is None and plan.config.accelerator.device != "cpu":
@@ -251,6 +253,7 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
     (
         ("parameters", lambda p: units.count(p.parameters.total)),
         ("a token uses", active),
+        ("held in 4 bit", lambda p: units.count(p.parameters.packed) if p.parameters.packed else ""),
         ("trained", trained),
         ("trained in full", beside),
         ("trained a process", per_rank),

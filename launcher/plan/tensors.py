@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from launcher.adapters import Modules, first_layer, trained, trained_biases
 from launcher.neuron.graphs import fuses_qkv
+from launcher.quantized import packed
 from launcher.schema import ArchitectureConfig, Config, LoraConfig, ParallelismConfig
 
 COLUMN, ROW = "column", "row"
@@ -268,6 +269,8 @@ class Parameters:
     """of ``matmul``: in decoder layers that the backward pass doesn't reach"""
     first_layer: int = 0
     """the first decoder layer that it reaches"""
+    packed: int = 0
+    """of the model: weights that a base in 4 bit packs"""
 
     @property
     def fullest(self) -> int:
@@ -295,7 +298,13 @@ def count(config: Config, facts: ArchitectureConfig) -> Parameters:
         saved_matmul=sum(tensor.size for tensor in others if tensor.name.endswith(("_proj.weight", f"{HEAD}.weight"))),
         forward_only=sum(tensor.size for tensor in base if 0 <= tensor.layer < first),
         first_layer=first,
+        packed=_packed(base, facts, lora) if lora and lora.quantize_base else 0,
     )
+
+
+def _packed(base: list[Tensor], facts: ArchitectureConfig, lora: LoraConfig) -> int:
+    names = {f"{name}.weight" for name in packed(modules(facts).linear, lora)}
+    return sum(tensor.size for tensor in base if tensor.name in names)
 
 
 def _local(

@@ -213,6 +213,7 @@ def _with_adapter(
 ) -> ModelSize:
     """What an adapter adds to the products, and what its backward pass doesn't reach. ``idle``: of all layers."""
     from trainer.models.adapt import is_added, is_linear, plain
+    from trainer.models.adapt import size as size_of
 
     found = trained(config.lora, modules)
     first = first_layer(config.lora, found, modules)
@@ -220,7 +221,7 @@ def _with_adapter(
     # Neuron's base is one without its adapter, beside which nothing else is trained there.
     matrices = sum(p.numel() for name, p in named if "lora_" in name) or counts.trainable
     saved = [module for name in found.saved if is_linear(module := plain(base.get_submodule(name)))]
-    layers = [(modules.layer_of(name), p.numel()) for name, p in named if not is_added(name)]
+    layers = [(modules.layer_of(name), size_of(p)) for name, p in named if not is_added(name)]
     below = sum(numel for layer, numel in layers if layer is not None and layer < first)
     return replace(
         size,

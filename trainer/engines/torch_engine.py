@@ -122,7 +122,7 @@ class TorchEngine:
         set_seed(self.config.seed)
         self.way = way_of_training(model_dir, self.config)
         self.attention = DOCUMENT_ATTENTION if self.way.packed is None else self.way.attention
-        base = load_model(model_dir, self.config, attn_implementation=self.attention)
+        base = load_model(model_dir, self.config, self.attention, self.device)
         if self.config.method.name == "full":  # an adapter is saved without them
             self.notes = mend_generation(base, model_dir, ends_of(tokenizer))
         refuse_few_embeddings(base, tokenizer, model_dir)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from trainer.models.adapt import is_added, plain
+from trainer.models.adapt import is_added, plain, size
 
 # transformers' names for them, over all families.
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -36,7 +36,7 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
     if not isinstance(count, int) or not isinstance(chosen, int) or not 0 < chosen < count:
         return 0
     experts = sum(
-        parameter.numel()
+        size(parameter)
         for name, parameter in model.named_parameters()
         if not is_added(name) and _of_experts(name, parameter, count)
     )

@@ -89,8 +89,22 @@ def _no_tokens(embedding: nn.Module, head: Any) -> str:
     return "peft would leave the output head's bias out" if tied and head.bias is not None else ""
 
 
+def is_packed(module: nn.Module) -> bool:
+    """True for a linear layer whose own weight bitsandbytes holds in 4 bit; peft's layer around it shows it too."""
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    return getattr(weight, "quant_state", None) is not None
+
+
+def size(parameter: torch.Tensor) -> int:
+    """How many numbers a parameter stands for: packed, it has fewer entries."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else int(state.shape.numel())
+
+
 def is_linear(module: nn.Module) -> bool:
     """True for a layer that gives the product with its weight: some routers are Linear by class, and give more."""
+    if is_packed(module):
+        return True
     if not isinstance(module, nn.Linear | Conv1D):
         return False
     if type(module).forward in (nn.Linear.forward, Conv1D.forward):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from transformers.utils import logging
 
 from launcher.errors import TrntuneError, in_first_line, in_one_line
 from launcher.model_files import tokenizer_fault, vocabulary_of
+from launcher.quantized import is_quantized
 from launcher.schema import Config
 from launcher.stage import is_rank_zero
 from launcher.weights import incomplete, missing_text, refuse_unreadable, too_few_rows
-from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, train_in_fp32
+from trainer.models import quantized
+from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, size, train_in_fp32
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -81,11 +84,17 @@ def weight_dtype(config: Config) -> torch.dtype:
     return torch.bfloat16 if config.training.precision == "bf16" and frozen else torch.float32
 
 
-def load_model(model_dir: Path, config: Config, attn_implementation: str) -> PreTrainedModel:
-    """The model on the CPU. Raises TrntuneError for what transformers can't read, for another parameter count, and for
-    weights that are no numbers."""
+def load_model(
+    model_dir: Path, config: Config, attn_implementation: str, device: torch.device | None = None
+) -> PreTrainedModel:
+    """The model on the CPU; a base in 4 bit on ``device``, where its weights are packed. Raises TrntuneError for what
+    transformers can't read, for another parameter count, and for weights that are no numbers."""
     refuse_code_of_others(model_dir)
     refuse_unreadable(model_dir)
+    packing: dict[str, Any] = {}
+    if is_quantized(config):
+        refuse_not_finite(quantized.stored(model_dir), model_dir)
+        packing = quantized.arguments(model_dir, config, weight_dtype(config), device or torch.device("cpu"))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
@@ -94,6 +103,7 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
             use_safetensors=True,
             trust_remote_code=config.model.trust_remote_code,
             output_loading_info=True,
+            **packing,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         fault = incomplete(model_dir)  # which transformers calls corrupted
@@ -108,7 +118,11 @@ def load_model(model_dir: Path, config: Config, attn_implementation: str) -> Pre
         raise TrntuneError(
             f"{model_dir} has {found:,} parameters, not {config.model.parameters:,} as model.parameters says"
         )
-    refuse_not_finite(model, model_dir)
+    if packing:
+        quantized.refuse_other_packing(model, config)
+        quantized.leave_files(model)
+    else:
+        refuse_not_finite(model.named_parameters(), model_dir)
     return model
 
 
@@ -127,9 +141,9 @@ def refuse_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Pa
         print(f"note: {model_dir}: {len(unexpected):,} tensors are no part of the model: {listed}", file=sys.stderr)
 
 
-def refuse_not_finite(model: nn.Module, model_dir: Path) -> None:
+def refuse_not_finite(weights: Iterable[tuple[str, torch.Tensor]], model_dir: Path) -> None:
     """Raise TrntuneError that names a weight with a NaN or an infinite number: no learning rate would help."""
-    for name, weight in model.named_parameters():
+    for name, weight in weights:
         if weight.is_floating_point() and not bool(weight.isfinite().all()):
             count = weight.numel() - int(weight.isfinite().sum())
             raise TrntuneError(
@@ -177,7 +191,8 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Distinct parameters of the base model, and distinct trainable ones. ``parameters()`` gives tied ones once."""
+    """Distinct parameters of the base model, packed or not, and distinct trainable ones. ``parameters()`` gives tied
+    ones once."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    base = sum(p.numel() for name, p in model.named_parameters() if not is_added(name))
+    base = sum(size(p) for name, p in model.named_parameters() if not is_added(name))
     return base, trainable

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from launcher.adapters import Modules, first_layer, trained
 from launcher.errors import TrntuneError
+from launcher.quantized import packed
 from launcher.schema import LoraConfig
 from launcher.weights import refuse_quantized
 from trainer.families.experts import active_width, idle_parameters, looked_up
@@ -79,11 +80,18 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
         adapter = LoraConfig(**lora)
         modules = refuse_faults(model, adapter)
         parts = adapted_parts(model, adapter, modules, idle)
+        parts["packed"] = _packed(model, adapter, modules) if adapter.quantize_base else 0
         with torch.device("meta"):
             adapted = get_peft_model(model, peft_config(adapter, modules), low_cpu_mem_usage=True)
         total, trainable = count_parameters(adapted)
         parts["low_rank"] = sum(p.numel() for name, p in adapted.named_parameters() if "lora_" in name)
     return {**found, "total": total, "trainable": trainable, "matmul": total - lookup - idle, "idle": idle, **parts}
+
+
+def _packed(model: PreTrainedModel, lora: LoraConfig, modules: Modules) -> int:
+    """Weights that a base in 4 bit packs; biases stay as they are."""
+    layers: list[Any] = [model.get_submodule(name) for name in packed(modules.linear, lora)]
+    return sum(layer.weight.numel() for layer in layers)
 
 
 def adapted_parts(model: PreTrainedModel, lora: LoraConfig, modules: Modules, idle: int) -> dict[str, int]:

@@ -302,6 +302,8 @@ def test_a_quantized_base_is_refused_by_name_wherever_it_is_read(kind, base):
     config_json = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config_json, **QUANTIZED[kind]}))
     instead = "a copy of it in bf16" if kind == "MXFP4" else "the unquantized model that it was made from"
+    if kind != "MXFP4":
+        instead += " (lora=qlora packs it while it trains)"
     says = f"its weights are quantized ({kind}), which nothing here trains, merges or answers with: take {instead}"
     [problem] = problems(config_of(base))
     assert str(problem) == f"model.path={base}: {says}"

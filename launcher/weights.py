@@ -21,6 +21,8 @@ from launcher.model_files import (
 )
 from launcher.safetensors_header import read_json_header
 
+_QUANTIZED_DTYPES = ("F8", "F6", "F4", "I", "U")
+
 Shapes = dict[str, tuple[int, ...]]
 
 _HEAD, _PREFIX = "lm_head.weight", "model."
@@ -146,7 +148,25 @@ def too_few_rows(last: int, rows: int) -> str | None:
 
 def unreadable(directory: Path) -> str | None:
     """Why nothing can be read of a model directory, by the names of its files and config.json; None where it can."""
-    return quantization_fault(directory) or weights_fault(directory)
+    return quantization_fault(directory) or weights_fault(directory) or dtype_fault(directory)
+
+
+def dtype_fault(directory: Path) -> str | None:
+    """Which weight is stored in whole numbers or 8 bits, as only quantized ones are, which config.json doesn't speak
+    of; None: none, as far as the files can be read."""
+    try:
+        headers = [read_json_header(file)[0] for file in weight_files(directory)]
+        entries = {name: entry["dtype"] for header in headers for name, entry in header.items() if _is_weight(name)}
+    except (TrntuneError, KeyError, TypeError, AttributeError):
+        return None
+    found = next((name for name, dtype in sorted(entries.items()) if str(dtype).startswith(_QUANTIZED_DTYPES)), None)
+    if found is None:
+        return None
+    return f"{found} is stored as {entries[found]}, as quantized weights are: take the unquantized model"
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith(".weight")
 
 
 def refuse_quantized(directory: Path) -> None:

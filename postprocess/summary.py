@@ -48,6 +48,7 @@ def result_rows(train: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and value of each line of the table."""
     parts = ", ".join(f"{name} {units.seconds(train[key])}" for key, name in PARTS.items() if train[key] >= 0.05)
     best = "" if train["best_step"] is None else f" (weights of step {train['best_step']})"
+    best += f", on the base in {train['quantized_base']}" if train.get("quantized_base") else ""
     padded = (
         f"{units.decimal(train['tokens_per_second_padded'], 1)} with padding, {units.share(train['padding_fraction'])}"
     )
@@ -63,7 +64,10 @@ def result_rows(train: dict[str, Any]) -> list[tuple[str, str]]:
         ("step time", f"{p50} s median, {p95} s p95 over {train['measured_steps']} of {train['steps']} steps"),
         ("wall time", f"{units.seconds(train['wall_seconds'])} ({parts})"),
         ("peak memory", units.gigabytes(train["peak_memory_bytes"])),
-        ("held-out loss", f"{train['eval_loss_before']:.4f} before, {train['eval_loss_after']:.4f} after{best}"),
+        (
+            "held-out loss",
+            f"{train['eval_loss_before']:.4f} before, {train['eval_loss_after']:.4f} after{best}",
+        ),
     ]
     if train.get("weights_changed") is False:
         rows.insert(0, ("trained weights", "not one has changed: nothing was learned"))

@@ -65,6 +65,7 @@ def train_result(
         "model": config.model.name,
         "dataset": config.dataset.name,
         "method": config.method.name,
+        "quantized_base": config.lora.quantize_base if frozen_base else None,
         "seed": config.seed,
         "total_params": counts.total,
         "trainable_params": counts.trainable,

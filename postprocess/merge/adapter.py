@@ -155,6 +155,8 @@ def changes_base(config: Mapping[str, Any]) -> bool:
 def refuse_unmergeable(adapter: Adapter) -> None:
     """Raise TrntuneError for what this merge would get wrong."""
     directory, config = adapter.directory, adapter.config
+    if not isinstance(config.get("lora_alpha", 1), int | float):
+        raise TrntuneError(f"{directory}: lora_alpha is {config['lora_alpha']!r} in {CONFIG}, not a number")
     task = config.get("task_type")
     if task not in (None, "CAUSAL_LM"):
         raise TrntuneError(f"{directory}: an adapter for task {task} can't be merged here, only CAUSAL_LM")

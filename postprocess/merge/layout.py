@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import Embedding, Linear, LoraLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
@@ -229,3 +230,17 @@ class _Wanted:
 
     def _token_owner(self, path: str) -> str:
         return _PREFIX + self.layout.tie_of(f"{path}.weight")[0].removesuffix(".weight")
+
+
+def refuse_not_finite(adapter: Adapter) -> None:
+    """Raise TrntuneError that names a tensor of the adapter with a NaN or an infinite number."""
+    with safe_open(adapter.weights, framework="pt") as content:
+        opened: Any = content
+        for name in adapter.names.values():
+            tensor = opened.get_tensor(name)
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                count = tensor.numel() - int(tensor.isfinite().sum())
+                raise TrntuneError(
+                    f"{adapter.weights}: {name} holds {count:,} numbers of {tensor.numel():,} that are not finite: "
+                    "take an earlier checkpoint, and train with a lower learning rate"
+                )

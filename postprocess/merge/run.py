@@ -107,6 +107,9 @@ class _Merge:
         # disk can use the time.
         read_ahead(tensors.values())
         outputs, files, resized = self.check(tensors)
+        from postprocess.merge.layout import refuse_not_finite
+
+        refuse_not_finite(self.adapter)
         with staged(self.out) as directory:
             record = self._write(directory, outputs, files, self._same_base(inputs), resized)
             record = {"inputs": inputs, **record}

@@ -87,6 +87,7 @@ def refused(base: Path, adapter: Path, match: str, options: MergeOptions = QUICK
         ({"r": 8}, r"has shape \[4, 48\], but base and configuration need \[8, 48\]"),
         ({"rank_pattern": {"v_proj": 2}}, r"v_proj.lora_A.weight has shape \[4, 48\]"),
         ({"lora_bias": True}, r"lora_B.bias"),
+        ({"lora_alpha": "sixteen"}, r"lora_alpha is 'sixteen' in adapter_config.json, not a number"),
     ],
 )
 def test_configurations(base: Path, adapter: Path, changes: dict[str, Any], match: str) -> None:
@@ -108,6 +109,17 @@ def test_configurations(base: Path, adapter: Path, changes: dict[str, Any], matc
 def test_adapter_tensors(base: Path, adapter: Path, change: Callable[[Tensors], Tensors], match: str) -> None:
     rewrite(adapter, change)
     refused(base, adapter, match)
+
+
+def test_an_adapter_with_a_nan_whether_or_not_logits_are_compared(base: Path, adapter: Path, tmp_path: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name][0, 1] = float("nan")
+    save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    for options in (MergeOptions(), MergeOptions(logits=False)):
+        with pytest.raises(TrntuneError, match=rf"{name} holds 1 numbers of [\d,]+ that are not finite"):
+            merge(base, adapter, tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapter_directories(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -79,6 +79,15 @@ def _undisturbed(factory, name, *arguments):
     return directory
 
 
+def attempt_goes_on(run, number: int, job: str, slurm) -> None:
+    """Wait until Slurm has started the job again and the attempt has ended a step of its own."""
+    until(lambda: slurm.field(job, "Restarts") == str(number - 1), every=0.3)
+    until(lambda: len(outcomes(run)) == number, every=0.1)
+    metrics = run / "metrics.jsonl"
+    begun = metrics.read_bytes().count(b'"train"')
+    until(lambda: metrics.read_bytes().count(b'"train"') > begun, every=0.05)
+
+
 @pytest.mark.long
 def test_a_node_that_is_lost_costs_the_steps_since_the_checkpoint(user, slurm, two):
     run, job = submit(user, "r", *TWO_NODES)
@@ -114,40 +123,22 @@ def test_the_first_node_may_be_the_one(user, slurm, two):
 
 
 @pytest.mark.long
-def test_scontrol_requeue(user, slurm, one):
-    run, job = submit(user, "r")
-    at_step(run, 3)
-    slurm.run("scontrol", "requeue", job)
-    assert user.wait("r") == 0
-    assert slurm.field(job, "Restarts") == "1"
-    assert outcomes(run) == ["suspended", "finished"]
-    assert Attempts(run / "attempts.jsonl").read()[0].lost_steps == 0
-    assert_same(run, one)
-
-
-@pytest.mark.long
-def test_preemption(user, slurm, one):
-    run, job = submit(user, "r")
+def test_what_has_slurm_start_a_job_again_costs_no_step(user, slurm, one):
+    """Preemption, scontrol requeue, and the signal before the time limit, one after the other."""
+    run, job = submit(user, "r", seconds=2)
     at_step(run, 3)
     urgent = ("sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null",
               "--wrap=sleep 3")  # fmt: skip
     other = slurm.run(*urgent).strip()
     slurm.wait_for(other, "COMPLETED")
-    assert user.wait("r") == 0
-    assert slurm.field(job, "Restarts") == "1"
-    assert outcomes(run) == ["suspended", "finished"]
-    assert_same(run, one)
-
-
-@pytest.mark.long
-def test_the_signal_before_the_time_limit_requeues_the_job(user, slurm, one):
-    run, job = submit(user, "r")
-    at_step(run, 3)
+    attempt_goes_on(run, 2, job, slurm)
+    slurm.run("scontrol", "requeue", job)
+    attempt_goes_on(run, 3, job, slurm)
     signal_job(slurm, job, signal.SIGUSR2)
-    until(lambda: slurm.field(job, "Restarts") == "1", every=0.3)
+    until(lambda: slurm.field(job, "Restarts") == "3", every=0.3)
     assert user.wait("r") == 0
-    assert outcomes(run) == ["suspended", "finished"]
-    assert Attempts(run / "attempts.jsonl").read()[0].lost_steps == 0
+    assert outcomes(run) == ["suspended", "suspended", "suspended", "finished"]
+    assert [attempt.lost_steps for attempt in Attempts(run / "attempts.jsonl").read()][:3] == [0, 0, 0]
     assert_same(run, one)
 
 

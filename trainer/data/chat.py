@@ -21,7 +21,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from launcher.errors import Suspended, TrntuneError, in_first_line
 from trainer.data.conversations import ChatRow, Message
 from trainer.data.rows import BadRow
-from trainer.data.template_faults import chosen_template, template_fault
+from trainer.data.template_faults import NO_QUESTION, QUESTION, chosen_template, template_fault
 from trainer.data.turn_end import PROBE, added_tokens, leading
 
 _PLANE = 0xF0000
@@ -97,7 +97,7 @@ class ChatTemplate:
 
     def _ends(self) -> tuple[str, str | None]:
         """The token that ends the last answer, and the one that ends an answer before others; None: it has none."""
-        asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
+        asked, answered = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": PROBE}
         try:
             text, prompt = self.render([asked, answered]), self.render([asked], prompt=True)
         except BadRow as problem:
@@ -106,6 +106,8 @@ class ChatTemplate:
                 f"the model's chat template can't write a question and its answer: {fault}; correct it, or give "
                 "another one by dataset.chat_template=FILE"
             ) from None
+        if QUESTION not in prompt:
+            raise TrntuneError(f"{NO_QUESTION}; correct it, or give another one by dataset.chat_template=FILE")
         before, found, after = text.rpartition(PROBE)
         end = leading(self._added, after)
         if not found or end is None:

@@ -19,6 +19,7 @@ from trainer.data.conversations import ChatRow
 from trainer.data.formats import PairRow, TextRow
 from trainer.data.prompts import render
 from trainer.data.rows import BadRow, Row
+from trainer.data.template_faults import refuse_without_question
 from trainer.data.turn_end import turn_end
 
 IGNORE = -100
@@ -73,6 +74,8 @@ class Encoder:
             raise TrntuneError("the model's tokenizer names no end-of-sequence token, so answers could not be ended")
         self.eos: int = tokenizer.eos_token_id
         """ends an answer"""
+        if prompt == "chat":
+            refuse_without_question(tokenizer)
         if prompt == "chat" and (end := turn_end(tokenizer)) is not None:
             self.eos = end
 

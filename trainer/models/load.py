@@ -21,8 +21,8 @@ from launcher.quantized import is_quantized
 from launcher.schema import Config
 from launcher.stage import is_rank_zero
 from launcher.weights import incomplete, missing_text, refuse_unreadable, too_few_rows
-from trainer.models import quantized
 from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, size, train_in_fp32
+from trainer.models.quantized import Packing, leave_files
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -91,10 +91,10 @@ def load_model(
     transformers can't read, for another parameter count, and for weights that are no numbers."""
     refuse_code_of_others(model_dir)
     refuse_unreadable(model_dir)
-    packing: dict[str, Any] = {}
-    if is_quantized(config):
-        refuse_not_finite(quantized.stored(model_dir), model_dir)
-        packing = quantized.arguments(model_dir, config, weight_dtype(config), device or torch.device("cpu"))
+    packing = Packing(model_dir, config) if is_quantized(config) else None
+    if packing is not None:
+        refuse_not_finite(packing.stored(), model_dir)
+    place, products = device or torch.device("cpu"), weight_dtype(config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir,
@@ -103,7 +103,7 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=config.model.trust_remote_code,
             output_loading_info=True,
-            **packing,
+            **({} if packing is None else packing.arguments(products, place)),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         fault = incomplete(model_dir)  # which transformers calls corrupted
@@ -118,9 +118,9 @@ def load_model(
         raise TrntuneError(
             f"{model_dir} has {found:,} parameters, not {config.model.parameters:,} as model.parameters says"
         )
-    if packing:
-        quantized.refuse_other_packing(model, config)
-        quantized.leave_files(model)
+    if packing is not None:
+        packing.check(model)
+        leave_files(model)
     else:
         refuse_not_finite(model.named_parameters(), model_dir)
     return model

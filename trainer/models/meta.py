@@ -25,6 +25,7 @@ from trainer.families.pairs import head_size, heads, layer_extents, layers
 from trainer.families.small import not_for_texts
 from trainer.models.adapt import is_linear, peft_config, refuse_faults
 from trainer.models.load import count_parameters
+from trainer.models.quantized import refuse_turned
 
 
 def on_meta(directory: Path) -> PreTrainedModel:
@@ -80,6 +81,8 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
         adapter = LoraConfig(**lora)
         modules = refuse_faults(model, adapter)
         parts = adapted_parts(model, adapter, modules, idle)
+        if adapter.quantize_base:
+            refuse_turned(model, adapter)
         parts["packed"] = _packed(model, adapter, modules) if adapter.quantize_base else 0
         with torch.device("meta"):
             adapted = get_peft_model(model, peft_config(adapter, modules), low_cpu_mem_usage=True)

@@ -6,6 +6,7 @@ than a product, and would replace them by one that doesn't.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,55 +18,108 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from launcher.adapters import MOST_NAMES
+from launcher.adapters import MOST_NAMES, ends
 from launcher.errors import TrntuneError, first
 from launcher.model_files import weight_files
 from launcher.quantized import packed
-from launcher.schema import Config
+from launcher.schema import Config, LoraConfig
+from launcher.stage import is_rank_zero
 from trainer.models.adapt import is_packed, modules_of
 
-
-def arguments(model_dir: Path, config: Config, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """from_pretrained's arguments that pack what ``launcher.quantized.packed`` names on ``device``, and nothing else.
-    ``dtype``: of the products. Raises TrntuneError for layers that bitsandbytes would turn."""
-    # bitsandbytes 0.48 asks for sizes as torch before 2.10 did; a line for each kind of product says so.
-    warnings.filterwarnings("ignore", "_check_is_size will be removed", FutureWarning)
-    trusted = config.model.trust_remote_code
-    facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trusted)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(facts, trust_remote_code=trusted)
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=config.lora.quantize_base,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=_left(model, config),
-    )
-    return {"quantization_config": settings, "device_map": {"": device}}
+_BLOCK = 64
+"""weights that share a scale"""
 
 
-def _left(model: PreTrainedModel, config: Config) -> list[str]:
-    """Full names of the layers that transformers would pack and that keep their precision."""
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    meant = set(packed(modules_of(model).linear, config.lora))
-    turned = [name for name, module in layers if isinstance(module, Conv1D) and name in meant]
+def refuse_turned(model: PreTrainedModel, lora: LoraConfig) -> None:
+    """Raise TrntuneError for layers that would be packed and keep their weights turned."""
+    meant = packed(modules_of(model).linear, lora)
+    turned = [name for name in meant if isinstance(model.get_submodule(name), Conv1D)]
     if turned:
         raise TrntuneError(
             f"lora.quantize_base: {first(turned, MOST_NAMES)} keep their weights turned (Conv1D), which isn't packed "
             "here; leave it out for this family"
         )
-    return [name for name, _ in layers if name not in meant]
 
 
-def refuse_other_packing(model: PreTrainedModel, config: Config) -> None:
-    """Raise TrntuneError unless exactly the layers are packed that the plan counts."""
-    found = {name for name, module in model.named_modules() if is_packed(module)}
-    differing = sorted(found ^ set(packed(modules_of(model).linear, config.lora)))
-    if differing:
-        raise TrntuneError(
-            f"lora.quantize_base: transformers packs {first(differing, MOST_NAMES)} otherwise than the settings say; "
-            "leave it out for this family"
+class Packing:
+    """What is packed of the base in ``model_dir``. Raises TrntuneError for layers that can't be."""
+
+    def __init__(self, model_dir: Path, config: Config) -> None:
+        self.model_dir, self.config = model_dir, config
+        trusted = config.model.trust_remote_code
+        facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trusted)
+        with torch.device("meta"):
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(facts, trust_remote_code=trusted)
+        refuse_turned(self.model, config.lora)
+        self.meant = set(packed(modules_of(self.model).linear, config.lora))
+
+    def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The model's tensors in its files, one at a time: packed, they don't show any more whether they are finite.
+        Layers with even scales are left as they are from here on."""
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        even = []
+        for name, tensor in _tensors(self.model_dir):
+            # A model that was saved without its head has no prefix in its files.
+            owner = next((each for each in names if ends(each, name) or ends(name, each)), None)
+            if owner is None:  # no part of the model
+                continue
+            yield name, tensor
+            layer = owner.removesuffix(".weight")
+            if layer in self.meant and has_even_scales(tensor):
+                self.meant.discard(layer)
+                even.append(layer)
+        if even and is_rank_zero():
+            print(
+                f"note: {self.model_dir}: {first(even, MOST_NAMES)} stay as they are: their scales are all the same, "
+                "which bitsandbytes can't pack",
+                file=sys.stderr,
+            )
+
+    def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        """from_pretrained's arguments that pack what is meant on ``device``, and nothing else. ``dtype``: of the
+        products."""
+        # bitsandbytes 0.48 asks for sizes as torch before 2.10 did; a line for each kind of product says so.
+        warnings.filterwarnings("ignore", "_check_is_size will be removed", FutureWarning)
+        linear = (name for name, module in self.model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+        settings = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=self.config.lora.quantize_base,
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=[name for name in linear if name not in self.meant],
         )
+        # A process of several has its device's number, by which transformers looks for an accelerator.
+        place = torch.device("cpu") if device.type == "cpu" else device
+        return {"quantization_config": settings, "device_map": {"": place}}
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise TrntuneError unless exactly what is meant is packed."""
+        found = {name for name, module in model.named_modules() if is_packed(module)}
+        differing = sorted(found ^ self.meant)
+        if differing:
+            raise TrntuneError(
+                f"lora.quantize_base: transformers packs {first(differing, MOST_NAMES)} otherwise than the settings "
+                "say; leave it out for this family"
+            )
+
+
+def _tensors(model_dir: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for file in weight_files(model_dir):
+        with safe_open(file, framework="pt") as content:
+            opened: Any = content
+            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                yield name, opened.get_tensor(name)
+
+
+def has_even_scales(weight: torch.Tensor) -> bool:
+    """True where the scales of all blocks are the same, or so large that their mean is infinite: bitsandbytes 0.48
+    packs scales by what they differ from their mean, and fails without a word where that is nothing."""
+    flat = weight.flatten()
+    whole = flat[: len(flat) // _BLOCK * _BLOCK].view(-1, _BLOCK)
+    rest = flat[whole.numel() :].view(1, -1) if len(flat) % _BLOCK else flat.new_zeros(0, 1)
+    scales = torch.cat([part.abs().amax(1).float() for part in (whole, rest)])
+    away = (scales - scales.mean()).abs().amax()
+    return not bool(away.isfinite()) or float(away) < torch.finfo(torch.float32).tiny
 
 
 def leave_files(model: PreTrainedModel) -> None:
@@ -73,12 +127,3 @@ def leave_files(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.device.type == "cpu" and getattr(parameter, "quant_state", None) is None:
             parameter.data = parameter.data.clone()
-
-
-def stored(model_dir: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a model's files, one at a time: packed, they don't show any more whether they are finite."""
-    for file in weight_files(model_dir):
-        with safe_open(file, framework="pt") as content:
-            opened: Any = content
-            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-                yield name, opened.get_tensor(name)

@@ -8,6 +8,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from launcher.errors import TrntuneError
+from trainer.data.chat import ChatTemplate
 from trainer.data.prompts import render
 from trainer.data.rows import InstructionRow
 from trainer.data.tokenize import IGNORE, prompt_ids, tokenize
@@ -35,6 +36,19 @@ def test_a_tokenizer_without_a_template_is_told(tokenizer_without_template):
     with pytest.raises(TrntuneError, match=r"dataset\.prompt=plain"):
         render(ROW, "chat", tokenizer_without_template)
     assert len(tokenize([ROW], "plain", "response", 512, tokenizer_without_template).examples) == 1
+
+
+@pytest.mark.parametrize(
+    "template", ["hello", "{% for m in messages if m.role != 'user' %}{{ m.content }}{% endfor %}A:"]
+)
+def test_a_template_that_leaves_the_question_out_is_refused(template, tokenizer):
+    silent = copy.copy(tokenizer)
+    silent.chat_template = template
+    with pytest.raises(TrntuneError, match="leaves out what the user says"):
+        tokenize([ROW], "chat", "response", 512, silent)
+    with pytest.raises(TrntuneError, match="leaves out what the user says"):
+        ChatTemplate(silent)
+    assert len(tokenize([ROW], "plain", "response", 512, silent).examples) == 1
 
 
 def test_a_tokenizer_without_an_end_token_is_told():

@@ -29,6 +29,7 @@ from trainer.families.small import small_config, small_model
 from trainer.models.adapt import is_packed, modules_of, size
 from trainer.models.load import count_parameters, load_model
 from trainer.models.meta import describe
+from trainer.models.quantized import has_even_scales
 
 NF4 = "lora.quantize_base=nf4"
 # Between two values of NF4 lie at most 0.304 of a block's largest number: Dettmers et al. 2023, appendix E.
@@ -158,6 +159,50 @@ def test_what_cannot_be_packed_is_refused_before_a_step(bases, tmp_path):
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrntuneError, match=r"up_proj.weight holds 1 numbers of 3,840 that are not finite"):
         load_model(broken, config_of(broken, NF4), "eager")
+
+
+def change(directory: Path, **tensors: torch.Tensor) -> Path:
+    """The base with other tensors, dots in their names as underscores in pairs."""
+    found = load_file(directory / "model.safetensors")
+    found.update({name.replace("__", "."): tensor for name, tensor in tensors.items()})
+    save_file(found, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("value", [0.0, 1e38], ids=["zero", "too large for a mean"])
+def test_a_layer_whose_scales_are_all_the_same_stays_as_it_is(value, tmp_path, capsys):
+    """bitsandbytes packs scales by how far they are from their mean; depth-extended models have layers of zeros."""
+    weight = torch.full((48, 80), value)
+    base = change(make_base(tmp_path / "base", "llama"), model__layers__1__mlp__down_proj__weight=weight)
+    config = config_of(base, NF4, ALL)
+    assert has_even_scales(weight)
+    assert not has_even_scales(torch.randn(48, 80))
+    assert has_even_scales(torch.randn(1, 64))  # a scale of its own is its mean
+    model = adapted(base, config)
+    assert "layers.1.mlp.down_proj stay as they are: their scales are all the same" in capsys.readouterr().err
+    layer = model.get_base_model().model.layers[1].mlp
+    assert torch.equal(layer.down_proj.base_layer.weight, weight)
+    assert is_packed(layer.up_proj.base_layer)
+    if not value:
+        train(model)
+
+
+def test_a_spare_tensor_of_the_files_is_not_looked_at(tmp_path):
+    spare = torch.full((48, 48), float("nan"))
+    base = change(make_base(tmp_path / "base", "llama"), model__layers__7__self_attn__q_proj__weight=spare)
+    assert adapted(base, config_of(base, NF4)) is not None
+
+
+def test_a_process_of_several_packs_on_the_cpu_too(bases):
+    """Beside gloo a process's device has a number, by which transformers would look for an accelerator."""
+    model = load_model(bases["llama"], config_of(bases["llama"], NF4), "eager", torch.device("cpu", 0))
+    assert any(is_packed(module) for module in model.modules())
+
+
+def test_the_plan_refuses_what_training_would(bases):
+    lora = config_of(bases["gpt2"], NF4, "lora.target_modules=[c_attn]").lora
+    with pytest.raises(TrntuneError, match=r"keep their weights turned \(Conv1D\)"):
+        describe(str(bases["gpt2"]), asdict(lora))
 
 
 def test_where_it_cannot_run_it_is_refused_with_what_to_install(monkeypatch):

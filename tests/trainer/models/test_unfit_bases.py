@@ -204,3 +204,13 @@ def test_a_file_whose_header_is_cut_off_is_left_to_whoever_loads_it(tmp_path: Pa
     """Its first 8 bytes promise more header than the file has: nothing of that size is read."""
     (tmp_path / "model.safetensors").write_bytes((1 << 50).to_bytes(8, "little") + b"{}")
     assert stored_shapes(tmp_path) is None
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
+def test_a_weight_in_8_bits_that_config_json_does_not_speak_of_is_named(dtype, name, base):
+    weight = "model.layers.1.mlp.up_proj.weight"
+    rewrite(base, lambda tensors: {**tensors, weight: tensors[weight].to(dtype)})
+    problem = next(problem for problem in problems(config_of(base)) if problem.key == "model.path")
+    assert problem.why == f"{weight} is stored as {name}, as quantized weights are: take the unquantized model"
+    with pytest.raises(TrntuneError, match=f"is stored as {name}"):
+        load(base)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib import metadata
 
+from launcher.adapters import Modules, saved_modules
 from launcher.problem import Problem
+from launcher.record import installed
 from launcher.schema import Config, LoraConfig
 
 KEY = "lora.quantize_base"
@@ -27,11 +28,11 @@ def is_quantized(config: Config) -> bool:
     return config.method.name == "lora" and config.lora.quantize_base is not None
 
 
-def packed(linear: tuple[str, ...], lora: LoraConfig) -> list[str]:
-    """The layers whose weights are packed, of a model's linear layers by their full names: all but those that
-    modules_to_save trains, which keep their precision."""
-    keys = lora.modules_to_save or ()
-    return [name for name in linear if not any(name == key or name.endswith(f".{key}") for key in keys)]
+def packed(modules: Modules, lora: LoraConfig) -> list[str]:
+    """Full names of the linear layers whose weights are packed: all but those that modules_to_save trains, which keep
+    their precision."""
+    saved = set(saved_modules(lora, modules))
+    return [name for name in modules.linear if name not in saved]
 
 
 def check_quantized(config: Config) -> Iterator[Problem]:
@@ -51,9 +52,8 @@ def check_quantized(config: Config) -> Iterator[Problem]:
 
 def package_fault() -> str | None:
     """Why the installed bitsandbytes can't serve; None where it can."""
-    try:
-        version = metadata.version("bitsandbytes")
-    except metadata.PackageNotFoundError:
+    version = installed("bitsandbytes")
+    if version is None:
         return "needs bitsandbytes, which is not installed"
     parts = re.match(r"0\.(\d+)\.", version)
     if parts is None or not _TESTED[0] <= int(parts[1]) <= _TESTED[1]:

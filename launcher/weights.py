@@ -21,14 +21,13 @@ from launcher.model_files import (
 )
 from launcher.safetensors_header import read_json_header
 
-_QUANTIZED_DTYPES = ("F8", "F6", "F4", "I", "U")
-
 Shapes = dict[str, tuple[int, ...]]
 
 _HEAD, _PREFIX = "lm_head.weight", "model."
 _OF_PEFT = (".base_layer.", ".lora_A.", ".lora_B.", "base_model.model.")
 # GPTQ's and AWQ's, bitsandbytes', FP8's: of weights whose config.json doesn't say that they are quantized.
 _OF_QUANTIZED = (".qweight", ".qzeros", ".weight_packed", ".absmax", ".quant_state.", ".weight_scale")
+_QUANTIZED_DTYPES = ("F8", "F6", "F4", "I", "U")
 
 
 def stored_shapes(directory: Path) -> Shapes | None:
@@ -156,17 +155,14 @@ def dtype_fault(directory: Path) -> str | None:
     of; None: none, as far as the files can be read."""
     try:
         headers = [read_json_header(file)[0] for file in weight_files(directory)]
-        entries = {name: entry["dtype"] for header in headers for name, entry in header.items() if _is_weight(name)}
+        named = (item for header in headers for item in header.items())
+        dtypes = {name: str(entry["dtype"]) for name, entry in named if name.endswith(".weight")}
     except (TrntuneError, KeyError, TypeError, AttributeError):
         return None
-    found = next((name for name, dtype in sorted(entries.items()) if str(dtype).startswith(_QUANTIZED_DTYPES)), None)
+    found = next((name for name, dtype in sorted(dtypes.items()) if dtype.startswith(_QUANTIZED_DTYPES)), None)
     if found is None:
         return None
-    return f"{found} is stored as {entries[found]}, as quantized weights are: take the unquantized model"
-
-
-def _is_weight(name: str) -> bool:
-    return name.endswith(".weight")
+    return f"{found} is stored as {dtypes[found]}, as quantized weights are: take the unquantized model"
 
 
 def refuse_quantized(directory: Path) -> None:

@@ -60,9 +60,8 @@ def layer_input(facts: ArchitectureConfig) -> Kept:
 def is_fused(config: Config) -> bool:
     """Whether the passes of trainer.fused and trainer.block_attention are taken."""
     accelerator = config.accelerator
-    if is_quantized(config):
-        return False
-    return accelerator.engine == "torch" and accelerator.device == "cpu" and config.training.precision == "fp32"
+    plain = not is_quantized(config) and config.training.precision == "fp32"
+    return plain and accelerator.engine == "torch" and accelerator.device == "cpu"
 
 
 def _frozen(facts: ArchitectureConfig, width: int, fused: bool) -> Kept:

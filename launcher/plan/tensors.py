@@ -303,7 +303,7 @@ def count(config: Config, facts: ArchitectureConfig) -> Parameters:
 
 
 def _packed(base: list[Tensor], facts: ArchitectureConfig, lora: LoraConfig) -> int:
-    names = {f"{name}.weight" for name in packed(modules(facts).linear, lora)}
+    names = {f"{name}.weight" for name in packed(modules(facts), lora)}
     return sum(tensor.size for tensor in base if tensor.name in names)
 
 

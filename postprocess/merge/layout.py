@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from peft.tuners.lora import Embedding, Linear, LoraLayer
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
@@ -25,6 +24,7 @@ from postprocess.merge.changes import AddBias, Change, LowRank, Replace, Replace
 from postprocess.merge.renames import PREFIX as _PREFIX
 from postprocess.merge.renames import fitting, proposed
 from postprocess.merge.vocabulary import Vocabulary, plain_name, vocabulary_of
+from trainer.stored import not_finite_text, stored_tensors
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -234,13 +234,8 @@ class _Wanted:
 
 def refuse_not_finite(adapter: Adapter) -> None:
     """Raise TrntuneError that names a tensor of the adapter with a NaN or an infinite number."""
-    with safe_open(adapter.weights, framework="pt") as content:
-        opened: Any = content
-        for name in adapter.names.values():
-            tensor = opened.get_tensor(name)
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                count = tensor.numel() - int(tensor.isfinite().sum())
-                raise TrntuneError(
-                    f"{adapter.weights}: {name} holds {count:,} numbers of {tensor.numel():,} that are not finite: "
-                    "take an earlier checkpoint, and train with a lower learning rate"
-                )
+    fault = not_finite_text(stored_tensors([adapter.weights]))
+    if fault is not None:
+        raise TrntuneError(
+            f"{adapter.weights}: {fault}: take an earlier checkpoint, and train with a lower learning rate"
+        )

@@ -17,6 +17,7 @@ from trainer.checkpoints import durable
 from trainer.checkpoints.manifest import FileEntry, Manifest, describe
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.store import Store
+from trainer.stored import first_not_finite
 
 Result = TypeVar("Result")
 WEIGHTS = "weights/"
@@ -61,8 +62,8 @@ class PartFailed(Exception):
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
     """The name of a tensor with an infinite number or a NaN in it, or None."""
-    floating = ((name, tensor) for name, tensor in tensors.items() if tensor.is_floating_point())
-    return next((name for name, tensor in floating if not bool(tensor.isfinite().all())), None)
+    found = first_not_finite(tensors.items())
+    return None if found is None else found[0]
 
 
 def write(snapshot: Snapshot, store: Store, peers: Peers, keep: int) -> Outcome:

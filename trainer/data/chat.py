@@ -21,8 +21,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from launcher.errors import Suspended, TrntuneError, in_first_line
 from trainer.data.conversations import ChatRow, Message
 from trainer.data.rows import BadRow
-from trainer.data.template_faults import NO_QUESTION, QUESTION, chosen_template, template_fault
-from trainer.data.turn_end import PROBE, added_tokens, leading
+from trainer.data.template_faults import NO_QUESTION, chosen_template, template_fault
+from trainer.data.turn_end import PROBE, QUESTION, added_tokens, leading
 
 _PLANE = 0xF0000
 """Private characters from here on stand for control tokens that a row's own text spells out."""

@@ -9,26 +9,17 @@ from typing import Any
 
 from launcher.chat_templates import FILE, FOLDER, SETTINGS
 from launcher.errors import Suspended, TrntuneError, in_one_line
+from trainer.data.turn_end import QUESTION, tried
 
 OWN = "dataset.chat_template"
-QUESTION = "qzxw"
-"""Stands for what a user says in what a template is tried with."""
 NO_QUESTION = "the model's chat template leaves out what the user says, so answers would be trained without questions"
 
 
 def refuse_without_question(tokenizer: Any) -> None:
     """Raise TrntuneError for a template that doesn't write the user's turn; what else is wrong with one is told where
     rows are written by it."""
-    if not tokenizer.chat_template:
-        return
-    try:
-        asked = [{"role": "user", "content": QUESTION}]
-        text: str = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    except Suspended:  # a signal came
-        raise
-    except Exception:  # a template is a program of others
-        return
-    if QUESTION not in text:
+    text = tried(tokenizer, [{"role": "user", "content": QUESTION}], add_generation_prompt=True)
+    if text is not None and QUESTION not in text:
         raise TrntuneError(f"{NO_QUESTION}; correct it, or use dataset.prompt=plain")
 
 

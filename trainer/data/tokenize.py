@@ -76,8 +76,7 @@ class Encoder:
         """ends an answer"""
         if prompt == "chat":
             refuse_without_question(tokenizer)
-        if prompt == "chat" and (end := turn_end(tokenizer)) is not None:
-            self.eos = end
+            self.eos = self.eos if (end := turn_end(tokenizer)) is None else end
 
     @functools.cached_property
     def identity(self) -> str:

@@ -9,8 +9,22 @@ from typing import Any
 
 from launcher.errors import Suspended
 
-PROBE = "qzxv"
-"""Stands for an answer in what a template is tried with."""
+QUESTION, PROBE = "qzxw", "qzxv"
+"""Stand for a question and an answer in what a template is tried with."""
+
+
+def tried(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str | None:
+    """What the tokenizer's chat template makes of ``messages``; None where there is none, or none that can be chosen
+    or rendered: what is wrong with it is told where it is used."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Suspended:  # a signal came
+        raise
+    except Exception:  # a template is a program of others
+        return None
+    return text
 
 
 def added_tokens(backend: Any) -> re.Pattern[str]:
@@ -28,14 +42,8 @@ def leading(tokens: re.Pattern[str], text: str) -> str | None:
 def turn_end(tokenizer: Any) -> int | None:
     """The token that the tokenizer's chat template writes behind an answer. None where there is no template, none that
     can be chosen or rendered, or one that ends an answer with no token."""
-    asked, answered = {"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    try:
-        text: str = tokenizer.apply_chat_template([asked, answered], tokenize=False)
-    except Suspended:  # a signal came
-        raise
-    except Exception:  # a template is a program of others; what is wrong with it is told where it is used
+    text = tried(tokenizer, [{"role": "user", "content": "a"}, {"role": "assistant", "content": PROBE}])
+    if text is None:
         return None
     _, found, after = text.rpartition(PROBE)
     end = leading(added_tokens(tokenizer.backend_tokenizer), after) if found else None

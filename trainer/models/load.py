@@ -23,6 +23,7 @@ from launcher.stage import is_rank_zero
 from launcher.weights import incomplete, missing_text, refuse_unreadable, too_few_rows
 from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, size, train_in_fp32
 from trainer.models.quantized import Packing, leave_files
+from trainer.stored import not_finite_text
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -143,13 +144,9 @@ def refuse_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Pa
 
 def refuse_not_finite(weights: Iterable[tuple[str, torch.Tensor]], model_dir: Path) -> None:
     """Raise TrntuneError that names a weight with a NaN or an infinite number: no learning rate would help."""
-    for name, weight in weights:
-        if weight.is_floating_point() and not bool(weight.isfinite().all()):
-            count = weight.numel() - int(weight.isfinite().sum())
-            raise TrntuneError(
-                f"{model_dir}: {name} holds {count:,} numbers of {weight.numel():,} that are not finite: the base is "
-                "damaged; download or convert it again"
-            )
+    fault = not_finite_text(weights)
+    if fault is not None:
+        raise TrntuneError(f"{model_dir}: {fault}: the base is damaged; download or convert it again")
 
 
 def refuse_few_embeddings(model: PreTrainedModel, tokenizer: Any, model_dir: Path) -> None:

@@ -17,7 +17,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from launcher.adapters import Modules, first_layer, trained
 from launcher.errors import TrntuneError
-from launcher.quantized import packed
 from launcher.schema import LoraConfig
 from launcher.weights import refuse_quantized
 from trainer.families.experts import active_width, idle_parameters, looked_up
@@ -25,7 +24,7 @@ from trainer.families.pairs import head_size, heads, layer_extents, layers
 from trainer.families.small import not_for_texts
 from trainer.models.adapt import is_linear, peft_config, refuse_faults
 from trainer.models.load import count_parameters
-from trainer.models.quantized import refuse_turned
+from trainer.models.quantized import packed_layers
 
 
 def on_meta(directory: Path) -> PreTrainedModel:
@@ -81,8 +80,6 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
         adapter = LoraConfig(**lora)
         modules = refuse_faults(model, adapter)
         parts = adapted_parts(model, adapter, modules, idle)
-        if adapter.quantize_base:
-            refuse_turned(model, adapter)
         parts["packed"] = _packed(model, adapter, modules) if adapter.quantize_base else 0
         with torch.device("meta"):
             adapted = get_peft_model(model, peft_config(adapter, modules), low_cpu_mem_usage=True)
@@ -92,8 +89,8 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _packed(model: PreTrainedModel, lora: LoraConfig, modules: Modules) -> int:
-    """Weights that a base in 4 bit packs; biases stay as they are."""
-    layers: list[Any] = [model.get_submodule(name) for name in packed(modules.linear, lora)]
+    """Weights that a base in 4 bit packs; biases stay as they are. Raises TrntuneError for layers that can't be."""
+    layers: list[Any] = [model.get_submodule(name) for name in packed_layers(model, modules, lora)]
     return sum(layer.weight.numel() for layer in layers)
 
 

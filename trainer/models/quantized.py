@@ -13,32 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from launcher.adapters import MOST_NAMES, ends
+from launcher.adapters import MOST_NAMES, Modules
 from launcher.errors import TrntuneError, first
 from launcher.model_files import weight_files
 from launcher.quantized import packed
 from launcher.schema import Config, LoraConfig
 from launcher.stage import is_rank_zero
 from trainer.models.adapt import is_packed, modules_of
+from trainer.stored import stored_tensors
 
 _BLOCK = 64
 """weights that share a scale"""
 
 
-def refuse_turned(model: PreTrainedModel, lora: LoraConfig) -> None:
-    """Raise TrntuneError for layers that would be packed and keep their weights turned."""
-    meant = packed(modules_of(model).linear, lora)
+def packed_layers(model: PreTrainedModel, modules: Modules, lora: LoraConfig) -> list[str]:
+    """Full names of the layers that are packed. Raises TrntuneError for those that keep their weights turned."""
+    meant = packed(modules, lora)
     turned = [name for name in meant if isinstance(model.get_submodule(name), Conv1D)]
     if turned:
         raise TrntuneError(
             f"lora.quantize_base: {first(turned, MOST_NAMES)} keep their weights turned (Conv1D), which isn't packed "
             "here; leave it out for this family"
         )
+    return meant
 
 
 class Packing:
@@ -50,17 +51,17 @@ class Packing:
         facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trusted)
         with torch.device("meta"):
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(facts, trust_remote_code=trusted)
-        refuse_turned(self.model, config.lora)
-        self.meant = set(packed(modules_of(self.model).linear, config.lora))
+        self.meant = set(packed_layers(self.model, modules_of(self.model), config.lora))
 
     def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The model's tensors in its files, one at a time: packed, they don't show any more whether they are finite.
         Layers with even scales are left as they are from here on."""
-        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        names = dict(self.model.named_parameters(remove_duplicate=False))
+        # A model that was saved without its head has no prefix in its files, another may have one more.
+        by_ending = {ending: name for name in reversed(names) for ending in _endings(name)}
         even = []
-        for name, tensor in _tensors(self.model_dir):
-            # A model that was saved without its head has no prefix in its files.
-            owner = next((each for each in names if ends(each, name) or ends(name, each)), None)
+        for name, tensor in stored_tensors(weight_files(self.model_dir)):
+            owner = by_ending.get(name) or next((each for each in _endings(name) if each in names), None)
             if owner is None:  # no part of the model
                 continue
             yield name, tensor
@@ -103,12 +104,11 @@ class Packing:
             )
 
 
-def _tensors(model_dir: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for file in weight_files(model_dir):
-        with safe_open(file, framework="pt") as content:
-            opened: Any = content
-            for name in opened.keys():  # noqa: SIM118 (it is no mapping)
-                yield name, opened.get_tensor(name)
+def _endings(name: str) -> Iterator[str]:
+    """A dotted name, and what is left of it without its first parts."""
+    while name:
+        yield name
+        name = name.partition(".")[2]
 
 
 def has_even_scales(weight: torch.Tensor) -> bool:

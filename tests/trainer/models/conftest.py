@@ -1,4 +1,4 @@
-"""The real model: downloaded and converted once, then kept in the ordinary cache."""
+"""The real model, downloaded and converted once, then kept in the ordinary cache; and small random ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from launcher.schema import Config
 from tests.launcher.conftest import single
+from tests.postprocess.merge_models import make_base
 from trainer.fetch import fetch_model
 
 
@@ -23,6 +24,13 @@ def composed(*arguments: str) -> Config:
 def smollm2() -> Path:
     """The model directory of the default model."""
     return fetch_model(composed("model=smollm2_135m").model)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small random models, by their kind."""
+    directory = tmp_path_factory.mktemp("bases")
+    return {kind: make_base(directory / kind, kind) for kind in ("llama", "llama_tied", "qwen3", "gpt2")}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from launcher.schema import Config
 from postprocess.generate.models import Answerers, Place
 from postprocess.merge import MergeOptions, merge
 from tests.launcher.conftest import single
-from tests.postprocess.merge_models import load, make_base, peft_merge, stored
+from tests.postprocess.merge_models import load, peft_merge, stored
 from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.data.collate import Collator
 from trainer.data.tokenize import Example
@@ -60,12 +60,6 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     ),
     "tokens_of_gpt2": ("gpt2", ("lora.target_modules=[c_attn]", "lora.trainable_token_indices=[7]"), False),
 }
-
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("bases")
-    return {kind: make_base(directory / kind, kind) for kind in ("llama", "llama_tied", "qwen3", "gpt2")}
 
 
 def config_of(base: Path, *options: str) -> Config:

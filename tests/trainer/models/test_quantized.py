@@ -44,12 +44,6 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("bases")
-    return {kind: make_base(directory / kind, kind) for kind in ("llama", "llama_tied", "qwen3", "gpt2")}
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_packed_base_trains_every_adapter_which_then_serves_the_base_itself(name, bases, tmp_path):
     kind, options = OPTIONS[name]

@@ -35,11 +35,11 @@ import psutil
 from benchmarks import environments
 from benchmarks.data_report import report
 from launcher.cli import Parser, process_entry
-from launcher.compose import Composer
+from launcher.config.compose import Composer
+from launcher.config.schema import ColumnsConfig, Config
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
-from launcher.record import software
-from launcher.schema import ColumnsConfig, Config
+from launcher.run_dir.provenance import software
 from trainer.data.rows import InstructionRow
 
 _BASELINE_ROWS = 20_000
@@ -147,7 +147,7 @@ def _peer(
     arguments: argparse.Namespace, worker: str, environment: str | None, rows: Path, scratch: Path, processes: int
 ) -> dict[str, Any]:
     """A peer in a process of its own, with an empty cache of its own."""
-    from trainer.fetch import fetch_model
+    from trainer.fetch.stage import fetch_model
 
     python = environments.python_of(environment, arguments.directory.resolve() / "peers") if environment else None
     cache = scratch / "peer"
@@ -239,7 +239,7 @@ def write_chats(file: Path, rows: int, words: int) -> None:
 
 def _texts(seed: int, words: int) -> Iterator[tuple[str, str]]:
     """Questions and answers without end."""
-    from trainer.data.python_docs import build_rows
+    from trainer.fetch.python_docs import build_rows
 
     known = [word for row in build_rows() for word in f"{row.instruction} {row.context} {row.response}".split()]
     draw = random.Random(seed)
@@ -259,7 +259,7 @@ def _child(arguments: argparse.Namespace, part: str, file: Path, scratch: Path) 
 
 
 def _part(arguments: argparse.Namespace) -> dict[str, Any]:
-    from trainer.fetch import fetch_model
+    from trainer.fetch.stage import fetch_model
     from trainer.models.load import load_tokenizer
 
     streaming = arguments.part == "streaming"
@@ -309,7 +309,7 @@ def _first(rows: Iterator[Any]) -> Iterator[Any]:
 def _prepare(config: Config, tokenizer: Any) -> dict[str, Any]:
     """All that the training stage does with its data, and rows read back in the order of training."""
     from trainer.data.prepare import prepare
-    from trainer.models import cache
+    from trainer.fetch import cache
 
     assert config.dataset.path is not None
     start_rss = _peak_rss()

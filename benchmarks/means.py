@@ -25,16 +25,16 @@ from benchmarks.measure import show
 from benchmarks.training_cases import trntune_overrides
 from benchmarks.training_rows import packed
 from launcher.cli import Parser, parse, process_entry
-from launcher.compose import compose
+from launcher.config.compose import compose
+from launcher.config.schema import ColumnsConfig, Config
 from launcher.errors import UsageError
-from launcher.record import software
-from launcher.schema import ColumnsConfig, Config
-from trainer.causal_lm import MODEL_INPUTS
+from launcher.run_dir.provenance import software
 from trainer.data.packed import Row
 from trainer.data.rows import read_jsonl
 from trainer.data.tokenize import tokenize
 from trainer.engines.base import create_engine
-from trainer.fetch import fetch_dataset, fetch_model
+from trainer.fetch.stage import fetch_dataset, fetch_model
+from trainer.models.causal_lm import MODEL_INPUTS
 from trainer.models.load import load_tokenizer
 
 Off = Callable[[], AbstractContextManager[Any]]
@@ -97,7 +97,7 @@ def _prepared(arguments: argparse.Namespace) -> tuple[Any, list[Row], list[Row]]
 def _means(engine: Any) -> dict[str, Off]:
     """Each means by name, and how to train without it."""
     found: dict[str, Off] = {
-        "attention in blocks": lambda: mock.patch("trainer.attention.is_plain", return_value=False),
+        "attention in blocks": lambda: mock.patch("trainer.models.attention.is_plain", return_value=False),
         "RMSNorm as one node": lambda: mock.patch("trainer.fused.norm.is_plain", return_value=False),
         "loss in chunks, where labels count": lambda: _dense_loss(engine),
     }

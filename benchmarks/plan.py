@@ -23,10 +23,10 @@ from rich.table import Table
 
 from benchmarks.measure import show
 from launcher.cli import Parser, process_entry
+from launcher.config.secrets import redact
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
-from launcher.record import software
-from launcher.secrets import redact
+from launcher.run_dir.provenance import software
 
 SIZES = {
     "13m": (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.measure import Case, as_json, run_interleaved, show, table
 from launcher.cli import Parser, process_entry
-from launcher.record import software
+from launcher.run_dir.provenance import software
 
 _PEFT = """
 import sys, torch

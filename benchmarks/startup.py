@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from launcher.cli import Parser, process_entry
-from launcher.compose import Composer
+from launcher.config.compose import Composer
 from launcher.errors import TrntuneError, UsageError
-from launcher.local import child_environment
+from launcher.executors.local import child_environment
 from launcher.paths import ROOT
 
 _ALONE = (
@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _starts(model: str, repeats: int, scratch: Path) -> dict[str, Any]:
-    from trainer.fetch import fetch_model
+    from trainer.fetch.stage import fetch_model
 
     config = Composer().compose([f"model={model}"], multirun=False).runs[0].config
     alone = [sys.executable, "-c", _ALONE, str(fetch_model(config.model))]

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from launcher.cli import Parser, process_entry
 from launcher.errors import TrntuneError, UsageError
+from launcher.executors.slurm.ledger import read
+from launcher.executors.slurm.states import cancel
 from launcher.paths import ROOT
-from launcher.slurm.ledger import read
-from launcher.slurm.states import cancel
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,11 +24,11 @@ from benchmarks.training_cases import CASES, ROWS_PER_STEP, Case, trntune_overri
 from benchmarks.training_report import comparison_table, matrix_shapes, summary
 from benchmarks.training_rows import TokenFile, write_tokens
 from launcher.cli import Parser, parse, process_entry
-from launcher.compose import compose
+from launcher.config.compose import compose
+from launcher.config.schema import ColumnsConfig, Config
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
-from launcher.record import software
-from launcher.schema import ColumnsConfig, Config
+from launcher.run_dir.provenance import software
 
 _WORKERS = Path(__file__).parent / "workers"
 _LORA = {"r": 16, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}
@@ -102,7 +102,7 @@ class Comparison:
     def _prepare(self) -> None:
         """Model, rows, environments."""
         from trainer.data.rows import read_jsonl
-        from trainer.fetch import fetch_dataset, fetch_model
+        from trainer.fetch.stage import fetch_dataset, fetch_model
         from trainer.models.load import load_tokenizer
 
         arguments = self.arguments
@@ -170,14 +170,20 @@ class Comparison:
         return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **own, **threads}
 
     def _ceiling(self) -> float:
-        """FLOP/s of the model's own matrix products, with nothing between them (trainer.probe)."""
+        """FLOP/s of the model's own matrix products, with nothing between them (trainer.probes.device)."""
         request = {
             "shapes": matrix_shapes(self.architecture),
             "tokens": _MAX_LENGTH,
             "device": self.arguments.device,
             "precision": self.arguments.precision,
         }
-        command = [*shlex.split(self.arguments.prefix), sys.executable, "-m", "trainer.probe", json.dumps(request)]
+        command = [
+            *shlex.split(self.arguments.prefix),
+            sys.executable,
+            "-m",
+            "trainer.probes.device",
+            json.dumps(request),
+        ]
         done = self._run(command, CASES[0])
         if done.returncode:
             raise TrntuneError(f"the ceiling can't be measured: {_reason(done)}")

@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.training_cases import OURS, REFERENCE
 from benchmarks.training_rows import TokenFile
 from launcher.units import DASH
-from trainer.throughput import percentile
+from trainer.metrics.throughput import percentile
 
 
 def summary(

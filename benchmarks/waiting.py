@@ -25,8 +25,8 @@ from rich.table import Table
 
 from launcher.cli import Parser, process_entry
 from launcher.errors import TrntuneError, UsageError
+from launcher.jobs.variables import WAITING
 from launcher.paths import ROOT
-from launcher.variables import WAITING
 
 # The runtimes' own default comes first: what all others are compared with. Any of these variables keeps the launcher
 # from choosing; this one libgomp doesn't read, and the value is the other runtimes' own.

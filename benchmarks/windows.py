@@ -29,16 +29,16 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from benchmarks.measure import show
 from benchmarks.training_rows import packed
 from launcher.cli import Parser, process_entry
+from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError, UsageError
-from launcher.record import software
-from launcher.schema import LoraConfig
-from trainer.attention import DOCUMENT_ATTENTION
-from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
+from launcher.run_dir.provenance import software
 from trainer.data.collate import Collator
 from trainer.data.packed import Row
 from trainer.data.tokenize import IGNORE, Example
 from trainer.fused import fuse
 from trainer.models.adapt import peft_config
+from trainer.models.attention import DOCUMENT_ATTENTION
+from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 
 _WINDOW = 512
 _BATCH = 4

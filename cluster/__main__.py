@@ -8,10 +8,9 @@ import os
 import sys
 
 from launcher.cli import Parser, parse_known_flags
-from launcher.errors import TrntuneError, UsageError, nearest
-from launcher.exit_codes import FAILED, INTERRUPTED
-from launcher.overrides import refuse_tokens
-from launcher.secrets import redact
+from launcher.config.overrides import refuse_tokens
+from launcher.config.secrets import redact
+from launcher.errors import FAILED, INTERRUPTED, TrntuneError, UsageError, nearest
 
 COMMANDS = ("plan", "validate", "deploy", "status", "ssh", "delete", "env")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from cluster.files import scripts_directory
 from cluster.schema import SCRIPTS, GroupConfig, SetupConfig, groups, has_neuron
-from launcher.checks import check_tokens, check_values, price_problems, refuse
-from launcher.directories import blocked
+from launcher.checks.diagnostic import Problem
+from launcher.checks.validate import check_tokens, check_values, price_problems, refuse
 from launcher.errors import nearest
 from launcher.paths import shown
-from launcher.problem import Problem
+from launcher.run_dir.create import blocked
 
 # A bucket's name is at most 63 characters: sagemaker-<name>-<12 of the stack's id>. Capitals aren't allowed in it.
 _NAME = r"[a-z0-9](-*[a-z0-9]){0,39}"

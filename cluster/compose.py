@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from cluster.checks import refuse_problems
 from cluster.schema import SetupConfig, register
-from launcher.compose import Composer, drop_hydra, one_line_errors, publish, to_typed
+from launcher.config.compose import Composer, drop_hydra, one_line_errors, publish, to_typed
+from launcher.config.fields import schema_of
 from launcher.errors import UsageError
-from launcher.fields import schema_of
 from launcher.paths import CLUSTER_SETUP
 
 

@@ -7,8 +7,7 @@ from cluster.aws import Aws, one_line
 from cluster.deploy import take_down
 from cluster.schema import SetupConfig
 from cluster.waiting import Patience, say
-from launcher.errors import TrntuneError, UsageError
-from launcher.exit_codes import FAILED
+from launcher.errors import FAILED, TrntuneError, UsageError
 
 _LOST = "cluster, bucket, logs"
 

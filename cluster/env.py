@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.schema import SetupConfig
-from launcher.directories import make_private
 from launcher.errors import UsageError
+from launcher.executors.slurm.checks import Place, ask_slurm, not_below, refuse_missing_commands
+from launcher.executors.slurm.ledger import Job, Ledger, RunJobs
+from launcher.executors.slurm.resources import batch_file
+from launcher.executors.slurm.sending import hand_in, undisturbed
+from launcher.executors.slurm.submit import say_submitted
 from launcher.paths import ROOT, shown
-from launcher.rundir import RunDir
-from launcher.slurm.checks import Place, ask_slurm, not_below, refuse_missing_commands
-from launcher.slurm.ledger import Job, Ledger, RunJobs
-from launcher.slurm.resources import batch_file
-from launcher.slurm.sending import hand_in, undisturbed
-from launcher.slurm.submit import say_submitted
+from launcher.run_dir.create import make_private
+from launcher.run_dir.layout import RunDir
 
 _SCRIPT = Path(__file__).resolve().parent / "jobs" / "make_environment.sh"
 STAGE = "env"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from cluster.schema import SetupConfig
-from launcher.fields import keys, schema_of
-from launcher.helptext import choices, description, rows, written
+from launcher.config.fields import keys, schema_of
+from launcher.config.help import choices, description, rows, written
 from launcher.paths import CLUSTER_SETUP
 
 _COMMANDS = (

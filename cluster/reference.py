@@ -6,10 +6,10 @@ import sys
 from itertools import groupby
 
 from cluster.schema import SetupConfig
-from launcher.fields import keys, schema_of
-from launcher.helptext import choices, description
+from launcher.config.fields import keys, schema_of
+from launcher.config.help import choices, description
+from launcher.config.reference import key_rows, section_of
 from launcher.paths import CLUSTER_SETUP
-from launcher.reference import key_rows, section_of
 
 _INTRODUCTION = """\
 # Configuration of a cluster

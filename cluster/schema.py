@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
-from launcher.schema import setting
+from launcher.config.schema import setting
 
 SCRIPTS, API = "scripts", "api"
 

@@ -15,7 +15,7 @@ from cluster.cost import running, running_lines
 from cluster.deploy import take_down
 from cluster.schema import SetupConfig
 from cluster.show import console, table
-from launcher.exit_codes import FAILED
+from launcher.errors import FAILED
 
 
 def run(config: SetupConfig) -> int:

@@ -13,9 +13,8 @@ from cluster.documents import PARAMETERS, REQUEST, Resources, parameters, placeh
 from cluster.findings import PROBLEM, UNKNOWN, WARNING, Finding
 from cluster.schema import SetupConfig
 from cluster.show import print_findings
-from launcher.errors import TrntuneError, UsageError
-from launcher.exit_codes import FAILED
-from launcher.fields import schema_of
+from launcher.config.fields import schema_of
+from launcher.errors import FAILED, TrntuneError, UsageError
 
 CONFIGURATION = "configuration"
 

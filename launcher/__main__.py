@@ -51,7 +51,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from launcher.slurm import commands
+    from launcher.executors.slurm import commands
 
     match arguments.command:
         case "status":

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli import parse, process_entry
-from launcher.errors import UsageError
-from launcher.exit_codes import INTERRUPTED, SUSPENDED
-from launcher.overrides import expand, refuse_tokens
+from launcher.config.overrides import expand, refuse_tokens
+from launcher.errors import INTERRUPTED, SUSPENDED, UsageError
 
 if TYPE_CHECKING:
-    from launcher.compose import Composed, Composition
-    from launcher.parent import Parent
-    from launcher.rundir import RunDir
-    from launcher.schema import Config
+    from launcher.config.compose import Composed, Composition
+    from launcher.config.schema import Config
+    from launcher.run_dir.layout import RunDir
+    from launcher.sweep.parent_run import Parent
 
-# Runs the stages of one run and returns its exit code: launcher.local.run_stages, or a test's own.
+# Runs the stages of one run and returns its exit code: launcher.executors.local.run_stages, or a test's own.
 RunStages = Callable[["Config", "RunDir"], int]
 
 
@@ -50,17 +49,17 @@ def dispatch(argv: list[str]) -> int:
     arguments = parse(argv)
     arguments.overrides = expand(arguments.overrides)
     if arguments.help:
-        from launcher.helptext import help_text
+        from launcher.config.help import help_text
 
         print(help_text(arguments.config_dir), end="")
         return 0
     if arguments.version:
-        from launcher.record import installed
+        from launcher.run_dir.provenance import installed
 
         print(f"trntune {installed('trntune')}")
         return 0
     if arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion:
-        from launcher.compose import show
+        from launcher.config.compose import show
 
         return show(arguments)
     return launch(arguments)
@@ -68,9 +67,9 @@ def dispatch(argv: list[str]) -> int:
 
 def launch(arguments: argparse.Namespace) -> int:
     """Compose, check, run and report."""
-    from launcher.compose import compose
-    from launcher.local import run_stages
-    from launcher.resume import stored_command
+    from launcher.config.compose import compose
+    from launcher.executors.local import run_stages
+    from launcher.run_dir.resume import stored_command
 
     stored = stored_command(arguments.overrides)
     if stored is not None:
@@ -81,7 +80,7 @@ def launch(arguments: argparse.Namespace) -> int:
         return show_plans(composition)
     check(composition)
     if composition.runs[0].config.cluster.name != "local":
-        from launcher.slurm.submit import submit
+        from launcher.executors.slurm.submit import submit
 
         return submit(composition, arguments.overrides)
     if composition.sweep_dir is None:
@@ -91,7 +90,7 @@ def launch(arguments: argparse.Namespace) -> int:
 
 def show_plans(composition: Composition) -> int:
     """Print what the runs will need and take. Nothing is created. Returns 1 when one of them can't fit."""
-    from launcher.checks import refuse_problems
+    from launcher.checks.validate import refuse_problems
     from launcher.plan import build, show
 
     plans, labels = [], []
@@ -105,14 +104,14 @@ def show_plans(composition: Composition) -> int:
 
 def check(composition: Composition) -> None:
     """Raise UsageError for the first configuration that cannot be run; the line names it in a sweep."""
-    from launcher.checks import check_directory, refuse_absent, refuse_problems
-    from launcher.compose import label
-    from launcher.directories import occupied
-    from launcher.families import refuse_family
+    from launcher.architecture.families import refuse_family
+    from launcher.checks.validate import check_directory, refuse_absent, refuse_problems
+    from launcher.config.compose import label
     from launcher.neuron.checks import refuse_untrainable
     from launcher.plan.build import refuse_what_cannot_run, room
     from launcher.plan.disk import refuse_little_room
-    from launcher.resume import find_changes, holds_run
+    from launcher.run_dir.create import occupied
+    from launcher.run_dir.resume import find_changes, holds_run
 
     total, rooms = len(composition.runs), []
     for number, run in enumerate(composition.runs):
@@ -150,7 +149,7 @@ def start(
     run: Composed, directory: Path, fixed_name: bool, run_stages: RunStages, sweep: dict[str, str | None] | None = None
 ) -> tuple[Path, int]:
     """Make the run directory, or take up the run that it holds, and run the stages. Returns it and the exit code."""
-    from launcher.prepare import prepared
+    from launcher.run_dir.prepare import prepared
 
     with prepared(run, directory, fixed_name, sweep) as run_dir:
         return run_dir.path, run_stages(run.config, run_dir)
@@ -158,9 +157,9 @@ def start(
 
 def run_sweep(composition: Composition, overrides: list[str], run_stages: RunStages) -> int:
     """Run the configurations one after another; a failed one stops none of the others, an interrupted one all."""
-    from launcher import parent as parents
-    from launcher.directories import create
-    from launcher.lock import RunLock
+    from launcher.run_dir.create import create
+    from launcher.run_dir.lock import RunLock
+    from launcher.sweep import parent_run as parents
 
     assert composition.sweep_dir is not None
     base = create(composition.sweep_dir, composition.fixed_name)
@@ -185,7 +184,7 @@ def run_all(
     composition: Composition, overrides: list[str], base: Path, parent: Parent | None, run_stages: RunStages
 ) -> list[Finished]:
     """The runs that were started: all of them, unless one was stopped."""
-    from launcher.compose import label
+    from launcher.config.compose import label
     from launcher.paths import shown
 
     finished: list[Finished] = []
@@ -205,7 +204,7 @@ def run_all(
 
 def write_sweep(base: Path, overrides: list[str], finished: list[Finished], parent: Parent | None) -> None:
     """Write sweep.json after every run, so that a sweep that was killed is readable and can be started again."""
-    from launcher.rundir import write_json
+    from launcher.run_dir.layout import write_json
 
     runs = [
         {"directory": run.directory.name, "overrides": list(run.overrides), "exit_code": run.exit_code}
@@ -231,6 +230,6 @@ def report_sweep(finished: list[Finished], total: int) -> int:
 
 def has_trained(directory: Path) -> bool:
     """True when the run's training stage has left a result."""
-    from launcher.rundir import RunDir
+    from launcher.run_dir.layout import RunDir
 
     return RunDir(directory).stage_result("train") is not None

@@ -8,9 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from launcher.errors import TrntuneError, UsageError, disk_fault, nearest
-from launcher.exit_codes import FAILED, INTERRUPTED
-from launcher.secrets import redact
+from launcher.config.secrets import redact
+from launcher.errors import FAILED, INTERRUPTED, TrntuneError, UsageError, disk_fault, nearest
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 

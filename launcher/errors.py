@@ -6,6 +6,11 @@ import difflib
 import errno
 from collections.abc import Iterable, Sequence
 
+# What commands and stages exit with; 2 for a refusal, as argparse does.
+FAILED = 1
+SUSPENDED = 75  # EX_TEMPFAIL of sysexits.h: it was told to leave, left a checkpoint, and can be started again
+INTERRUPTED = 130  # 128 + SIGINT, as shells report Ctrl-C
+
 
 class TrntuneError(Exception):
     """A failure that the user can act on. The message is one line: what, where, what to do. Exit code 1."""

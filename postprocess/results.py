@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from launcher.rundir import RunDir
+from launcher.run_dir.layout import RunDir
 
 
 @dataclass(frozen=True)

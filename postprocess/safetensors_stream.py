@@ -20,8 +20,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.errors import TrntuneError, first
-from launcher.model_files import INDEX, SINGLE, index_of, lost_shards, weights_fault
-from launcher.safetensors_header import read_json_header
+from launcher.model_dir.files import INDEX, SINGLE, index_of, lost_shards, weights_fault
+from launcher.model_dir.safetensors_header import read_json_header
 from postprocess import page_cache
 
 if TYPE_CHECKING:

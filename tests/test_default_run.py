@@ -7,7 +7,7 @@ import json
 import pytest
 
 from launcher.cli import parse
-from launcher.compose import compose
+from launcher.config.compose import compose
 from launcher.plan.build import known, preflight
 from tests.conftest import launch
 from tests.limits import PATIENCE

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from launcher.steps import warmup_steps
+from launcher.plan.steps import warmup_steps
 from tests.conftest import launch
 from tests.launcher.conftest import composition
 

@@ -13,12 +13,12 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from launcher.rundir import RunDir
+from launcher.run_dir.layout import RunDir
 from postprocess.generate.questions import held_out
 from trainer.data.prepare import prepare
 from trainer.data.tokenize import prompt_ids
 from trainer.families.small import small_config, small_model
-from trainer.models.tiny_llama import byte_tokenizer
+from trainer.fetch.tiny_llama import byte_tokenizer
 
 pytestmark = pytest.mark.long
 

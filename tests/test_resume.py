@@ -19,8 +19,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from launcher.attempts import Attempts
 from launcher.paths import ROOT
+from launcher.run_dir.attempts import Attempts
 from tests.conftest import TINY, Run, command, environment, launch
 from tests.limits import PATIENCE, until
 from trainer.checkpoints.manifest import from_text, to_text

@@ -58,7 +58,7 @@ def loss_by_transformers(run_directory: Path, adapter: bool) -> float:
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from launcher.rundir import RunDir
+    from launcher.run_dir.layout import RunDir
     from trainer.data.prepare import prepare
 
     kind, where = (AutoPeftModelForCausalLM, "adapter") if adapter else (AutoModelForCausalLM, "model")
@@ -216,9 +216,9 @@ def test_a_broken_row_is_named_with_its_line_and_nothing_is_trained(run_tiny, tm
 
 
 def copy_of_tiny_llama(directory: Path) -> Path:
-    from launcher.schema import Config
+    from launcher.config.schema import Config
     from tests.launcher.conftest import single
-    from trainer.fetch import fetch_model
+    from trainer.fetch.stage import fetch_model
 
     config = single("model=tiny_llama").config
     assert isinstance(config, Config)

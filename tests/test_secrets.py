@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import app, secrets
+from launcher import app
+from launcher.config import secrets
 from tests.conftest import TINY, command, environment
 from tests.limits import PATIENCE
 

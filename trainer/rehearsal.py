@@ -17,14 +17,14 @@ from typing import Any, TypeVar, cast
 import torch
 from transformers import AutoConfig, GenerationConfig
 
+from launcher.config.schema import Config
 from launcher.errors import Suspended, TrntuneError, disk_fault, in_one_line
-from launcher.generation_config import FILE
+from launcher.jobs.run_stage import STAGES, AfterTraining
+from launcher.model_dir.generation_config import FILE
 from launcher.paths import shown
 from launcher.plan.disk import merged_bytes
-from launcher.room import Room, Sizes, little_room, room_of
-from launcher.rundir import RunDir
-from launcher.schema import Config
-from launcher.stage import STAGES, AfterTraining
+from launcher.plan.room import Room, Sizes, little_room, room_of
+from launcher.run_dir.layout import RunDir
 from trainer.checkpoints.peers import Peers
 from trainer.data.conversations import ChatRow
 from trainer.data.rows import InstructionRow, Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.schema import Config
+from launcher.config.schema import Config
 from trainer.data.rows import Row
 from trainer.data.tokenize import end_ids, prompt_ids
 from trainer.engines.base import Engine

@@ -13,14 +13,15 @@ from typing import Any, NoReturn
 import psutil
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
+from launcher.config.schema import Config
+from launcher.config.secrets import redact
 from launcher.errors import Suspended, TrntuneError, in_one_line
+from launcher.jobs.run_stage import is_rank_zero
 from launcher.paths import shown
-from launcher.record import installed
-from launcher.rundir import RunDir, write_jsonl
-from launcher.schema import Config
-from launcher.secrets import redact
-from launcher.stage import is_rank_zero
-from launcher.steps import refuse_few_rows
+from launcher.plan.steps import refuse_few_rows
+from launcher.run_dir.layout import RunDir, write_jsonl
+from launcher.run_dir.provenance import installed
+from trainer.attempt import History
 from trainer.checkpoints.checkpointer import RUN_FILE, STEPS_FILE, Checkpointer, identity
 from trainer.checkpoints.manifest import Position
 from trainer.checkpoints.writer import Outcome
@@ -30,19 +31,18 @@ from trainer.data.prepare import PreparedData, data_notes, prepare
 from trainer.data.template_faults import unread_faults
 from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
 from trainer.families.small import over_positions
-from trainer.history import History
+from trainer.metrics.progress import Progress
+from trainer.metrics.recorder import Recorder
+from trainer.metrics.throughput import Stopwatch
 from trainer.models.fingerprint import fingerprint, write_base
 from trainer.models.generation import check_generation
 from trainer.models.load import run_tokenizer
-from trainer.progress import Progress
-from trainer.recorder import Recorder
 from trainer.rehearsal import MOST_WORDS, check_room, rehearse
-from trainer.report import train_result
+from trainer.result import train_result
 from trainer.samples import answers, side_by_side
 from trainer.saving import replace_directory, save_sharded
-from trainer.stopping import StopSignal
-from trainer.throughput import Stopwatch
-from trainer.tracking import Tracker
+from trainer.signals import StopSignal
+from trainer.tracking.run import Tracker
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from common import Meter, examples, run
 def work(job: dict[str, Any], meter: Meter) -> None:
     from benchmarks.training_rows import packed
     from launcher.cli import parse
-    from launcher.compose import compose
-    from launcher.schema import Config
+    from launcher.config.compose import compose
+    from launcher.config.schema import Config
     from trainer.data.tokenize import Example
     from trainer.engines.base import create_engine
+    from trainer.metrics.throughput import Stopwatch
     from trainer.models.load import load_tokenizer
-    from trainer.stopping import Stop
-    from trainer.throughput import Stopwatch
+    from trainer.signals import Stop
 
     class Observer:
         def on_step(self, report: Any) -> None:

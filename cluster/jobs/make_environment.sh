@@ -63,7 +63,7 @@ check_versions() {
     fi
 }
 
-# The exit code, for the day when Slurm has forgotten the job: launcher/slurm/task.py has the same of a stage.
+# The exit code, for the day when Slurm has forgotten the job: launcher/executors/slurm/task.py has the same of a stage.
 note_end() {
     local code=$?
     if [[ -n ${END_FILES:-} && -n ${SLURM_JOB_ID:-} ]]; then

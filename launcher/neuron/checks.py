@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launcher.adapters import is_all_linear, listed
+from launcher.architecture.adapters import is_all_linear, listed
+from launcher.architecture.tensors import linear_layers
+from launcher.checks.diagnostic import Check, Problem
+from launcher.config.schema import Config, LoraConfig, world_size
 from launcher.errors import UsageError
-from launcher.model_facts import FAMILIES, family_of
+from launcher.jobs.variables import COMPILE
+from launcher.model_dir.config_json import FAMILIES, family_of
 from launcher.neuron.graphs import fuses_qkv
 from launcher.neuron.variables import CACHE_PATH, DERIVED, cache_root
-from launcher.plan.tensors import linear_layers
-from launcher.problem import Check, Problem
-from launcher.schema import Config, LoraConfig, world_size
-from launcher.variables import COMPILE
 
 _ASSIGNMENT = r"[A-Za-z_][A-Za-z0-9_]*=.*"
 # Deprecated since Neuron 2.23 (AWS: "Announcing end of support for XLA_USE_BF16 and XLA_DOWNCAST_BF16").

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from launcher.schema import ArchitectureConfig, Config, ParallelismConfig, accumulation_steps
+from launcher.config.schema import ArchitectureConfig, Config, ParallelismConfig, accumulation_steps
 
 Shapes = dict[str, Any]
 

@@ -13,9 +13,9 @@ import os
 import re
 from pathlib import Path
 
-from launcher.cluster_variables import cluster_variables
+from launcher.config.schema import Config, NeuronConfig, world_size
+from launcher.jobs.cluster_variables import cluster_variables
 from launcher.neuron.graphs import directory_name
-from launcher.schema import Config, NeuronConfig, world_size
 
 MALLOC_ARENAS = 64
 FALLBACK_CACHE = "/var/tmp/trntune-neuron"

@@ -2,16 +2,16 @@
 
 Counted from the tensors that autograd saves (tests compare with torch.autograd.graph.saved_tensors_hooks). Attention
 is fused, so it keeps queries, keys, values, output and a normalizer a head, not the weights of every pair. In fp32 on
-a CPU trainer.fused and trainer.block_attention keep less: no copy of what is kept already.
+a CPU trainer.fused and trainer.models.block_attention keep less: no copy of what is kept already.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.plan.tensors import ATTENTION, LayerAdapter, Linear, adapted_layers, first_reached
-from launcher.quantized import is_quantized
-from launcher.schema import ArchitectureConfig, Config
+from launcher.architecture.quantized import is_quantized
+from launcher.architecture.tensors import ATTENTION, LayerAdapter, Linear, adapted_layers, first_reached
+from launcher.config.schema import ArchitectureConfig, Config
 
 NORM_BYTES = 4  # normalization runs in fp32 in every precision
 PRODUCT_BYTES = {"fp32": 4, "bf16": 2}
@@ -58,7 +58,7 @@ def layer_input(facts: ArchitectureConfig) -> Kept:
 
 
 def is_fused(config: Config) -> bool:
-    """Whether the passes of trainer.fused and trainer.block_attention are taken."""
+    """Whether the passes of trainer.fused and trainer.models.block_attention are taken."""
     accelerator = config.accelerator
     plain = not is_quantized(config) and config.training.precision == "fp32"
     return plain and accelerator.engine == "torch" and accelerator.device == "cpu"

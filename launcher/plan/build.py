@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from launcher import units
+from launcher.architecture.attention_pairs import Extent
+from launcher.architecture.tensors import Parameters, count
+from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, world_size
 from launcher.errors import UsageError
-from launcher.pairs import Extent
+from launcher.jobs.helper_process import NoAnswer, answer
+from launcher.jobs.job import Job, instances, jobs
+from launcher.jobs.variables import variables
 from launcher.plan import disk, duration, memory, schedule
 from launcher.plan.duration import Duration
-from launcher.plan.jobs import Job, instances, jobs
 from launcher.plan.memory import Memory
+from launcher.plan.room import Room
 from launcher.plan.schedule import Epoch, Schedule
-from launcher.plan.tensors import Parameters, count
-from launcher.process import NoAnswer, answer
-from launcher.room import Room
-from launcher.schema import ArchitectureConfig, Config, accumulation_steps, world_size
-from launcher.steps import refuse_few_rows
-from launcher.variables import variables
+from launcher.plan.steps import refuse_few_rows
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -122,7 +122,7 @@ def extents(config: Config) -> tuple[Extent, ...]:
 
 
 def described(config: Config) -> dict[str, Any]:
-    """trainer.models.meta's description of a local model. Raises UsageError where there is none."""
+    """trainer.probes.model's description of a local model. Raises UsageError where there is none."""
     if config.model.path is None:
         raise UsageError("model.architecture=null: the plan needs it; give model.architecture={...}, or a local model")
     lora = asdict(config.lora) if config.method.name == "lora" else None
@@ -137,8 +137,8 @@ def described(config: Config) -> dict[str, Any]:
 
 @functools.cache
 def counted(path: str, lora: str) -> dict[str, Any]:
-    """trainer.models.meta's counts of a local model, once for all runs of a sweep. ``lora``: JSON, null for none."""
-    return answer("trainer.models.meta", json.dumps({"path": path, "lora": json.loads(lora)}))
+    """trainer.probes.model's counts of a local model, once for all runs of a sweep. ``lora``: JSON, null for none."""
+    return answer("trainer.probes.model", json.dumps({"path": path, "lora": json.loads(lora)}))
 
 
 def refuse_what_cannot_run(config: Config) -> None:

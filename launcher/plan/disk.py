@@ -6,13 +6,13 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.adapters import comes_apart
+from launcher.architecture.adapters import comes_apart
+from launcher.architecture.tensors import Parameters, modules
+from launcher.config.schema import Config
 from launcher.errors import UsageError
-from launcher.generation_config import repair_of
-from launcher.model_files import weight_files
-from launcher.plan.tensors import Parameters, modules
-from launcher.room import Room, Sizes, little_room, merges, room_of
-from launcher.schema import Config
+from launcher.model_dir.files import weight_files
+from launcher.model_dir.generation_config import repair_of
+from launcher.plan.room import Room, Sizes, little_room, merges, room_of
 
 # Of the models that are converted or built here; others are mostly stored in 16 bits.
 _STORED_BYTES = {"wheel": 4, "builtin": 4}
@@ -75,5 +75,5 @@ def generation_notes(config: Config) -> list[str]:
     """What a saved model will say of generation other than its base, where the base is on this machine."""
     if config.method.name == "lora" and not merges(config):
         return []  # an adapter says nothing of it
-    file = importlib.import_module("trainer.fetch").tokenizer_at_hand(config.model)
+    file = importlib.import_module("trainer.fetch.stage").tokenizer_at_hand(config.model)
     return [] if file is None else list(repair_of(file.parent).notes)

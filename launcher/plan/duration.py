@@ -5,7 +5,7 @@
 bubble is (m + p - 1) / m for p pipeline stages and m micro batches (1F1B).
 
 The constants lie in conf/accelerator (calibration), each with the runs that they were fitted to. Rate and bandwidth
-are the accelerator's, or for this machine's CPU or GPU what trainer.probe measures at the moment of planning.
+are the accelerator's, or for this machine's CPU or GPU what trainer.probes.device measures at the moment of planning.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from launcher.architecture.tensors import Parameters, linear_layers
+from launcher.config.schema import ArchitectureConfig, CalibrationConfig, Config, accumulation_steps, world_size
+from launcher.jobs.helper_process import ask
 from launcher.plan.activations import kept_by_layer, reached_layers
 from launcher.plan.schedule import Epoch
-from launcher.plan.tensors import Parameters, linear_layers
-from launcher.process import ask
-from launcher.schema import ArchitectureConfig, CalibrationConfig, Config, accumulation_steps, world_size
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def probed(config: Config, facts: ArchitectureConfig) -> Rates | None:
     tokens = config.training.micro_batch_size * config.training.max_length
     accelerator = config.accelerator
     request = {"shapes": shapes, "tokens": tokens, "device": accelerator.device, "precision": config.training.precision}
-    found = ask("trainer.probe", json.dumps(request), "the plan has no time")
+    found = ask("trainer.probes.device", json.dumps(request), "the plan has no time")
     if not found:
         return None
     # Replicas on a CPU share the machine that the probe had for itself; on GPUs each has its own.

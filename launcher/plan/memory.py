@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.adapters import saved_modules
+from launcher.architecture.adapters import saved_modules
+from launcher.architecture.quantized import BYTES_PER_WEIGHT
+from launcher.architecture.tensors import HEAD, Parameters, adapted_layers, linear_layers, modules
+from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps
+from launcher.executors.slurm.resources import processes_per_node
 from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input, reached_layers
-from launcher.plan.tensors import HEAD, Parameters, adapted_layers, linear_layers, modules
-from launcher.quantized import BYTES_PER_WEIGHT
-from launcher.schema import ArchitectureConfig, Config, accumulation_steps
-from launcher.slurm.resources import processes_per_node
 
 GIB = 2**30
-LOSS_CHUNK = 256  # positions whose logits exist at a time: trainer.loss.CHUNK, compared by a test
+LOSS_CHUNK = 256  # positions whose logits exist at a time: trainer.models.loss.CHUNK, compared by a test
 
 # Measured on runs of three sizes, both methods and 512 to 1,024 tokens (docs/planning.md): resident memory of the
 # process before it holds a model, and what temporaries and a fragmented heap add to the activations.

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from launcher import units
-from launcher.compose import Composer
+from launcher.architecture.tensors import Parameters, count
+from launcher.config.compose import Composer
+from launcher.config.schema import ArchitectureConfig, Config
 from launcher.neuron.checks import check_adapter
 from launcher.plan import duration, memory, schedule
-from launcher.plan.tensors import Parameters, count
-from launcher.schema import ArchitectureConfig, Config
 
 INSTANCES = (1, 4, 16, 64)
 MODELS = (("llama3_8b", "8B"), ("llama3_70b", "70B"))

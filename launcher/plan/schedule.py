@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.pairs import Extents, mean_pairs
-from launcher.schema import Config
-from launcher.steps import total_steps
+from launcher.architecture.attention_pairs import Extents, mean_pairs
+from launcher.config.schema import Config
+from launcher.plan.steps import total_steps
 
 # Where nothing says better: half of an instruction example is its answer, and packed rows are nearly full.
 ASSUMED_TRAINED = 0.5
@@ -54,11 +54,11 @@ _measured: dict[str, Any] = {}
 
 
 def measured(config: Config, extents: Extents = ()) -> Any:
-    """trainer.data.measure's DataShape, or None; runs of a sweep that have the same data are measured once."""
+    """trainer.probes.dataset's DataShape, or None; runs of a sweep that have the same data are measured once."""
     training = config.training
     key = repr((config.dataset, config.model, training.max_length, training.global_batch_size, config.seed, extents))
     if key not in _measured:
-        _measured[key] = importlib.import_module("trainer.data.measure").measure(config, extents)
+        _measured[key] = importlib.import_module("trainer.probes.dataset").measure(config, extents)
     return _measured[key]
 
 

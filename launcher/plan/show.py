@@ -11,15 +11,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher import units
-from launcher.adapters import MOST_NAMES, saved_modules
+from launcher.architecture.adapters import MOST_NAMES, saved_modules
+from launcher.architecture.tensors import modules
+from launcher.config.schema import accumulation_steps, world_size
 from launcher.errors import first
+from launcher.jobs.job import instances
+from launcher.jobs.variables import variables
 from launcher.plan import disk
 from launcher.plan.build import Plan, to_json
-from launcher.plan.jobs import instances
-from launcher.plan.tensors import modules
-from launcher.schema import accumulation_steps, world_size
-from launcher.steps import row_problems, warmup_steps
-from launcher.variables import variables
+from launcher.plan.steps import row_problems, warmup_steps
 
 COLUMN_WIDTH = 30  # that a run needs at least to be readable
 UNKNOWN = "not known"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cli import Parser, process_entry
-from launcher.secrets import redact
+from launcher.config.secrets import redact
 from launcher.sizes import parse_size
 
 _DESCRIPTION = """\

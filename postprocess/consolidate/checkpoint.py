@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from launcher.errors import TrntuneError
-from launcher.rundir import RunDir
+from launcher.run_dir.layout import RunDir
 from postprocess.consolidate.origin import stated_base
 from postprocess.consolidate.source import Kind
 from postprocess.safetensors_stream import TensorSpec, read_header

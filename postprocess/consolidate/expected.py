@@ -87,7 +87,7 @@ class ModelConfig:
         return shapes
 
     def _by_transformers(self) -> Shapes:
-        from trainer.models.meta import on_meta
+        from trainer.probes.model import on_meta
 
         return {name: tuple(parameter.shape) for name, parameter in on_meta(self.path.parent).named_parameters()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.errors import TrntuneError
-from launcher.rundir import RunDir
+from launcher.run_dir.layout import RunDir
 from postprocess.results import read_run
 from trainer.checkpoints.manifest import MANIFEST, Invalid, Manifest, from_text
 from trainer.models.fingerprint import BASE_FILE, base_text, fingerprint

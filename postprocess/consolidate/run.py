@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
-from launcher.generation_config import repair_of, repaired_texts
-from launcher.model_files import SINGLE
-from launcher.rundir import write_atomic, write_json
+from launcher.model_dir.files import SINGLE
+from launcher.model_dir.generation_config import repair_of, repaired_texts
+from launcher.run_dir.layout import write_atomic, write_json
 from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint, verified
 from postprocess.consolidate.locate import Location, locate
 from postprocess.consolidate.neuron import open_neuron

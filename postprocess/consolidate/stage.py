@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.rundir import RunDir
-from launcher.schema import Config
+from launcher.run_dir.layout import RunDir
 from postprocess.consolidate.output import RESULT
 from postprocess.consolidate.run import Options, consolidate
 from postprocess.staged import discard, refuse_foreign

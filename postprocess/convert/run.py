@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from launcher.chat_templates import FOLDER
 from launcher.errors import TrntuneError, UsageError
-from launcher.record import installed
-from launcher.weights import refuse_quantized
+from launcher.model_dir.chat_templates import FOLDER
+from launcher.model_dir.weights import refuse_quantized
+from launcher.run_dir.provenance import installed
 from postprocess.convert.originals import Originals, find
 from postprocess.merge.files import copy_side_files, is_side_file
 from postprocess.merge.layout import ties_of
@@ -25,7 +25,7 @@ from postprocess.safetensors_stream import (
     write_durably,
 )
 from postprocess.staged import check_apart, staged
-from trainer.models.meta import on_meta
+from trainer.probes.model import on_meta
 
 RECORD = "convert.json"
 _SLACK = 4_000_000  # the record, the index, and what directories take themselves

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.cli import Parser, process_entry
+from launcher.config.schema import FORMATS, ColumnsConfig
 from launcher.errors import UsageError
 from launcher.paths import shown
-from launcher.schema import FORMATS, ColumnsConfig
 from postprocess.merge.renames import add_rename, parse_renames
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from launcher.errors import TrntuneError, UsageError
-from launcher.rundir import RunDir
-from launcher.weights import refuse_unreadable
+from launcher.model_dir.weights import refuse_unreadable
+from launcher.run_dir.layout import RunDir
 from postprocess.merge.adapter import CONFIG, read_adapter, read_config
 from postprocess.merge.apply import adapted
 from postprocess.merge.files import tokenizer_of

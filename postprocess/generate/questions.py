@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from launcher.config.schema import ColumnsConfig, Config, DatasetConfig
 from launcher.errors import TrntuneError
-from launcher.rundir import RunDir
-from launcher.schema import ColumnsConfig, Config, DatasetConfig
+from launcher.run_dir.layout import RunDir
 from trainer.data.conversations import ChatRow
 from trainer.data.held_out import held_out_rows
 from trainer.data.rows import InstructionRow, Row, Uses
 from trainer.data.source import Source
-from trainer.fetch import fetch_dataset
+from trainer.fetch.stage import fetch_dataset
 from trainer.models.load import run_tokenizer
 
 

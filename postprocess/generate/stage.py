@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.rundir import RunDir
-from launcher.schema import Config
+from launcher.run_dir.layout import RunDir
 from postprocess.generate.answer import Sampling
 from postprocess.generate.models import locate
 from postprocess.generate.questions import held_out

@@ -11,9 +11,9 @@ from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 
-from launcher.adapters import ends
+from launcher.architecture.adapters import ends
 from launcher.errors import TrntuneError, first, in_first_line
-from launcher.record import installed
+from launcher.run_dir.provenance import installed
 from postprocess.merge.adapter import Adapter, changes_base
 from postprocess.merge.renames import PREFIX, fitting, module_of, proposed
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.chat_templates import FILE, FOLDER, SETTINGS
 from launcher.errors import TrntuneError
-from launcher.model_files import VOCABULARIES
-from launcher.weights import last_token
+from launcher.model_dir.chat_templates import FILE, FOLDER, SETTINGS
+from launcher.model_dir.files import VOCABULARIES
+from launcher.model_dir.weights import last_token
 from postprocess.safetensors_stream import fsync, write_durably
 from trainer.models.fingerprint import BASE_FILE
 

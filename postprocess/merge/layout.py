@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError, first, in_first_line
-from launcher.weights import refuse_quantized
+from launcher.model_dir.weights import refuse_quantized
 from postprocess.merge.adapter import WEIGHTS, Adapter, renamed
 from postprocess.merge.apply import DELTA, duplicate, wrapped
 from postprocess.merge.apply import NAME as _NAME
@@ -24,7 +24,7 @@ from postprocess.merge.changes import AddBias, Change, LowRank, Replace, Replace
 from postprocess.merge.renames import PREFIX as _PREFIX
 from postprocess.merge.renames import fitting, proposed
 from postprocess.merge.vocabulary import Vocabulary, plain_name, vocabulary_of
-from trainer.stored import not_finite_text, stored_tensors
+from trainer.models.stored import not_finite_text, stored_tensors
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

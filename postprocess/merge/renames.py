@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.adapters import ends, pattern_of
+from launcher.architecture.adapters import ends, pattern_of
 from launcher.errors import UsageError, first, nearest
 
 PREFIX = "base_model.model."

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.errors import TrntuneError, UsageError
-from launcher.generation_config import repair_of, repaired_texts
-from launcher.record import installed
+from launcher.model_dir.generation_config import repair_of, repaired_texts
+from launcher.run_dir.provenance import installed
 from postprocess.merge.adapter import Adapter, read_adapter, refuse_unmergeable
 from postprocess.merge.files import (
     RECORD,

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.rundir import RunDir
-from launcher.schema import Config
+from launcher.run_dir.layout import RunDir
 from launcher.sizes import parse_size
 from postprocess.merge import MergeOptions, merge
 from postprocess.merge.files import RECORD, left_note

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.executors.slurm.ledger import read
 from launcher.paths import ROOT
-from launcher.slurm.ledger import read
 from tests.limits import PATIENCE
 from tests.slurm.conftest import User, slurm, user  # noqa: F401 (fixtures)
 

@@ -16,7 +16,7 @@ import pytest
 
 from launcher.app import main
 from launcher.cli import parse
-from launcher.compose import Composed, Composer, Composition
+from launcher.config.compose import Composed, Composer, Composition
 from launcher.paths import ROOT
 from launcher.plan import schedule
 from tests.limits import PATIENCE

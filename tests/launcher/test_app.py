@@ -14,7 +14,7 @@ import yaml
 
 from launcher import app
 from launcher.paths import ROOT
-from launcher.rundir import RunDir, write_json
+from launcher.run_dir.layout import RunDir, write_json
 from tests.launcher.conftest import composition
 from tests.limits import PATIENCE
 

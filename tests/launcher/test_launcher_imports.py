@@ -75,13 +75,13 @@ def test_plans_and_submission_import_no_framework(tmp_path):
     """A plan tokenizes with the tokenizers library alone, and asks a process of its own to probe a device: the one here
     finds none."""
     program = f"""
-from launcher import process
+from launcher.jobs import helper_process
 asked = []
-process.python_module = lambda module, *_: asked.append(module) or [sys.executable, "-c", "print({{}})"]
+helper_process.python_module = lambda module, *_: asked.append(module) or [sys.executable, "-c", "print({{}})"]
 for arguments in {PLANS!r}:
     assert main(arguments) == 0, arguments
     refuse({HEAVY - {"numpy"}!r})
-assert asked == ["trainer.probe"], asked
+assert asked == ["trainer.probes.device"], asked
 """
     done = loading(program, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

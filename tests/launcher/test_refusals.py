@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher import app
-from launcher.overrides import shell_form
+from launcher.config.overrides import shell_form
 from tests.launcher.conftest import single
 
 TOKEN = "hf_" + "aB3dE6gH9" * 3

@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher.local import torchrun
+from launcher.executors.local import torchrun
+from launcher.jobs.helper_process import python_module
 from launcher.paths import ROOT
-from launcher.process import python_module
 from tests.limits import until
 
 NEEDED = ("torch_xla", "neuronx_distributed", "neuron_shim", "lab_init")
@@ -70,7 +70,7 @@ def environment() -> dict[str, str]:
 
 
 def train_command(directory: Path, processes: int) -> list[str]:
-    return torchrun(python_module("launcher.stage", "train", str(directory)), processes, ["--standalone"])
+    return torchrun(python_module("launcher.jobs.run_stage", "train", str(directory)), processes, ["--standalone"])
 
 
 @pytest.fixture

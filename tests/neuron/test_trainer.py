@@ -62,7 +62,7 @@ def test_what_was_saved_becomes_one_model_that_generates(train: Callable[..., Pa
     directory = train("run", 2, "method=lora", "lora.target_modules=[q_proj,v_proj,o_proj]", *TP2)
     assert result(directory)["saved"] == "sharded"
     for stage in ("consolidate", "merge", "generate"):
-        command = [sys.executable, "-m", "launcher.stage", stage, str(directory)]
+        command = [sys.executable, "-m", "launcher.jobs.run_stage", stage, str(directory)]
         env = {**environment(), "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         subprocess.run(command, env=env, check=True, capture_output=True)
     ranks = sorted((directory / "sharded").rglob("*.safetensors"))

@@ -7,10 +7,10 @@ import torch
 
 from launcher.plan.activations import kept_by_layer, reached_layers
 from tests.launcher.conftest import single
-from trainer import loss
 from trainer.data.tokenize import Example
-from trainer.engines.torch_engine import MODEL_INPUTS, TorchEngine
-from trainer.fetch import fetch_model
+from trainer.engines.torch.engine import MODEL_INPUTS, TorchEngine
+from trainer.fetch.stage import fetch_model
+from trainer.models import loss
 from trainer.models.load import load_tokenizer
 
 LENGTH = 512

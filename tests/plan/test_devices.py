@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from launcher.app import main
+from launcher.config.schema import CalibrationConfig
 from launcher.plan.build import make
-from launcher.schema import CalibrationConfig
 from tests.launcher.conftest import single
 
 CALIBRATION = CalibrationConfig("of nothing", 1.0, 1.0, 1.0, 1.0, 0.5, 2.0)

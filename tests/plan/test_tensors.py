@@ -11,15 +11,15 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from launcher.checks import check_lora, fill_architecture, problems
-from launcher.helptext import choices
+from launcher.architecture.tensors import base_tensors, count, modules
+from launcher.checks.validate import check_lora, fill_architecture, problems
+from launcher.config.help import choices
+from launcher.config.schema import ArchitectureConfig
 from launcher.paths import CONF
-from launcher.plan.tensors import base_tensors, count, modules
-from launcher.schema import ArchitectureConfig
 from tests.launcher.conftest import single
 from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
 from trainer.models.load import count_parameters
-from trainer.models.meta import describe
+from trainer.probes.model import describe
 
 MODELS = [name for name in choices([CONF])["model"] if name != "local"]
 ADAPTERS = ["r16_qv", "r16_all_linear", "r64_all_linear", "dora", "rslora"]

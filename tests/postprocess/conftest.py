@@ -13,11 +13,11 @@ import yaml
 from filelock import FileLock
 from rich.console import Console
 
-from postprocess import compare
-from postprocess.report.analysis import analyse
-from postprocess.report.collect import collect
-from postprocess.report.data import to_json
-from postprocess.report.terminal import print_report
+from postprocess.compare.__main__ import main
+from postprocess.compare.analysis import analyse
+from postprocess.compare.collect import collect
+from postprocess.compare.data import to_json
+from postprocess.compare.terminal import print_report
 from tests.conftest import TINY, launch
 
 # Step, held-out loss, trained tokens, seconds of training until then.
@@ -115,7 +115,7 @@ def report(*paths: Path) -> dict[str, Any]:
 
 def written(*paths: Path) -> dict[str, Any]:
     """report.json of the whole command on ``paths``, which writes into out/."""
-    assert compare.main([*map(str, paths), "--output", "out"]) == 0
+    assert main([*map(str, paths), "--output", "out"]) == 0
     return json.loads(Path("out/report.json").read_text())
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.lifetime import die_with_parent
+from launcher.jobs.parent_death import die_with_parent
 from tests.limits import PATIENCE, until
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from launcher.executors.slurm.ledger import Ledger, read
 from launcher.paths import ROOT
-from launcher.slurm.ledger import Ledger, read
 from tests.slurm.cluster import PATIENCE, Slurm, missing
 
 # Two random layers: what Slurm does with a run is the same as for a real model, in seconds.

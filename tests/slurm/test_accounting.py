@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm import states as slurm_states
-from launcher.slurm.ledger import read
+from launcher.executors.slurm import states as slurm_states
+from launcher.executors.slurm.ledger import read
 from tests.limits import until
 from tests.slurm.cluster import Slurm
 from tests.slurm.conftest import User, require

@@ -13,8 +13,8 @@ import subprocess
 import pytest
 from filelock import FileLock
 
-from launcher.attempts import Attempts
 from launcher.paths import ROOT
+from launcher.run_dir.attempts import Attempts
 from tests.limits import PATIENCE, until
 from tests.slurm.cluster import signal_job
 from tests.slurm.conftest import User
@@ -159,7 +159,7 @@ def test_a_time_limit_is_a_pause_for_every_process_of_both_nodes(user, slurm, tw
 def test_a_small_stage_that_reaches_its_time_limit_has_failed_and_says_why(user, slurm):
     ledger = user.submit("r", "stages=[fetch]", with_fault(op="fsync", path="fetch.json", sleep=60, **{"from": 1}))
     [job] = ledger.ids()
-    until(lambda: slurm.processes(job, "launcher.stage"))
+    until(lambda: slurm.processes(job, "launcher.jobs.run_stage"))
     signal_job(slurm, job, signal.SIGUSR2)
     assert user.wait("r") == 1
     assert (slurm.state(job), slurm.field(job, "Restarts")) == ("FAILED", "0")
@@ -171,7 +171,7 @@ def test_a_small_stage_that_reaches_its_time_limit_has_failed_and_says_why(user,
 def test_a_killed_process_ends_the_step_and_the_run_has_failed(user, slurm, two):
     run, job = submit(user, "r", *TWO_NODES)
     at_step(run, 3)
-    workers = [process for process in slurm.processes(job, "launcher.stage") if "torch.distributed" not in
+    workers = [process for process in slurm.processes(job, "launcher.jobs.run_stage") if "torch.distributed" not in
                " ".join(process.cmdline())]  # fmt: skip
     assert len(workers) == 2
     workers[0].kill()

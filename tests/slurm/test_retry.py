@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.ledger import read
+from launcher.executors.slurm.ledger import read
 from tests.limits import until
 from tests.slurm.cluster import Slurm
 from tests.slurm.conftest import QUICK
@@ -112,7 +112,7 @@ def test_a_stage_that_is_done_is_done_however_its_job_ended(user, slurm):
     crash = user.directory / "crash"
     crash.mkdir()
     (crash / "sitecustomize.py").write_text(
-        "import atexit, os, sys\nif 'launcher.stage' in sys.orig_argv and 'fetch' in sys.orig_argv:\n"
+        "import atexit, os, sys\nif 'launcher.jobs.run_stage' in sys.orig_argv and 'fetch' in sys.orig_argv:\n"
         "    atexit.register(os._exit, 7)\n"
     )
     ledger = user.submit("r", "stages=[fetch]", f"cluster.environment=['PYTHONPATH={crash}']")

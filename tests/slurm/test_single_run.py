@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
+from launcher.executors.slurm.ledger import read
+from launcher.executors.slurm.snapshot import PARTS
 from launcher.paths import ROOT
-from launcher.slurm.ledger import read
-from launcher.slurm.snapshot import PARTS
 from tests.limits import until
 from tests.slurm.conftest import QUICK, User
 from tests.test_secrets import PLANTED, leaks
@@ -49,7 +49,12 @@ def test_a_queued_job_runs_the_code_of_its_submission(slurm, tmp_path):
     user = User(slurm, checkout)
     options = ("cluster.sbatch_args=[--hold]", "cluster.environment=['PYTHONSAFEPATH=']")
     user.launch(*QUICK, "hydra.run.dir=r", *options, root=checkout)
-    for file in ("trainer/train.py", "trainer/fetch.py", "launcher/stage.py", "launcher/slurm/task.py"):
+    for file in (
+        "trainer/train.py",
+        "trainer/fetch/stage.py",
+        "launcher/jobs/run_stage.py",
+        "launcher/executors/slurm/task.py",
+    ):
         (checkout / file).write_text("raise SystemExit('edited after the submission')\n")
     for job in read(checkout / "r").ids():
         slurm.run("scontrol", "release", job)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from launcher.slurm.ledger import read
+from launcher.executors.slurm.ledger import read
 from tests.limits import until
 from tests.slurm.conftest import QUICK
 from tests.slurm.test_faults import slowly, with_fault
@@ -25,7 +25,7 @@ def submit(user, *arguments: str):
 def kill(slurm, run, stage: str) -> None:
     """SIGKILL to the processes of a stage, as the kernel sends it when memory is short."""
     found = []
-    until(lambda: found.extend(slurm.processes(run.current()[stage].id, "launcher.stage")) or found)
+    until(lambda: found.extend(slurm.processes(run.current()[stage].id, "launcher.jobs.run_stage")) or found)
     for process in found:
         process.kill()
 

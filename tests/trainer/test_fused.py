@@ -10,14 +10,14 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer.attention import DOCUMENT_ATTENTION, segments_of
-from trainer.block_attention import BLOCK, Terms, block_attention
-from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.data.collate import Collator
 from trainer.data.tokenize import IGNORE, Example
 from trainer.fused import fuse
 from trainer.fused.lora import keep_mask, lora_linear
 from trainer.fused.norm import rms_norm
+from trainer.models.attention import DOCUMENT_ATTENTION, segments_of
+from trainer.models.block_attention import BLOCK, Terms, block_attention
+from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 
 
 def adapted(**changes):

@@ -11,7 +11,7 @@ from launcher.paths import ROOT
 
 def test_the_training_stage_imports_no_package_that_it_does_not_use(tmp_path):
     code = (
-        "import sys, trainer.train, trainer.engines.torch_engine, transformers.trainer, transformers.generation;"
+        "import sys, trainer.train, trainer.engines.torch.engine, transformers.trainer, transformers.generation;"
         "loaded = {'sklearn', 'scipy', 'datasets', 'mlflow', 'trl', 'tensorflow', 'matplotlib'} & set(sys.modules);"
         "assert not loaded, loaded"
     )

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from launcher.errors import TrntuneError
-from launcher.generation_config import applied, repairs
+from launcher.model_dir.generation_config import applied, repairs
 from launcher.paths import ROOT
-from launcher.room import SLACK, Sizes, room_of
-from launcher.rundir import RunDir
+from launcher.plan.room import SLACK, Sizes, room_of
+from launcher.run_dir.layout import RunDir
 from postprocess.consolidate.__main__ import main as consolidate
 from postprocess.merge.stage import rehearse as rehearse_merge
 from tests.conftest import TINY, Run, command, environment
@@ -31,9 +31,9 @@ from trainer.checkpoints.manifest import Manifest, Position, World
 from trainer.checkpoints.peers import Alone
 from trainer.checkpoints.writer import Snapshot, write_files
 from trainer.data.template_faults import unread_faults
-from trainer.engines.torch_engine import TorchEngine
-from trainer.engines.torch_state import config_document, live_weights
-from trainer.fetch import fetch_model, try_files
+from trainer.engines.torch.engine import TorchEngine
+from trainer.engines.torch.state import config_document, live_weights
+from trainer.fetch.stage import fetch_model, try_files
 from trainer.models.generation import check_generation, mend_generation
 from trainer.models.load import load_tokenizer, run_tokenizer
 

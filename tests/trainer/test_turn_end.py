@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from launcher.generation_config import with_ends
+from launcher.model_dir.generation_config import with_ends
 from postprocess.consolidate.__main__ import main as consolidate
 from tests.trainer.data.families import CONTROL
 from tests.trainer.data.families import tokenizer as of_family

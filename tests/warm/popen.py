@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.jobs.helper_process import python_module
 from launcher.paths import ROOT
-from launcher.process import python_module
 
 PR_SET_CHILD_SUBREAPER = 36
 COMMAND_LINE = 8192
@@ -35,7 +35,7 @@ _AT_IMPORT = re.compile(
 _LATE = re.compile(
     r"HF_TOKEN(_PATH)?$|PYTHONPATH$|PYTHONSAFEPATH$|TORCHELASTIC_|TORCH_NCCL_|XDG_CACHE_HOME$|OMP_WAIT_POLICY$|GOMP_SPINCOUNT$"
 )
-# As the project sets them before it imports the libraries: trainer/models/hub.py, trainer/mlflow_store.py.
+# As the project sets them before it imports the libraries: trainer/fetch/hub.py, trainer/tracking/client.py.
 SETTINGS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_ETAG_TIMEOUT": "5",

@@ -11,9 +11,9 @@ import sys
 import psutil
 import pytest
 
-from launcher.local import prepare_child
+from launcher.executors.local import prepare_child
+from launcher.jobs.helper_process import python_module
 from launcher.paths import ROOT
-from launcher.process import python_module
 from tests.conftest import FORKS
 from tests.limits import PATIENCE
 from tests.warm.popen import is_known

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from launcher.changes import ALLOW, config_sha256, fixed_part, since, under
+from launcher.config.schema import Config, model_processes, world_size
 from launcher.errors import TrntuneError
 from launcher.paths import shown
-from launcher.schema import Config, model_processes, world_size
+from launcher.run_dir.config_diff import ALLOW, config_sha256, fixed_part, since, under
 from trainer.checkpoints.manifest import Invalid, Manifest, Position, World
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.store import Rejected, Selection, Store

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.reached import checkpoint_steps
+from launcher.run_dir.reached import checkpoint_steps
 from trainer.checkpoints.durable import sync_directory
 from trainer.checkpoints.manifest import MANIFEST, Invalid, Manifest, to_text, verify
 

@@ -17,7 +17,7 @@ from trainer.checkpoints import durable
 from trainer.checkpoints.manifest import FileEntry, Manifest, describe
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.store import Store
-from trainer.stored import first_not_finite
+from trainer.models.stored import first_not_finite
 
 Result = TypeVar("Result")
 WEIGHTS = "weights/"

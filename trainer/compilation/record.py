@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launcher.config.schema import Config
+from launcher.executors.slurm.snapshot import digest as code_digest
 from launcher.neuron.graphs import Shapes, differences, shapes
-from launcher.record import installed
-from launcher.rundir import write_json
-from launcher.schema import Config
-from launcher.slurm.snapshot import digest as code_digest
+from launcher.run_dir.layout import write_json
+from launcher.run_dir.provenance import installed
 from trainer.compilation.cache import Module, compiled
 
 FILE = "trntune.json"

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Suspended, TrntuneError
-from launcher.exit_codes import SUSPENDED
-from launcher.local import (
+from launcher.config.schema import Config, world_size
+from launcher.errors import SUSPENDED, Suspended, TrntuneError
+from launcher.executors.local import (
     available_cpus,
     child_environment,
     counting_interrupts,
@@ -26,15 +26,14 @@ from launcher.local import (
     prepare_child,
     torchrun,
 )
+from launcher.executors.slurm.resources import processes_per_node
+from launcher.jobs.helper_process import python_module
+from launcher.jobs.run_stage import is_rank_zero
+from launcher.jobs.variables import COMPILE, TORCHRUN_OPTIONS
 from launcher.neuron.graphs import shapes
 from launcher.neuron.variables import graph_directory
 from launcher.paths import shown
-from launcher.process import python_module
-from launcher.rundir import RunDir
-from launcher.schema import Config, world_size
-from launcher.slurm.resources import processes_per_node
-from launcher.stage import is_rank_zero
-from launcher.variables import COMPILE, TORCHRUN_OPTIONS
+from launcher.run_dir.layout import RunDir
 from trainer.compilation import record, trial
 from trainer.compilation.cache import Module, compiled, modules
 
@@ -108,7 +107,7 @@ def _trial_command(config: Config, trial_dir: Path) -> list[str]:
     """The training stage's own command, for the trial run's directory."""
     here = world_size(config) if TORCHRUN_OPTIONS not in os.environ else processes_per_node(config)
     meeting = shlex.split(os.environ.get(TORCHRUN_OPTIONS, "--standalone"))
-    return torchrun(python_module("launcher.stage", "train", str(trial_dir)), here, meeting)
+    return torchrun(python_module("launcher.jobs.run_stage", "train", str(trial_dir)), here, meeting)
 
 
 def _nodes() -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from launcher.rundir import RunDir, write_atomic, write_json
-from launcher.schema import Config
+from launcher.config.schema import Config
+from launcher.run_dir.layout import RunDir, write_atomic, write_json
 
 
 def tracing() -> bool:

@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError
+from launcher.jobs.variables import COMPILE
 from launcher.neuron.graphs import differences, shapes
 from launcher.neuron.variables import cache_root, graph_directory
-from launcher.rundir import RunDir
-from launcher.schema import Config
-from launcher.variables import COMPILE
+from launcher.run_dir.layout import RunDir
 from trainer.compilation import record
 from trainer.compilation.cache import Module, busy_seconds, compiled
 from trainer.compilation.trial import tracing
 from trainer.engines.base import Observer, StepReport
-from trainer.stopping import Stop
-from trainer.throughput import Stopwatch
+from trainer.metrics.throughput import Stopwatch
+from trainer.signals import Stop
 
 Say = Callable[[str], None]
 

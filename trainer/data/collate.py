@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from launcher.pairs import Extents, mean_pairs
+from launcher.architecture.attention_pairs import Extents, mean_pairs
 from trainer.data.packed import Row
 from trainer.data.tokenize import IGNORE
-from trainer.throughput import Counts
+from trainer.metrics.throughput import Counts
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import hashlib
 import json
 from pathlib import Path
 
-from launcher.rundir import write_json
-from trainer.models import cache
+from launcher.run_dir.layout import write_json
+from trainer.fetch import cache
 
 _WORTH_KEEPING = 64 << 20
 _PIECE = 1 << 20

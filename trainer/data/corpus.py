@@ -22,16 +22,16 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.rundir import write_json
-from launcher.schema import Config
+from launcher.run_dir.layout import write_json
 from trainer.data import build
 from trainer.data.content import file_sha256
 from trainer.data.rows import JsonLines, Located, Row
 from trainer.data.source import Source
 from trainer.data.spans import SPAN, RowSpans
 from trainer.data.tokenize import Encoder
-from trainer.models import cache
+from trainer.fetch import cache
 
 ROWS, TOKENS, SPANS, SPAN_ENDS = "rows.bin", "tokens.bin", "spans.bin", "span_ends.bin"
 _FORMAT = 3

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher.data_files import template_fields
+from launcher.config.schema import ColumnsConfig, DatasetConfig
+from launcher.data.files import template_fields
 from launcher.errors import TrntuneError, first, nearest
-from launcher.schema import ColumnsConfig, DatasetConfig
 from trainer.data.conversations import conversation, turns
 from trainer.data.rows import (
     BadRow,

@@ -15,14 +15,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.rundir import write_json
-from launcher.schema import Config
+from launcher.run_dir.layout import write_json
 from trainer.data.corpus import Corpus
 from trainer.data.packing import alone, pack
 from trainer.data.spans import kept_lengths
 from trainer.data.split import WINDOW, Places, sides, twins
-from trainer.models import cache
+from trainer.fetch import cache
 
 _FORMAT = 2
 """Raised when the split or the packing changes: it is in the entry's name."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from launcher.schema import DatasetConfig
+from launcher.config.schema import DatasetConfig
 from trainer.data.rows import Row
 from trainer.data.source import Source
 from trainer.data.split import keys, sides

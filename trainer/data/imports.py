@@ -19,13 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from launcher.data_files import entries, hub_set, matching
+from launcher.config.schema import DatasetConfig
+from launcher.data.files import entries, hub_set, matching
 from launcher.errors import TrntuneError
-from launcher.rundir import write_json
-from launcher.schema import DatasetConfig
+from launcher.run_dir.layout import write_json
 from trainer.data.content import file_sha256
 from trainer.data.readers import kind_of, lines, unit
-from trainer.models import cache
+from trainer.fetch import cache
 
 _FORMAT = 1
 """Raised when what is written changes: it is in the entry's name."""

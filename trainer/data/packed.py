@@ -10,7 +10,7 @@ from typing import overload
 
 import numpy as np
 
-from launcher.pairs import Extents, mean_pairs
+from launcher.architecture.attention_pairs import Extents, mean_pairs
 from trainer.data.corpus import Corpus
 from trainer.data.groups import Groups
 from trainer.data.spans import kept_lengths

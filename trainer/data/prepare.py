@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from launcher import units
-from launcher.schema import Config
+from launcher.config.schema import Config
 from trainer.data.corpus import Corpus, Texts, open_corpus
 from trainer.data.groups import Groups, open_sides
 from trainer.data.packed import PackedRows, Row

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from launcher import file_kinds
+from launcher.data import kinds as file_kinds
 from launcher.errors import TrntuneError
 
 BROKEN = "\0broken"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from launcher.config.schema import ColumnsConfig
 from launcher.errors import TrntuneError, nearest
-from launcher.schema import ColumnsConfig
 from trainer.data.readers import BROKEN
 
 _DEFAULT_CONTEXT = ColumnsConfig().context

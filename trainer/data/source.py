@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.schema import ColumnsConfig, Config, DatasetConfig
+from launcher.config.schema import ColumnsConfig, Config, DatasetConfig
 from trainer.data import imports
 from trainer.data.formats import SAMPLE, Found, find, nested, parser, uses_of
 from trainer.data.imports import Origins

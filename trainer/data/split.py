@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from launcher.config.schema import DatasetConfig
 from launcher.errors import TrntuneError
-from launcher.schema import DatasetConfig
 from trainer.data.rows import Row
 
 WINDOW = 1 << 20

@@ -7,8 +7,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from launcher.chat_templates import FILE, FOLDER, SETTINGS
 from launcher.errors import Suspended, TrntuneError, in_one_line
+from launcher.model_dir.chat_templates import FILE, FOLDER, SETTINGS
 from trainer.data.turn_end import QUESTION, tried
 
 OWN = "dataset.chat_template"

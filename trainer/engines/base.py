@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from launcher.adapters import Modules, first_layer, trained
+from launcher.architecture.adapters import Modules, first_layer, trained
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.schema import Config
 from trainer.checkpoints.peers import Peers
-from trainer.stopping import Stop
-from trainer.throughput import Counts, ModelSize, Stopwatch
+from trainer.metrics.throughput import Counts, ModelSize, Stopwatch
+from trainer.signals import Stop
 
 if TYPE_CHECKING:
     import torch
@@ -165,7 +165,7 @@ class Engine(Protocol):
         ...
 
     def checksums(self) -> dict[str, int]:
-        """Of the trained weights that lie on this rank: trainer.unchanged says what for."""
+        """Of the trained weights that lie on this rank: trainer.models.unchanged says what for."""
         ...
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
@@ -234,5 +234,5 @@ def _with_adapter(
 
 def create_engine(config: Config) -> Engine:
     """The engine that the accelerator names: module trainer.engines.<name>_engine."""
-    module = importlib.import_module(f"trainer.engines.{config.accelerator.engine}_engine")
+    module = importlib.import_module(f"trainer.engines.{config.accelerator.engine}.engine")
     return cast(Callable[[Config], Engine], module.create)(config)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch.optim.lr_scheduler import LambdaLR
 
-from launcher.schema import Config
-from launcher.steps import warmup_steps
-from trainer.engines.torch_state import restore_scheduler
+from launcher.config.schema import Config
+from launcher.plan.steps import warmup_steps
+from trainer.engines.torch.state import restore_scheduler
 
 
 def begin_above_zero(scheduler: LambdaLR, config: Config, steps: int) -> None:

@@ -11,15 +11,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
+from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, UsageError, in_first_line
-from launcher.schema import Config, LoraConfig
-from launcher.weights import refuse_unreadable
+from launcher.model_dir.weights import refuse_unreadable
 from trainer.families.answers import Answering, answering
 from trainer.families.proof import Way, examine, prove
 from trainer.families.small import WINDOWS, small_config, small_model
 from trainer.models.adapt import refuse_faults
 from trainer.models.load import refuse_code_of_others
-from trainer.models.meta import on_meta
+from trainer.probes.model import on_meta
 
 
 def way_of_training(model_dir: Path, config: Config) -> Way:
@@ -123,7 +123,7 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Process entry, for launcher.families: prints what refuses the model as JSON, null where nothing does."""
+    """Process entry, for launcher.architecture.families: prints what refuses the model as JSON, or null."""
     request = json.loads(arguments[0])
     model_dir = Path(request["model_dir"]).expanduser()
     found = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.pairs import ALL, CHUNK, NONE, WINDOW, Extent
+from launcher.architecture.attention_pairs import ALL, CHUNK, NONE, WINDOW, Extent
 
 # transformers' names, over all families.
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "local_attention")

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from trainer.attention import DOCUMENT_ATTENTION, segments_of
 from trainer.families.small import (
     not_for_texts,
     own_positions,
@@ -27,7 +26,8 @@ from trainer.families.small import (
     text_config,
     with_attention,
 )
-from trainer.reach import Reach, UnknownAttention, packed_rows
+from trainer.models.attention import DOCUMENT_ATTENTION, segments_of
+from trainer.models.reach import Reach, UnknownAttention, packed_rows
 
 _LENGTHS = (21, 14)
 """of the documents: more than twice the windows of a small model, and less; over THRESHOLD, and under it"""
@@ -215,7 +215,7 @@ def _raised_in(error: BaseException) -> str | None:
 
 
 def packed_inputs(documents: list[torch.Tensor], device: torch.device) -> dict[str, Any]:
-    """One row of ``documents`` and some padding, as trainer.causal_lm hands it to a model."""
+    """One row of ``documents`` and some padding, as trainer.models.causal_lm hands it to a model."""
     length = sum(map(len, documents)) + _PADDING
     ids, positions = torch.zeros(2, 1, length, dtype=torch.int64)
     mask = torch.zeros(1, length, dtype=torch.int64)

@@ -1,4 +1,5 @@
-"""peft's adapter on a real model: launcher.adapters settles what it will be, and what it became is held against that.
+"""peft's adapter on a real model: launcher.architecture.adapters settles what it will be, and what it became is held
+against that.
 
 Where peft 0.17 would do something else in silence, training doesn't begin.
 """
@@ -17,9 +18,18 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from launcher.adapters import MOST_NAMES, Adapted, Modules, Trained, faults, last_parts, peft_targets, trained
+from launcher.architecture.adapters import (
+    MOST_NAMES,
+    Adapted,
+    Modules,
+    Trained,
+    faults,
+    last_parts,
+    peft_targets,
+    trained,
+)
+from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError, first
-from launcher.schema import LoraConfig
 
 # peft 0.17 refuses an adapter on these (tuners_utils._check_lora_target_modules_mamba): the kernels of these families
 # read the weight without calling the layer.
@@ -161,7 +171,7 @@ def peft_config(lora: LoraConfig, modules: Modules | None = None) -> PeftLoraCon
 
 
 def refuse_other(adapted: PeftModel, lora: LoraConfig, modules: Modules) -> None:
-    """Raise TrntuneError unless peft adapted, copied and wrapped exactly what ``launcher.adapters.trained`` says."""
+    """Raise TrntuneError unless peft adapted, copied and wrapped exactly what ``adapters.trained`` says."""
     expected, found = trained(lora, modules), _found(adapted)
     differing = sorted(set(expected.adapters) ^ set(found.adapters), key=lambda adapter: adapter.name)
     names = [adapter.name for adapter in differing] or sorted(set(expected.saved) ^ set(found.saved))

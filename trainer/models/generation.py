@@ -1,4 +1,4 @@
-"""The settings of generation that a model in memory is saved with: launcher.generation_config's, on transformers'."""
+"""The settings of generation that a model in memory is saved with: launcher.model_dir.generation_config's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedModel
 
 from launcher.errors import Suspended, TrntuneError, in_one_line
-from launcher.generation_config import FILE, MODEL_FILE, Changes, of_model_file, repair_of, with_ends
+from launcher.model_dir.generation_config import FILE, MODEL_FILE, Changes, of_model_file, repair_of, with_ends
 from trainer.data.turn_end import ends_of
 from trainer.models.load import load_tokenizer
 

@@ -15,15 +15,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from launcher.architecture.quantized import is_quantized
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError, in_first_line, in_one_line
-from launcher.model_files import tokenizer_fault, vocabulary_of
-from launcher.quantized import is_quantized
-from launcher.schema import Config
-from launcher.stage import is_rank_zero
-from launcher.weights import incomplete, missing_text, refuse_unreadable, too_few_rows
+from launcher.jobs.run_stage import is_rank_zero
+from launcher.model_dir.files import tokenizer_fault, vocabulary_of
+from launcher.model_dir.weights import incomplete, missing_text, refuse_unreadable, too_few_rows
 from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, size, train_in_fp32
 from trainer.models.quantized import Packing, leave_files
-from trainer.stored import not_finite_text
+from trainer.models.stored import not_finite_text
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()

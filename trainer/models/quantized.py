@@ -17,14 +17,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from launcher.adapters import MOST_NAMES, Modules
+from launcher.architecture.adapters import MOST_NAMES, Modules
+from launcher.architecture.quantized import packed
+from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, first
-from launcher.model_files import weight_files
-from launcher.quantized import packed
-from launcher.schema import Config, LoraConfig
-from launcher.stage import is_rank_zero
+from launcher.jobs.run_stage import is_rank_zero
+from launcher.model_dir.files import weight_files
 from trainer.models.adapt import is_packed, modules_of
-from trainer.stored import stored_tensors
+from trainer.models.stored import stored_tensors
 
 _BLOCK = 64
 """weights that share a scale"""

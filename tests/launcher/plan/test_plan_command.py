@@ -146,7 +146,7 @@ def test_the_published_comparison_is_two_chains_of_three_jobs(answer, cwd):
 
 
 def test_single_checks_of_the_parallelism(cwd):
-    from launcher.checks import problems
+    from launcher.checks.validate import problems
 
     for arguments, key, piece in [
         (

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from launcher.architecture.tensors import count
+from launcher.config.schema import world_size
 from launcher.paths import ROOT
 from launcher.plan import scaling
 from launcher.plan.scaling import base, exchange_seconds, fastest, layouts
-from launcher.plan.tensors import count
-from launcher.schema import world_size
 
 
 def test_the_page_shows_what_the_command_prints():

@@ -3,6 +3,6 @@
 import importlib
 import sys
 
-if "launcher.stage" in sys.orig_argv and "train" in sys.orig_argv:
+if "launcher.jobs.run_stage" in sys.orig_argv and "train" in sys.orig_argv:
     for name in ("neuron_shim", "lab_init"):  # in this order: the second imports torch_xla
         importlib.import_module(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.schema import Config
+from launcher.config.schema import Config
 from tests.trainer.models.conftest import composed
 from trainer.checkpoints.checkpointer import identity, refuse_other, world_of
 from trainer.checkpoints.manifest import Invalid, Manifest, Position

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.schema import Config
 from launcher.neuron.graphs import shapes
 from launcher.neuron.variables import cache_root, graph_directory
-from launcher.schema import Config
 from tests.launcher.conftest import single
 from trainer.compilation import record
 from trainer.compilation.cache import busy_seconds, compiled, modules
 from trainer.compilation.trial import tracing, trial_config
 from trainer.compilation.watch import Graphs, graphs_requested
-from trainer.throughput import Stopwatch
+from trainer.metrics.throughput import Stopwatch
 
 COMPILER = "neuronxcc-2.21.33363.0+82129205"
 

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import psutil
 
-from launcher.exit_codes import SUSPENDED
+from launcher.config.schema import Config, NeuronConfig
+from launcher.errors import SUSPENDED
+from launcher.executors.slurm.rendezvous import free_port
+from launcher.jobs.helper_process import python_module
+from launcher.jobs.variables import variables
 from launcher.neuron.variables import graph_directory
 from launcher.paths import ROOT
-from launcher.process import python_module
-from launcher.record import write_records
-from launcher.rundir import RunDir, write_json
-from launcher.schema import Config, NeuronConfig
-from launcher.slurm.rendezvous import free_port
-from launcher.variables import variables
+from launcher.run_dir.layout import RunDir, write_json
+from launcher.run_dir.provenance import write_records
 from tests.launcher.conftest import single
 from tests.limits import PATIENCE, until
 from tests.trainer.compilation.test_stage import IMITATION, TINY
-from trainer.fetch import fetch_dataset, fetch_model
+from trainer.fetch.stage import fetch_dataset, fetch_model
 
 TASK = """
 import sys
-from launcher.slurm.task import StageTask, frozen
+from launcher.executors.slurm.task import StageTask, frozen
 StageTask("compile", sys.argv[1], sys.argv[2], 2, 1, frozen(), "127.0.0.1", int(sys.argv[3]))()
 """
 
@@ -50,7 +50,7 @@ def test_told_to_leave_it_ends_the_tool_and_all_below_it(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     run_dir, _, env = prepared(tmp_path)
     sign = tmp_path / "sleeper"
-    command = python_module("launcher.stage", "compile", str(run_dir.path))
+    command = python_module("launcher.jobs.run_stage", "compile", str(run_dir.path))
     env["IMITATED_HANG"] = str(sign)
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as stage:
         until(lambda: stage.poll() is not None or (sign.is_file() and sign.read_text()))

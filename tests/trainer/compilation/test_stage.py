@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from launcher.attempts import Attempts
-from launcher.local import run_stages
+from launcher.config.schema import Config, NeuronConfig
+from launcher.executors.local import run_stages
 from launcher.neuron.variables import graph_directory
-from launcher.record import write_records
-from launcher.rundir import RunDir, write_atomic
-from launcher.schema import Config, NeuronConfig
+from launcher.run_dir.attempts import Attempts
+from launcher.run_dir.layout import RunDir, write_atomic
+from launcher.run_dir.provenance import write_records
 from tests.launcher.conftest import single
 
 IMITATION = Path(__file__).parent / "imitation"

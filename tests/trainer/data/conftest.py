@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from launcher.schema import Config
+from launcher.config.schema import Config
 from tests.trainer.models.conftest import composed
-from trainer.models.tiny_llama import byte_tokenizer
+from trainer.fetch.tiny_llama import byte_tokenizer
 
 
 def config_for(path: Path, *arguments: str) -> Config:

@@ -15,10 +15,10 @@ from launcher.errors import TrntuneError
 from launcher.paths import ROOT
 from tests.trainer.data.conftest import config_for
 from trainer.data import build, groups
-from trainer.data.measure import shape_of
 from trainer.data.prepare import PreparedData, prepare
 from trainer.data.tokenize import Encoder, tokenize
-from trainer.models.tiny_llama import byte_tokenizer
+from trainer.fetch.tiny_llama import byte_tokenizer
+from trainer.probes.dataset import shape_of
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_many_processes_that_come_at_once_tokenize_once(rows_file, tokenizer, tm
         "from tests.trainer.data.test_corpus import config_for\n"
         "from trainer.data import build\n"
         "from trainer.data.prepare import prepare\n"
-        "from trainer.models.tiny_llama import byte_tokenizer\n"
+        "from trainer.fetch.tiny_llama import byte_tokenizer\n"
         "write = build.write\n"
         "def told(*arguments):\n"
         "    print('tokenizes')\n"
@@ -155,7 +155,7 @@ def test_windows_of_a_large_set_are_packed_apart_with_every_row_once(rows_file, 
 
 
 def test_the_plan_sees_all_of_a_set_that_a_run_has_tokenized(rows_file, tokenizer, monkeypatch, encoded):
-    monkeypatch.setattr("trainer.data.measure._MOST_ROWS", 500)
+    monkeypatch.setattr("trainer.probes.dataset._MOST_ROWS", 500)
     config = config_for(rows_file)
     guessed = shape_of(config, rows_file, tokenizer)
     assert (guessed.measured, guessed.available) == (507, 2600)

@@ -19,9 +19,9 @@ from tests.trainer.data.conftest import config_for
 from tests.trainer.models.conftest import composed
 from trainer.data import readers
 from trainer.data.content import file_sha256
-from trainer.data.measure import shape_of
 from trainer.data.prepare import PreparedData, data_notes, prepare
-from trainer.fetch import dataset_at_hand, fetch_dataset
+from trainer.fetch.stage import dataset_at_hand, fetch_dataset
+from trainer.probes.dataset import shape_of
 
 ROWS = [
     {

@@ -17,7 +17,7 @@ from tests.trainer.data.test_files import prepared, write_jsonl
 from trainer.data import tokenize as tokenizing
 from trainer.data.prepare import data_notes, prepare
 from trainer.data.tokenize import IGNORE, end_ids, prompt_ids
-from trainer.models.tiny_llama import byte_tokenizer
+from trainer.fetch.tiny_llama import byte_tokenizer
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 SHAREGPT = [{"from": "system", "value": "s"}, {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]

@@ -12,7 +12,7 @@ from trainer.data.chat import ChatTemplate
 from trainer.data.prompts import render
 from trainer.data.rows import InstructionRow
 from trainer.data.tokenize import IGNORE, prompt_ids, tokenize
-from trainer.models.tiny_llama import byte_tokenizer
+from trainer.fetch.tiny_llama import byte_tokenizer
 
 ROW = InstructionRow("Add.", "1 2", "3")
 EOS = 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.config.schema import ColumnsConfig
 from launcher.errors import TrntuneError
-from launcher.schema import ColumnsConfig
 from trainer.data.rows import InstructionRow, JsonLines, read_jsonl
 
 GOOD = {"instruction": "What?", "context": "", "response": "That."}

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
+from launcher.config.schema import DatasetConfig
 from launcher.errors import TrntuneError
-from launcher.schema import DatasetConfig
 from tests.trainer.data.conftest import config_for
 from trainer.data.held_out import held_out_rows
 from trainer.data.rows import InstructionRow, read_jsonl

@@ -7,15 +7,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig
 
+from launcher.config.schema import LoraConfig as Adapter
 from launcher.errors import TrntuneError
-from launcher.schema import LoraConfig as Adapter
-from trainer.attention import DOCUMENT_ATTENTION
-from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.data.collate import Collator
 from trainer.data.tokenize import IGNORE, Example
 from trainer.families.experts import idle_parameters
 from trainer.families.small import small_config, small_model
 from trainer.models.adapt import refuse_faults
+from trainer.models.attention import DOCUMENT_ATTENTION
+from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 
 
 def mixtral(**changes):

@@ -14,10 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from launcher.config.schema import ArchitectureConfig
 from launcher.paths import ROOT
-from launcher.schema import ArchitectureConfig
-from trainer.attention import DOCUMENT_ATTENTION
-from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.data.collate import Collator
 from trainer.data.tokenize import IGNORE, Example
 from trainer.families.cases import cases
@@ -25,7 +23,9 @@ from trainer.families.experts import idle_parameters, looked_up
 from trainer.families.pairs import attention_width, layer_extents
 from trainer.families.small import with_attention
 from trainer.families.table import Outcome, lines, outcome
-from trainer.models.meta import facts
+from trainer.models.attention import DOCUMENT_ATTENTION
+from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
+from trainer.probes.model import facts
 
 pytestmark = pytest.mark.long
 

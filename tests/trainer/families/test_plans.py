@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launcher.pairs import Extent, mean_pairs
+from launcher.architecture.attention_pairs import Extent, mean_pairs
 from trainer.families.experts import idle_parameters
 from trainer.families.small import small_config
 

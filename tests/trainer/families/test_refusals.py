@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from launcher.architecture.families import refuse_family
 from launcher.errors import UsageError
-from launcher.families import refuse_family
 from tests.conftest import launch
 from tests.launcher.conftest import single
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.schema import Config
+from launcher.config.schema import Config
 from tests.launcher.conftest import single
-from tests.postprocess.merge_models import make_base
-from trainer.fetch import fetch_model
+from tests.postprocess.merge.models import make_base
+from trainer.fetch.stage import fetch_model
 
 
 def composed(*arguments: str) -> Config:

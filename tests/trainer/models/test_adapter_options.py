@@ -11,23 +11,23 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.schema import Config
 from postprocess.generate.models import Answerers, Place
 from postprocess.merge import MergeOptions, merge
 from tests.launcher.conftest import single
-from tests.postprocess.merge_models import load, peft_merge, stored
-from trainer.causal_lm import MODEL_INPUTS, CausalLMLoss
+from tests.postprocess.merge.models import load, peft_merge, stored
 from trainer.data.collate import Collator
 from trainer.data.tokenize import Example
-from trainer.engines import torch_state as state
 from trainer.engines.base import ParameterCounts, model_size
+from trainer.engines.torch import state
 from trainer.families.proof import Way
 from trainer.families.small import small_config, small_model
-from trainer.fetch import fetch_model
+from trainer.fetch.stage import fetch_model
 from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
+from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.models.load import apply_method, count_parameters, load_model, load_tokenizer
-from trainer.models.meta import describe
+from trainer.probes.model import describe
 
 ALONE = Way(packed="one at a time is enough here", alone=None, attention="sdpa", plain_head=True)
 ALL = "lora.target_modules=[all-linear]"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.schema import Config
 from launcher.errors import TrntuneError, UsageError
-from launcher.schema import Config
 from tests.launcher.conftest import single
-from trainer.attention import DOCUMENT_ATTENTION
 from trainer.families.choose import way_of_training
+from trainer.models.attention import DOCUMENT_ATTENTION
 from trainer.models.load import load_model, load_tokenizer
 
 CODE = """
@@ -26,7 +26,7 @@ class OwnModel(LlamaForCausalLM): config_class = OwnConfig
 @pytest.fixture
 def directory(tmp_path, monkeypatch) -> Path:
     """A tiny Llama under a name that only its own code knows; the code leaves a mark when it runs."""
-    from trainer.fetch import fetch_model
+    from trainer.fetch.stage import fetch_model
 
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

@@ -14,23 +14,23 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launcher.checks import problems, refuse_absent
+from launcher.checks.validate import problems, refuse_absent
 from launcher.errors import TrntuneError, UsageError
-from launcher.model_facts import read_config_json
-from launcher.model_files import vocabulary_of, weight_files
+from launcher.model_dir.config_json import read_config_json
+from launcher.model_dir.files import vocabulary_of, weight_files
+from launcher.model_dir.weights import refuse_unfit, stored_shapes
 from launcher.plan.disk import merged_bytes
-from launcher.weights import refuse_unfit, stored_shapes
 from postprocess.generate.models import Answerers, Place
 from postprocess.safetensors_stream import source_tensors
-from tests.postprocess.merge_models import make_base
+from tests.postprocess.merge.models import make_base
 from tests.trainer.models.conftest import composed
-from trainer.data.measure import measure
 from trainer.families.choose import found_way
-from trainer.fetch import fetch_model
+from trainer.fetch.local import check_directory
+from trainer.fetch.stage import fetch_model
 from trainer.models.fingerprint import fingerprint
 from trainer.models.load import load_model, load_tokenizer
-from trainer.models.local import check_directory
-from trainer.models.meta import on_meta
+from trainer.probes.dataset import measure
+from trainer.probes.model import on_meta
 
 Change = Callable[[Path], object]
 SHARDS = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]

@@ -14,22 +14,22 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from launcher.checks import fill_architecture, problems
+from launcher.architecture.quantized import BYTES_PER_WEIGHT, check_quantized
+from launcher.architecture.tensors import count
+from launcher.checks.validate import fill_architecture, problems
 from launcher.errors import TrntuneError
 from launcher.plan.memory import estimate
-from launcher.plan.tensors import count
-from launcher.quantized import BYTES_PER_WEIGHT, check_quantized
 from postprocess.merge import MergeOptions, merge
 from tests.launcher.conftest import single
-from tests.postprocess.merge_models import load, make_base
+from tests.postprocess.merge.models import load, make_base
 from tests.trainer.models.test_adapter_options import ALL, adapted, config_of, logits, train
-from trainer.engines import torch_state as state
 from trainer.engines.base import ParameterCounts, model_size
+from trainer.engines.torch import state
 from trainer.families.small import small_config, small_model
 from trainer.models.adapt import is_packed, modules_of, size
 from trainer.models.load import count_parameters, load_model
-from trainer.models.meta import describe
 from trainer.models.quantized import has_even_scales
+from trainer.probes.model import describe
 
 NF4 = "lora.quantize_base=nf4"
 # Between two values of NF4 lie at most 0.304 of a block's largest number: Dettmers et al. 2023, appendix E.

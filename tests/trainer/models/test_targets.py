@@ -6,9 +6,9 @@ import pytest
 from peft import get_peft_model
 from transformers import AutoConfig
 
-from launcher.adapters import own_choice
+from launcher.architecture.adapters import own_choice
+from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError
-from launcher.schema import LoraConfig
 from trainer.families.small import small_config, small_model
 from trainer.models.adapt import lora_targets, peft_config, refuse_faults
 

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from launcher.checks import problems
+from launcher.checks.validate import problems
 from launcher.errors import TrntuneError
-from launcher.model_facts import read_architecture
-from launcher.weights import incomplete, refuse_unfit, stored_shapes
+from launcher.model_dir.config_json import read_architecture
+from launcher.model_dir.weights import incomplete, refuse_unfit, stored_shapes
 from postprocess.generate.models import Answerers, Place
 from tests.trainer.models.conftest import composed
-from trainer.data.measure import measure
-from trainer.engines.torch_engine import TorchEngine
-from trainer.fetch import fetch_model
-from trainer.models import tiny_llama
+from trainer.engines.torch.engine import TorchEngine
+from trainer.fetch import tiny_llama
+from trainer.fetch.stage import fetch_model
 from trainer.models.load import load_model, load_tokenizer
+from trainer.probes.dataset import measure
 
 Tensors = dict[str, torch.Tensor]
 

@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 
-ENGINE = "trainer.engines.torch_engine"
+ENGINE = "trainer.engines.torch.engine"
 
 
 class Finder(importlib.abc.MetaPathFinder):

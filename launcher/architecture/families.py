@@ -1,0 +1,33 @@
+"""Whether a model of a family that conf/ has no facts of can be trained, before anything is created or submitted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from launcher.config.schema import Config
+from launcher.errors import UsageError
+from launcher.jobs.helper_process import ask
+
+
+def refuse_family(config: Config) -> None:
+    """Raise UsageError where training would be of another model than transformers computes (trainer.families), or the
+    adapter of another kind than its settings say (trainer.models.adapt).
+
+    It is found out by a process of its own, from the model's config.json. Llama, Granite and Qwen3 need none; a model
+    on the Hub, or one with code of its own, is looked at when it trains.
+    """
+    model = config.model
+    if model.architecture is not None or model.source != "local" or not model.path or model.trust_remote_code:
+        return
+    if config.accelerator.engine != "torch" or "train" not in config.stages:
+        return
+    request = {
+        "model_dir": model.path,
+        "length": config.training.max_length,
+        "packing": config.dataset.packing,
+        "lora": asdict(config.lora) if config.method.name == "lora" else None,
+    }
+    found = ask("trainer.families.choose", json.dumps(request), "whether samples can be packed is seen when it trains")
+    if found is not None and found.get("error"):
+        raise UsageError(found["error"])

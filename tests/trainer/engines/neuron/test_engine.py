@@ -1,0 +1,81 @@
+"""The neuron engine where there is no Neuron: what it refuses, and what it agrees on with the other ranks."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from launcher.config.schema import Config
+from launcher.errors import TrntuneError
+from tests.trainer.models.conftest import composed
+from trainer.engines.base import create_engine
+from trainer.engines.neuron.engine import NeuronEngine
+from trainer.metrics.throughput import Counts
+from trainer.signals import Stop
+
+NEURON = ("accelerator=trn1_32xlarge",)
+
+
+class Recorded:
+    """Peers whose answers were written down."""
+
+    rank = 0
+
+    def __init__(self, *others: Any) -> None:
+        self.others = others
+
+    def exchange(self, value: Any) -> list[Any]:
+        return [value, *self.others]
+
+
+def bare(settings: Config, peers: Recorded) -> NeuronEngine:
+    engine = NeuronEngine.__new__(NeuronEngine)
+    engine.config, engine.together, engine.replicas, engine.shapes = settings, peers, 2, {}
+    return engine
+
+
+def test_it_wants_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with pytest.raises(TrntuneError, match="must be started by torchrun"):
+        create_engine(composed(*NEURON))
+
+
+def test_a_machine_without_neurons_packages_is_told_which_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("torch_xla") is not None:
+        pytest.skip("torch_xla is installed here")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    with pytest.raises(TrntuneError, match="needs the Python package torch_"):
+        create_engine(composed(*NEURON))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["parallelism.pipeline_parallel=2"], "parallelism.pipeline_parallel=2: .* take 1"),
+        (["parallelism.zero_1=true", "training.precision=fp32"], "parallelism.zero_1=true: .* take false"),
+    ],
+)
+def test_what_would_be_trained_wrongly_is_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(TrntuneError, match=words):
+        create_engine(composed(*NEURON, *overrides))
+
+
+def test_counts_are_those_of_one_rank_of_each_replica_and_one_wish_stops_all() -> None:
+    # tp 2, dp 2: ranks 0 and 1 have the rows of the first replica, 2 and 3 those of the second.
+    mine, second = Counts(examples=3, trained=30, loss_sum=90.0), Counts(examples=2, trained=10, loss_sum=20.0)
+    others = [(mine.as_list(), Stop.NO), (second.as_list(), Stop.LEAVE), (second.as_list(), Stop.NO)]
+    engine = bare(composed(*NEURON), Recorded(*others))
+    counts, stop = engine.agree(mine, Stop.NO)
+    assert (counts.examples, counts.trained, counts.loss_sum) == (5, 40, 110.0)
+    assert stop == Stop.LEAVE
+
+
+def test_a_batch_of_another_shape_would_be_another_graph_and_ends_the_run() -> None:
+    engine = bare(composed(*NEURON), Recorded())
+    engine.note_shapes({"input_ids": torch.zeros(1, 8), "labels": torch.zeros(1, 8)})
+    engine.note_shapes({"input_ids": torch.ones(1, 8), "labels": torch.zeros(1, 8)})
+    with pytest.raises(TrntuneError, match="a batch has shapes"):
+        engine.note_shapes({"input_ids": torch.zeros(1, 4), "labels": torch.zeros(1, 4)})

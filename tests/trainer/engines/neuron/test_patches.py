@@ -1,0 +1,121 @@
+"""The mends of optimum-neuron's silent faults, and that they are refused on anything but what they were written for."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from launcher.errors import TrntuneError
+from trainer.engines.neuron import patches as patches
+
+
+def source_of(name: str) -> str:
+    """The text of a function, class or method of the installed wheel: importing it would need torch_xla."""
+    spec = importlib.util.find_spec("optimum")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    roots = [Path(place) for place in spec.submodule_search_locations]
+    parts = name.split(".")[1:]
+    for cut in range(len(parts) - 1, 0, -1):
+        for root in roots:
+            file = root.joinpath(*parts[:cut]).with_suffix(".py")
+            if file.is_file():
+                return _segment(file.read_text(), parts[cut:])
+    raise AssertionError(f"{name} is not in the installed optimum-neuron")
+
+
+def _segment(text: str, path: list[str]) -> str:
+    node: Any = ast.parse(text)
+    for name in path:
+        node = next(child for child in node.body if getattr(child, "name", None) == name)
+    return ast.unparse(node)
+
+
+@pytest.mark.parametrize("name", sorted(patches.FINGERPRINTS))
+def test_the_installed_optimum_neuron_is_the_one_that_is_mended(name: str) -> None:
+    assert patches.fingerprint(source_of(name)) == patches.FINGERPRINTS[name]
+
+
+def test_a_fingerprint_sees_code_and_not_comments() -> None:
+    plain, told = "def f(x):\n    return x + 1\n", 'def f(x):\n    """Says."""\n    # why\n    return (x + 1)\n'
+    assert patches.fingerprint(told) == patches.fingerprint(plain)
+    assert patches.fingerprint("def f(x):\n    return x + 2\n") != patches.fingerprint(plain)
+
+
+def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patches.metadata, "version", lambda _: "0.5.0")
+    with pytest.raises(TrntuneError, match=r"optimum-neuron 0\.5\.0 is installed.*optimum-neuron==0\.4\.5"):
+        patches.check(lambda name: pytest.fail("nothing is looked at"))
+
+
+def test_another_source_is_refused() -> None:
+    def other() -> None: ...
+
+    with pytest.raises(TrntuneError, match=r"is not that of optimum-neuron 0\.4\.5"):
+        patches.check(lambda name: other)
+
+
+class Norm(nn.Module):
+    """A replicated parameter that is marked, a split one, and a replicated one that nobody marked: lora_A."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.split, self.lora_a = (nn.Parameter(torch.ones(2)) for _ in range(3))
+        self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        self.norm.sequence_parallel_enabled = True  # type: ignore[attr-defined]
+        self.split.tensor_model_parallel = True  # type: ignore[attr-defined]
+
+
+def summed_over(others: list[torch.Tensor]) -> Any:
+    """A fake all-reduce: what the other rank has is added, gradient by gradient."""
+    left = iter(others)
+    return lambda gradient: gradient.add_(next(left))
+
+
+def test_replicated_halves_of_lora_are_summed_over_the_ranks_and_split_ones_are_not() -> None:
+    model = Norm()
+    assert patches.mark_replicated(model) == ["norm", "lora_a"]
+    for parameter in (model.norm, model.split, model.lora_a):
+        parameter.grad = torch.ones(2)
+    optimizer = torch.optim.AdamW([model.norm, model.split, model.lora_a])
+    patches.reduce_sequence_parallel_gradients(optimizer, summed_over([torch.full((2,), 3.0), torch.full((2,), 5.0)]))
+    assert model.norm.grad is not None
+    assert model.lora_a.grad is not None
+    assert model.split.grad is not None
+    assert (model.norm.grad[0], model.lora_a.grad[0], model.split.grad[0]) == (4, 6, 1)
+
+
+def test_a_gradient_that_was_moved_to_main_grad_is_summed_there() -> None:
+    parameter = Norm().norm
+    parameter.main_grad = torch.ones(2)  # type: ignore[attr-defined]
+    assert parameter.grad is None
+    optimizer = torch.optim.AdamW([parameter])
+    patches.reduce_sequence_parallel_gradients(optimizer, summed_over([torch.full((2,), 2.0)]))
+    assert torch.equal(parameter.main_grad, torch.full((2,), 3.0))
+
+
+class Replacing(torch.optim.AdamW):
+    """As ZeRO-1 is made: from another optimizer's groups, and then accelerate loads its state into itself."""
+
+    def __init__(self, original: torch.optim.Optimizer) -> None:
+        super().__init__(original.param_groups)
+        self.load_state_dict(copy.deepcopy(self.state_dict()))
+
+
+def test_the_schedule_reaches_the_optimizer_that_replaced_its_own() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    original = torch.optim.AdamW([parameter], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(original, lambda step: step / 4)
+    used = Replacing(original)
+    original.step()
+    scheduler.step()
+    assert used.param_groups[0]["lr"] == 0, "the fault is gone: the mend can go too"
+    patches.set_learning_rates(used, scheduler.get_last_lr())
+    assert used.param_groups[0]["lr"] == 0.25

@@ -1,0 +1,96 @@
+"""optimum-neuron's models: loaded, with an adapter, counted. Imports what exists on Neuron machines alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch_xla.runtime as xr
+from optimum.neuron.models.training import (
+    NeuronModelForCausalLM,
+    adapt_state_dict,
+    create_parameter_metadata,
+    specialize_transformation_specs_for_model,
+)
+from optimum.neuron.peft import get_peft_model
+from peft.utils import set_peft_model_state_dict
+from torch import nn
+
+from launcher.config.schema import Config
+from launcher.errors import TrntuneError
+from launcher.model_dir.weights import refuse_unreadable
+from trainer.engines.base import ParameterCounts
+from trainer.engines.neuron.adapter import GATE_UP, QKV, initial_adapter, share_first_half
+from trainer.engines.neuron.patches import is_split, mark_replicated
+from trainer.models.adapt import peft_config, refuse_faults
+from trainer.models.load import count_parameters, refuse_code_of_others, refuse_not_finite
+from trainer.probes.model import on_meta
+
+# What the kernel takes: neuronx_distributed/kernels/flash_attn.py.
+FLASH_LENGTH = 2048
+
+
+def attention(config: Config) -> str:
+    """What is exact for the rows: the kernel is causal and takes no mask, so it can't keep documents of a row apart."""
+    fits = not config.dataset.packing and config.training.max_length % FLASH_LENGTH == 0
+    return "flash_attention_2" if fits and xr.device_type() == "NEURON" else "eager"
+
+
+def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
+    """This rank's part of the model in host memory, with its adapter for LoRA. Raises TrntuneError."""
+    refuse_code_of_others(model_dir)
+    refuse_unreadable(model_dir)
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    try:
+        model = NeuronModelForCausalLM.from_pretrained(
+            model_dir, trn_config, torch_dtype=dtype, attn_implementation=attention(config)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise TrntuneError(f"{model_dir}: optimum-neuron can't load the model: {first}") from None
+    refuse_not_finite(model, model_dir)
+    if config.method.name == "full":
+        mark_replicated(model)
+        return model
+    modules = refuse_faults(on_meta(model_dir), config.lora)
+    adapted = get_peft_model(model, peft_config(config.lora, modules))
+    _put_adapter(adapted, initial_adapter(model_dir, config))
+    mark_replicated(adapted)
+    return adapted
+
+
+def _put_adapter(model: Any, adapter: dict[str, torch.Tensor]) -> None:
+    """Split a whole adapter over the ranks, as NeuronPeftModel.load_adapter does."""
+    adapter = share_first_half(adapter, GATE_UP)
+    if any(getattr(module, "qkv_linear", False) for module in model.modules()):
+        adapter = share_first_half(adapter, QKV)
+    split = adapt_state_dict(model, adapter, {}, inplace=True, adapter_name="default")
+    result = set_peft_model_state_dict(model, split, adapter_name="default")
+    if result.unexpected_keys:
+        raise TrntuneError(f"the adapter doesn't fit optimum-neuron's layers: {result.unexpected_keys[0]}")
+
+
+def count(model: nn.Module, config: Config, model_dir: Path) -> ParameterCounts:
+    """Logical parameters: of layers that are split the whole, of key and value heads that are repeated one."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    total = count_parameters(on_meta(model_dir))[0]
+    whole = sum(_logical(name, p, model, config) for name, p in trained)
+    trainable = total if config.method.name == "full" else whole
+    return ParameterCounts(total, trainable, sum(p.numel() for _, p in trained))
+
+
+def _logical(name: str, parameter: nn.Parameter, model: nn.Module, config: Config) -> int:
+    if not is_split(parameter):
+        return parameter.numel()
+    size = parameter.numel() * config.parallelism.tensor_parallel
+    repeated = name.endswith((".weight_k", ".weight_v"))
+    multiplier = getattr(model.get_submodule(name.rpartition(".")[0]), "kv_size_multiplier", 1) if repeated else 1
+    return size // multiplier
+
+
+def metadata(model: Any) -> dict[str, Any]:
+    """How this pipeline stage lies over the tensor-parallel ranks, as optimum-neuron writes it beside its shards."""
+    specialize_transformation_specs_for_model(model)
+    found: dict[str, Any] = create_parameter_metadata(model)
+    return found

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.checkpoints.manifest import Manifest, Position, World
-from trainer.checkpoints.peers import Alone
+from trainer.checkpoints.peers import SingleProcess
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.writer import Snapshot, Writer
 from trainer.engines.torch.state import Tensors, copied
@@ -79,7 +79,7 @@ def one_round(step: int, tensors: Tensors, writer: Writer) -> dict[str, float]:
 def measure(gigabytes: float, repeats: int, directory: Path) -> list[dict[str, float]]:
     """Rounds after one to warm up."""
     tensors = state_of(gigabytes)
-    writer = Writer(Store(directory / "checkpoints"), Alone(), keep=1)
+    writer = Writer(Store(directory / "checkpoints"), SingleProcess(), keep=1)
     rounds = [one_round(step, tensors, writer) for step in range(1, repeats + 2)]
     writer.close()
     return rounds[1:]

@@ -74,10 +74,10 @@ def _measure(case: Case) -> Sample:
     began = time.perf_counter()
     with subprocess.Popen(case.command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         peak = _watch(process)
-        complaint = process.stderr.read() if process.stderr else ""
+        said = process.stderr.read() if process.stderr else ""
     ended = time.perf_counter()
     if process.returncode:
-        raise TrntuneError(f"{case.name} failed: {' '.join(complaint.split()[-40:])}")
+        raise TrntuneError(f"{case.name} failed: {' '.join(said.split()[-40:])}")
     os.sync()
     durable = time.perf_counter()
     shutil.rmtree(case.output)

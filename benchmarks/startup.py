@@ -39,7 +39,7 @@ _ALONE = (
     "AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)\n"
 )
 _POLL_SECONDS = 0.01
-_MOST_SECONDS = 600.0
+_MAX_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _launched(model: str, tracking: str, directory: Path) -> Sample:
     began = time.perf_counter()
     with psutil.Popen(command, cwd=directory.parent, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while (step := _first_step(directory / "metrics.jsonl")) is None:
-            if process.poll() is not None or time.perf_counter() - began > _MOST_SECONDS:
+            if process.poll() is not None or time.perf_counter() - began > _MAX_SECONDS:
                 raise TrntuneError(f"no step: {process.stderr.read().decode()[-500:]}")
             time.sleep(_POLL_SECONDS)
         seconds = time.perf_counter() - began - step

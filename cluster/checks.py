@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.files import scripts_directory
 from cluster.schema import SCRIPTS, GroupConfig, SetupConfig, groups, has_neuron
-from launcher.checks.diagnostic import Problem
+from launcher.checks.diagnostic import Diagnostic
 from launcher.checks.validate import check_tokens, check_values, price_problems, refuse
 from launcher.errors import nearest
 from launcher.paths import shown
@@ -21,20 +21,22 @@ _NAME = r"[a-z0-9](-*[a-z0-9]){0,39}"
 # https://docs.aws.amazon.com/fsx/latest/LustreGuide: SSD storage of a persistent file system of the second generation.
 _THROUGHPUTS = (125, 250, 500, 1000)
 
-Check = Callable[[SetupConfig], Iterator[Problem]]
+Check = Callable[[SetupConfig], Iterator[Diagnostic]]
 
 
-def check_names(config: SetupConfig) -> Iterator[Problem]:
+def check_names(config: SetupConfig) -> Iterator[Diagnostic]:
     """Names can be those of the things that they become."""
     if not re.fullmatch(_NAME, config.name):
         why = "must be 1 to 40 small letters, digits and single hyphens inside: a bucket's name is made of it"
-        yield Problem("name", config.name or "''", why)
+        yield Diagnostic("name", config.name or "''", why)
     if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", config.region):
-        yield Problem("region", config.region, "is not the name of a region", "such as us-west-2")
+        yield Diagnostic("region", config.region, "is not the name of a region", "such as us-west-2")
     zone = config.network.availability_zone_id
     if zone is not None and not re.fullmatch(r"[a-z0-9]+-az\d+", zone):
         why = "is not the id of a zone, which is the same place in every account"
-        yield Problem("network.availability_zone_id", zone, why, "such as usw2-az4; a name such as us-west-2a is not")
+        yield Diagnostic(
+            "network.availability_zone_id", zone, why, "such as usw2-az4; a name such as us-west-2a is not"
+        )
 
 
 def _named(config: SetupConfig) -> list[tuple[str, GroupConfig]]:
@@ -43,31 +45,31 @@ def _named(config: SetupConfig) -> list[tuple[str, GroupConfig]]:
     ]
 
 
-def check_groups(config: SetupConfig) -> Iterator[Problem]:
+def check_groups(config: SetupConfig) -> Iterator[Diagnostic]:
     """Instance groups have names of their own, and as many instances as they can."""
     seen: dict[str, str] = {}
     for key, group in _named(config):
         if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", group.name):
-            yield Problem(f"{key}.name", group.name, "must be at most 63 letters, digits and single hyphens inside")
+            yield Diagnostic(f"{key}.name", group.name, "must be at most 63 letters, digits and single hyphens inside")
         if group.name in seen:
-            yield Problem(f"{key}.name", group.name, f"is {seen[group.name]}.name, too", "give each group its own")
+            yield Diagnostic(f"{key}.name", group.name, f"is {seen[group.name]}.name, too", "give each group its own")
         seen[group.name] = key
         if not group.instance_type.startswith("ml."):
             remedy = f"write ml.{group.instance_type}"
-            yield Problem(f"{key}.instance_type", group.instance_type, "SageMaker's types begin with ml.", remedy)
+            yield Diagnostic(f"{key}.instance_type", group.instance_type, "SageMaker's types begin with ml.", remedy)
         yield from price_problems(key, group)
     workers = config.workers
     if workers.count and workers.instance_type.startswith("ml.") and not has_neuron(workers.instance_type):
         why = "has no Neuron device to train on: Trainium's types begin with ml.trn"
-        yield Problem("workers.instance_type", workers.instance_type, why, "such as ml.trn1.32xlarge")
+        yield Diagnostic("workers.instance_type", workers.instance_type, why, "such as ml.trn1.32xlarge")
     if config.controller.count != 1:
-        yield Problem("controller.count", config.controller.count, "there is one controller", "controller.count=1")
+        yield Diagnostic("controller.count", config.controller.count, "there is one controller", "controller.count=1")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", config.workers.partition):
         why = "must be at most 64 letters, digits, hyphens, dots and underscores"
-        yield Problem("workers.partition", config.workers.partition or "''", why)
+        yield Diagnostic("workers.partition", config.workers.partition or "''", why)
 
 
-def check_network(config: SetupConfig) -> Iterator[Problem]:
+def check_network(config: SetupConfig) -> Iterator[Diagnostic]:
     """Subnets lie inside the VPC and don't overlap."""
     networks: dict[str, ipaddress.IPv4Network] = {}
     for name in ("vpc_cidr", "private_cidr", "public_cidr"):
@@ -75,70 +77,72 @@ def check_network(config: SetupConfig) -> Iterator[Problem]:
         try:
             networks[name] = ipaddress.IPv4Network(value)
         except ValueError as error:
-            yield Problem(f"network.{name}", value, f"is not a range of addresses ({error})", "such as 10.0.0.0/16")
+            yield Diagnostic(f"network.{name}", value, f"is not a range of addresses ({error})", "such as 10.0.0.0/16")
             continue
         if not 16 <= networks[name].prefixlen <= 28:
-            yield Problem(f"network.{name}", value, "AWS takes /16 to /28")
+            yield Diagnostic(f"network.{name}", value, "AWS takes /16 to /28")
     if len(networks) < 3:
         return
     vpc, private, public = networks.values()
     for name, subnet in (("private_cidr", private), ("public_cidr", public)):
         if not subnet.subnet_of(vpc):
-            yield Problem(f"network.{name}", subnet, f"is not inside network.vpc_cidr={vpc}")
+            yield Diagnostic(f"network.{name}", subnet, f"is not inside network.vpc_cidr={vpc}")
     if private.overlaps(public):
-        yield Problem("network.public_cidr", public, f"overlaps network.private_cidr={private}")
+        yield Diagnostic("network.public_cidr", public, f"overlaps network.private_cidr={private}")
 
 
-def check_storage(config: SetupConfig) -> Iterator[Problem]:
+def check_storage(config: SetupConfig) -> Iterator[Diagnostic]:
     """The file system is one that FSx makes."""
     storage = config.storage
     size = storage.capacity_gib
     if size != 1200 and size % 2400:
         remedy = f"nearest is {max(1200, round(size / 2400) * 2400)}"
-        yield Problem("storage.capacity_gib", size, "must be 1200 or a multiple of 2400", remedy)
+        yield Diagnostic("storage.capacity_gib", size, "must be 1200 or a multiple of 2400", remedy)
     if storage.throughput not in _THROUGHPUTS:
         why = f"must be one of {', '.join(map(str, _THROUGHPUTS))}"
         remedy = f"nearest is {min(_THROUGHPUTS, key=lambda allowed: abs(allowed - storage.throughput))}"
-        yield Problem("storage.throughput", storage.throughput, why, remedy)
+        yield Diagnostic("storage.throughput", storage.throughput, why, remedy)
     for key, path in (
         ("storage.mount_path", storage.mount_path),
         ("environment.directory", config.environment.directory),
     ):
         if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", path) or ".." in path.split("/"):
-            yield Problem(key, path or "''", "is not an absolute path of plain names", "such as /fsx")
+            yield Diagnostic(key, path or "''", "is not an absolute path of plain names", "such as /fsx")
 
 
-def check_scripts(config: SetupConfig) -> Iterator[Problem]:
+def check_scripts(config: SetupConfig) -> Iterator[Diagnostic]:
     """The lifecycle scripts are there, and the one that is started is among them."""
     directory, entry = scripts_directory(config), config.lifecycle.entry
     if not directory.is_dir():
-        yield Problem("lifecycle.directory", config.lifecycle.directory, "no such directory")
+        yield Diagnostic("lifecycle.directory", config.lifecycle.directory, "no such directory")
         return
     if config.mode == SCRIPTS and not (directory / entry).is_file():
         there = sorted(path.name for path in directory.iterdir() if path.is_file())
         near = nearest(entry, there)
         why = f"there is no such file in {shown(directory)}"
-        yield Problem("lifecycle.entry", entry, why, f"did you mean {near}?" if near else "")
+        yield Diagnostic("lifecycle.entry", entry, why, f"did you mean {near}?" if near else "")
 
 
-def check_output(config: SetupConfig) -> Iterator[Problem]:
+def check_output(config: SetupConfig) -> Iterator[Diagnostic]:
     """What plan writes goes into a directory of its own."""
     if config.output is None:
         return
     path, remedy = Path(config.output).expanduser(), "give a new directory"
     try:
         if config.output == "" or (os.path.lexists(path) and (not path.is_dir() or any(path.iterdir()))):
-            yield Problem("output", config.output or "''", "is there already" if config.output else "is empty", remedy)
+            yield Diagnostic(
+                "output", config.output or "''", "is there already" if config.output else "is empty", remedy
+            )
         elif why := blocked(path.absolute()):
-            yield Problem("output", config.output, f"cannot be made: {why}", remedy)
+            yield Diagnostic("output", config.output, f"cannot be made: {why}", remedy)
     except OSError as error:  # a name that is too long, a directory that may not be looked into
-        yield Problem("output", config.output, f"cannot be made: {error.strerror}", remedy)
+        yield Diagnostic("output", config.output, f"cannot be made: {error.strerror}", remedy)
 
 
 CHECKS: tuple[Check, ...] = (check_names, check_groups, check_network, check_storage, check_scripts, check_output)
 
 
-def problems(config: SetupConfig) -> list[Problem]:
+def problems(config: SetupConfig) -> list[Diagnostic]:
     """Everything that is wrong, beside access tokens. A key that is past its limit is told of once."""
     limits = list(check_values(config))
     told = {limit.key for limit in limits}

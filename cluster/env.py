@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.schema import SetupConfig
 from launcher.errors import UsageError
-from launcher.executors.slurm.checks import Place, ask_slurm, not_below, refuse_missing_commands
+from launcher.executors.slurm.checks import ModelLocation, ask_slurm, not_below, refuse_missing_commands
 from launcher.executors.slurm.ledger import Job, Ledger, RunJobs
 from launcher.executors.slurm.resources import batch_file
 from launcher.executors.slurm.sending import hand_in, undisturbed
@@ -71,7 +71,7 @@ class EnvironmentJob:
         """What the node that runs it, or those that train, would not find; a line for each."""
         environment, root = self.config.environment, Path(self.config.storage.mount_path)
         checkout = [("the checkout", ROOT, f"run this from one below {root}, or give environment.project=false")]
-        places: list[Place] = [
+        places: list[ModelLocation] = [
             ("environment.directory:", Path(environment.directory), f"give environment.directory={root}/..."),
             ("the job's directory", self.directory, f"give output={root}/..., or start it from below {root}"),
             *(checkout if environment.project else []),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from launcher.config.compose import Composed, Composition
     from launcher.config.schema import Config
     from launcher.run_dir.layout import RunDir
-    from launcher.sweep.parent_run import Parent
+    from launcher.sweep.parent_run import ParentRun
 
 # Runs the stages of one run and returns its exit code: launcher.executors.local.run_stages, or a test's own.
 RunStages = Callable[["Config", "RunDir"], int]
@@ -181,7 +181,7 @@ def run_sweep(composition: Composition, overrides: list[str], run_stages: RunSta
 
 
 def run_all(
-    composition: Composition, overrides: list[str], base: Path, parent: Parent | None, run_stages: RunStages
+    composition: Composition, overrides: list[str], base: Path, parent: ParentRun | None, run_stages: RunStages
 ) -> list[Finished]:
     """The runs that were started: all of them, unless one was stopped."""
     from launcher.config.compose import label
@@ -202,7 +202,7 @@ def run_all(
     return finished
 
 
-def write_sweep(base: Path, overrides: list[str], finished: list[Finished], parent: Parent | None) -> None:
+def write_sweep(base: Path, overrides: list[str], finished: list[Finished], parent: ParentRun | None) -> None:
     """Write sweep.json after every run, so that a sweep that was killed is readable and can be started again."""
     from launcher.run_dir.layout import write_json
 

@@ -24,7 +24,7 @@ class UsageError(TrntuneError):
     exit_code = 2
 
 
-class Suspended(Exception):
+class SuspendedError(Exception):
     """The stage was told to leave (SIGTERM, SIGUSR2), and has. The message says where it can go on. Exit code 75."""
 
 

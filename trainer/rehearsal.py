@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from launcher.config.schema import Config
-from launcher.errors import Suspended, TrntuneError, disk_fault, in_one_line
+from launcher.errors import SuspendedError, TrntuneError, disk_fault, in_one_line
 from launcher.jobs.run_stage import STAGES, AfterTraining
 from launcher.model_dir.generation_config import FILE
 from launcher.paths import shown
@@ -34,7 +34,7 @@ from trainer.models.load import load_tokenizer
 
 Result = TypeVar("Result")
 FOLDER = ".rehearsal"
-MOST_WORDS = 400  # characters of what a library says
+MAX_WORDS = 400  # characters of what a library says
 QUESTION = InstructionRow("What does it do?", "A text: 1 2 3.", "It answers.")
 CONVERSATION = ChatRow(
     ({"role": "user", "content": "What does it do? 1 2 3."}, {"role": "assistant", "content": "It answers."}), (1,)
@@ -67,7 +67,7 @@ def check_room(
 ) -> str | None:
     """Raise TrntuneError on every rank where the disk is too small for ``steps`` steps, and what they leave. All ranks
     call it. With plan.force=true the reason is returned instead. ``beside``: bytes beside each of the weights."""
-    shares = peers.exchange(engine.saved_bytes())
+    shares = peers.all_gather(engine.saved_bytes())
     weights, checkpoint = (sum(column) for column in zip(*shares, strict=True))
     merged = merged_bytes(config, model_dir, engine.parameters().total)
     needed = room_of(config, Sizes(weights, checkpoint, merged, beside), steps)
@@ -81,7 +81,7 @@ def agreed(peers: Peers, action: Callable[[], Result]) -> list[Result]:
         result = action()
     except TrntuneError as error:
         failure = str(error)
-    answers: list[tuple[Any, str | None]] = peers.exchange((result, failure))
+    answers: list[tuple[Any, str | None]] = peers.all_gather((result, failure))
     failures = [why for _, why in answers if why is not None]
     if failures:
         raise TrntuneError(failures[0])
@@ -188,9 +188,9 @@ def _told(what: str) -> Iterator[None]:
     """Whatever the libraries raise as one line: what fails now would fail when all has been trained."""
     try:
         yield
-    except Suspended:  # a signal came
+    except SuspendedError:  # a signal came
         raise
     except TrntuneError as error:
         raise TrntuneError(f"{what}, so nothing is trained: {error}") from None
     except Exception as error:  # of transformers, peft, tokenizers, or of a model's own code
-        raise TrntuneError(f"{what}, so nothing is trained: {in_one_line(error, MOST_WORDS)}") from None
+        raise TrntuneError(f"{what}, so nothing is trained: {in_one_line(error, MAX_WORDS)}") from None

@@ -10,20 +10,24 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any
 
-from launcher.errors import Suspended
+from launcher.errors import SuspendedError
 
 
 class Stop(IntEnum):
     """What a signal asks for."""
 
     NO = 0
-    FINISH = 1
+    SAVE_AND_FINISH = 1
     """end with what was reached: save it, evaluate it (Ctrl-C)"""
-    LEAVE = 2
+    CHECKPOINT_AND_EXIT = 2
     """the machine is wanted back: a checkpoint and nothing more (SIGTERM; SIGUSR2, Slurm's before a time limit)"""
 
 
-_ASKS = {signal.SIGINT: Stop.FINISH, signal.SIGTERM: Stop.LEAVE, signal.SIGUSR2: Stop.LEAVE}
+_ASKS = {
+    signal.SIGINT: Stop.SAVE_AND_FINISH,
+    signal.SIGTERM: Stop.CHECKPOINT_AND_EXIT,
+    signal.SIGUSR2: Stop.CHECKPOINT_AND_EXIT,
+}
 
 
 class BestEvaluation:
@@ -87,6 +91,6 @@ class StopSignal:
         self.requested = max(self.requested, _ASKS[signal.Signals(number)])
         if self._deferred:
             return
-        if self.requested == Stop.LEAVE:
-            raise Suspended(f"stopped by {signal.Signals(number).name}; start it again to go on")
+        if self.requested == Stop.CHECKPOINT_AND_EXIT:
+            raise SuspendedError(f"stopped by {signal.Signals(number).name}; start it again to go on")
         raise KeyboardInterrupt

@@ -15,7 +15,7 @@ import psutil
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.config.schema import Config
 from launcher.config.secrets import redact
-from launcher.errors import Suspended, TrntuneError, in_one_line
+from launcher.errors import SuspendedError, TrntuneError, in_one_line
 from launcher.jobs.run_stage import is_rank_zero
 from launcher.paths import shown
 from launcher.plan.steps import refuse_few_rows
@@ -29,7 +29,7 @@ from trainer.compilation.trial import tracing
 from trainer.compilation.watch import Graphs, Watched, refuse_other_graphs, watch
 from trainer.data.prepare import PreparedData, data_notes, prepare
 from trainer.data.template_faults import unread_faults
-from trainer.engines.base import Engine, FitResult, NotFinite, Observer, create_engine
+from trainer.engines.base import Engine, FitResult, NonFiniteLossError, TrainingCallback, create_engine
 from trainer.families.small import over_positions
 from trainer.metrics.progress import Progress
 from trainer.metrics.recorder import Recorder
@@ -37,7 +37,7 @@ from trainer.metrics.throughput import Stopwatch
 from trainer.models.fingerprint import fingerprint, write_base
 from trainer.models.generation import check_generation
 from trainer.models.load import run_tokenizer
-from trainer.rehearsal import MOST_WORDS, check_room, rehearse
+from trainer.rehearsal import MAX_WORDS, check_room, rehearse
 from trainer.result import train_result
 from trainer.samples import answers, side_by_side
 from trainer.saving import replace_directory, save_sharded
@@ -69,7 +69,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
 
 def _ending(error: BaseException) -> tuple[str, str | None]:
     """Outcome and reason of an attempt that ended without a result."""
-    if isinstance(error, Suspended):
+    if isinstance(error, SuspendedError):
         return "suspended", None
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", None
@@ -141,7 +141,7 @@ class TrainRun:
         recorder = Recorder(metrics, self.tracker, progress, self.config.tracking.log_every, self.stop, data.lines)
         checkpointer = self._checkpointer(model_dir, data, recorder, progress)
         try:
-            self._go_on(checkpointer, recorder, progress)
+            self._resume(checkpointer, recorder, progress)
             with self.stopwatch.part("load"):
                 self._rehearse(model_dir, tokenizer, data, checkpointer, progress)
             return self._train(model_dir, tokenizer, data, recorder, checkpointer, progress)
@@ -167,7 +167,7 @@ class TrainRun:
         if tracing():  # nothing was executed: there is nothing to save
             return {"status": "traced"}
         if outcome.status == "suspended":
-            self._leave(outcome, checkpointer)
+            self._suspend(outcome, checkpointer)
         changed = self._checksums("save") != began_as
         if not changed and outcome.steps:
             progress.message(
@@ -229,7 +229,7 @@ class TrainRun:
             "answers_before": self.answers_before,
         }
 
-    def _go_on(self, checkpointer: Checkpointer, recorder: Recorder, progress: Progress) -> None:
+    def _resume(self, checkpointer: Checkpointer, recorder: Recorder, progress: Progress) -> None:
         """Take up the newest checkpoint, if there is one."""
         found = checkpointer.find()
         if found is None:
@@ -274,7 +274,7 @@ class TrainRun:
             },
         )
 
-    def _leave(self, outcome: FitResult, checkpointer: Checkpointer) -> NoReturn:
+    def _suspend(self, outcome: FitResult, checkpointer: Checkpointer) -> NoReturn:
         """End without a result: the last step's state is saved, or it is said why not."""
         checkpointer.wait()
         directory = checkpointer.store.directory(outcome.steps)
@@ -283,7 +283,7 @@ class TrainRun:
                 f"stopped after step {outcome.steps}, but {shown(directory)} was not written "
                 f"({checkpointer.summary.failures[-1]}); started again, it goes on after step {checkpointer.saved_step}"
             )
-        raise Suspended(
+        raise SuspendedError(
             f"stopped after step {outcome.steps}: {shown(directory)} is saved; start it again to go on "
             f"(python launch.py resume={shown(self.run_dir.path)})"
         )
@@ -335,7 +335,7 @@ class TrainRun:
     def _fit(self, data: PreparedData, recorder: Recorder, checkpointer: Checkpointer, progress: Progress) -> FitResult:
         """Train. A signal in here ends training after the step at hand."""
         progress.start(checkpointer.saved_step)
-        observer: Observer = recorder if self.graphs is None else Watched(recorder, self.graphs)
+        observer: TrainingCallback = recorder if self.graphs is None else Watched(recorder, self.graphs)
         try:
             with self._told(checkpointer), self.stop.deferred(), self.stopwatch.part("train"):
                 outcome = self.engine.fit(data.train, data.eval, observer, checkpointer, self.stopwatch)
@@ -352,7 +352,7 @@ class TrainRun:
         """Numbers that are not finite end the run with a word on what is left of it."""
         try:
             yield
-        except NotFinite as error:
+        except NonFiniteLossError as error:
             checkpointer.wait()
             steps = checkpointer.store.steps()
             kept = (
@@ -383,19 +383,19 @@ class TrainRun:
             if self.config.method.name == "lora":
                 write_base(temporary, model_dir, self.config.model.name)
             replace_directory(temporary, final)
-        except (TrntuneError, Suspended):
+        except (TrntuneError, SuspendedError):
             raise
         except Exception as error:  # of the disk, transformers, peft, tokenizers, or of a model's own code
             shutil.rmtree(temporary, ignore_errors=True)
             advice = "; free room there" if isinstance(error, OSError) else ""
-            raise TrntuneError(f"{final} can't be written: {in_one_line(error, MOST_WORDS)}{advice}") from None
+            raise TrntuneError(f"{final} can't be written: {in_one_line(error, MAX_WORDS)}{advice}") from None
 
     @contextmanager
     def _kept(self, checkpointer: Checkpointer) -> Iterator[None]:
         """Where what was trained can't be saved as it has to be, say how to get it from a checkpoint all the same."""
         try:
             yield
-        except NotFinite:
+        except NonFiniteLossError:
             raise
         except TrntuneError as error:
             checkpointer.wait()

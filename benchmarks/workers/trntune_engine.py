@@ -19,7 +19,7 @@ def work(job: dict[str, Any], meter: Meter) -> None:
     from trainer.models.load import load_tokenizer
     from trainer.signals import Stop
 
-    class Observer:
+    class TrainingCallback:
         def on_step(self, report: Any) -> None:
             meter.step()
             meter.losses.append(report.counts.loss_sum / report.counts.trained)
@@ -50,7 +50,7 @@ def work(job: dict[str, Any], meter: Meter) -> None:
     rows = packed([Example(row["input_ids"], row["labels"]) for row in examples(job)], job["max_length"])
     rows += [[] for _ in range(-len(rows) % config.training.global_batch_size)]
     meter.begin()
-    engine.fit(rows, [], Observer(), NoCheckpoints(), Stopwatch())
+    engine.fit(rows, [], TrainingCallback(), NoCheckpoints(), Stopwatch())
     engine.close()
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from launcher.architecture.adapters import Modules, saved_modules
-from launcher.checks.diagnostic import Problem
+from launcher.checks.diagnostic import Diagnostic
 from launcher.config.schema import Config, LoraConfig
 from launcher.run_dir.provenance import installed
 
@@ -35,19 +35,19 @@ def packed(modules: Modules, lora: LoraConfig) -> list[str]:
     return [name for name in modules.linear if name not in saved]
 
 
-def check_quantized(config: Config) -> Iterator[Problem]:
+def check_quantized(config: Config) -> Iterator[Diagnostic]:
     """A packed base needs the torch engine and a bitsandbytes that was seen to train."""
     value = config.lora.quantize_base
     if not is_quantized(config):
         return
     if config.accelerator.engine != "torch":
         why = f"bitsandbytes has no kernels for {config.accelerator.device}"
-        yield Problem(KEY, value, why, "leave it out, or take accelerator=cuda")
+        yield Diagnostic(KEY, value, why, "leave it out, or take accelerator=cuda")
     elif fault := package_fault():
-        yield Problem(KEY, value, fault, _INSTALL)
+        yield Diagnostic(KEY, value, fault, _INSTALL)
     if config.lora.init_lora_weights == "orthogonal":
         why = "peft can't begin so on packed weights"  # it gives the matrices the weight's dtype, which is uint8
-        yield Problem("lora.init_lora_weights", "orthogonal", why, "take one of true, gaussian")
+        yield Diagnostic("lora.init_lora_weights", "orthogonal", why, "take one of true, gaussian")
 
 
 def package_fault() -> str | None:

@@ -10,7 +10,7 @@ from launcher.config.schema import Config
 
 
 @dataclass(frozen=True)
-class Problem:
+class Diagnostic:
     """One thing that cannot work."""
 
     key: str
@@ -23,4 +23,4 @@ class Problem:
         return f"{self.key}={value}: {self.why}" + (f"; {self.remedy}" if self.remedy else "")
 
 
-Check = Callable[[Config], Iterator[Problem]]
+Check = Callable[[Config], Iterator[Diagnostic]]

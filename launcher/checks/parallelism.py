@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.checks.diagnostic import Check, Problem
+from launcher.checks.diagnostic import Check, Diagnostic
 from launcher.config.schema import Config, model_processes, world_size
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "neuron": "xla"}
 
 
-def check_accelerator(config: Config) -> Iterator[Problem]:
+def check_accelerator(config: Config) -> Iterator[Diagnostic]:
     """The communication backend belongs to the device."""
     accelerator = config.accelerator
     wanted = BACKENDS.get(accelerator.device)
     if wanted and accelerator.backend != wanted:
         why = f"accelerator.device={accelerator.device} needs {wanted}"
-        yield Problem("accelerator.backend", accelerator.backend, why, f"write accelerator={accelerator.device}")
+        yield Diagnostic("accelerator.backend", accelerator.backend, why, f"write accelerator={accelerator.device}")
 
 
-def check_engine(config: Config) -> Iterator[Problem]:
+def check_engine(config: Config) -> Iterator[Diagnostic]:
     """The engine belongs to the device, and only neuron splits a model."""
     accelerator, parallel = config.accelerator, config.parallelism
     wanted = "neuron" if accelerator.device == "neuron" else "torch"
     if accelerator.engine != wanted:
         why = f"accelerator.device={accelerator.device} needs {wanted}"
-        yield Problem("accelerator.engine", accelerator.engine, why, "take a choice of accelerator=")
+        yield Diagnostic("accelerator.engine", accelerator.engine, why, "take a choice of accelerator=")
     if wanted == "neuron":
         return
     for name in ("tensor_parallel", "pipeline_parallel", "sequence_parallel", "zero_1"):
@@ -33,10 +33,10 @@ def check_engine(config: Config) -> Iterator[Problem]:
         if value not in (1, False):
             why = f"accelerator={accelerator.name} trains by data parallelism alone"
             shown_value = "true" if value is True else value
-            yield Problem(f"parallelism.{name}", shown_value, why, "leave it out, or take accelerator=trn1_32xlarge")
+            yield Diagnostic(f"parallelism.{name}", shown_value, why, "leave it out, or take accelerator=trn1_32xlarge")
 
 
-def check_world_size(config: Config) -> Iterator[Problem]:
+def check_world_size(config: Config) -> Iterator[Diagnostic]:
     """Processes fill whole instances, or a power of two of one instance's devices."""
     each, world = config.accelerator.devices_per_instance, world_size(config)
     if each is None:
@@ -48,10 +48,10 @@ def check_world_size(config: Config) -> Iterator[Problem]:
         unit = model_processes(config)
         best = max(1, round(world / each)) * each // unit
         remedy = f"nearest is {best}" if best and best * unit % each == 0 else "change tensor_ or pipeline_parallel"
-        yield Problem("parallelism.data_parallel", parallel.data_parallel, why, remedy)
+        yield Diagnostic("parallelism.data_parallel", parallel.data_parallel, why, remedy)
 
 
-def check_split(config: Config) -> Iterator[Problem]:
+def check_split(config: Config) -> Iterator[Diagnostic]:
     """Heads and layers can be split as the parallelism says."""
     facts, parallel = config.model.architecture, config.parallelism
     tensor, stages = parallel.tensor_parallel, parallel.pipeline_parallel
@@ -60,13 +60,13 @@ def check_split(config: Config) -> Iterator[Problem]:
     if facts.heads % tensor:
         allowed = ", ".join(str(n) for n in range(1, facts.heads + 1) if facts.heads % n == 0)
         why = f"{config.model.name} has {facts.heads} attention heads, which it must divide: allowed are {allowed}"
-        yield Problem("parallelism.tensor_parallel", tensor, why)
+        yield Diagnostic("parallelism.tensor_parallel", tensor, why)
     elif facts.kv_heads % tensor and tensor % facts.kv_heads:
         why = f"{config.model.name} has {facts.kv_heads} key/value heads: it must divide them or be a multiple of them"
-        yield Problem("parallelism.tensor_parallel", tensor, why)
+        yield Diagnostic("parallelism.tensor_parallel", tensor, why)
     if stages > facts.layers:
         why = f"{config.model.name} has {facts.layers} layers"
-        yield Problem("parallelism.pipeline_parallel", stages, why, f"at most {facts.layers}")
+        yield Diagnostic("parallelism.pipeline_parallel", stages, why, f"at most {facts.layers}")
 
 
 PARALLEL_CHECKS: tuple[Check, ...] = (check_accelerator, check_engine, check_world_size, check_split)

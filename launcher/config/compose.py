@@ -39,7 +39,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config import schema
-from launcher.config.error_messages import complaint, first_line
+from launcher.config.error_messages import error_message, first_line
 from launcher.config.fields import keys, node_type, nodes
 from launcher.config.overrides import check_override, open_mapping, refuse_tokens, shell_form
 from launcher.config.schema import Config
@@ -113,7 +113,7 @@ def one_line_errors(prefix: str = "") -> Iterator[None]:
     except UsageError as error:
         raise UsageError(f"{prefix}{error}") from error
     except COMPOSITION_ERRORS as error:
-        raise UsageError(f"{prefix}{complaint(error)}") from error
+        raise UsageError(f"{prefix}{error_message(error)}") from error
 
 
 def make_loader(

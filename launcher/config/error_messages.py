@@ -26,14 +26,14 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def yaml_complaint(error: yaml.YAMLError) -> str:
+def yaml_error_message(error: yaml.YAMLError) -> str:
     """The file and line of a YAML error, and the problem."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or first_line(str(error))
     return f"{mark.name}, line {mark.line + 1}: {problem}" if mark else f"YAML: {problem}"
 
 
-def syntax_complaint(error: OverrideParseException) -> str:
+def syntax_error_message(error: OverrideParseException) -> str:
     """What is wrong with an override that Hydra's grammar cannot read."""
     line = error.override
     if "=" not in line:
@@ -62,7 +62,7 @@ def missing_choice(error: MissingConfigException) -> str:
     return where + unknown_choice(group, choice, [option.strip() for option in listed if option.strip()])
 
 
-def config_complaint(error: OmegaConfBaseException) -> str:
+def config_error_message(error: OmegaConfBaseException) -> str:
     """The key and what is wrong with it."""
     key = error.full_key or ""
     message = first_line(str(error))
@@ -84,14 +84,14 @@ def config_complaint(error: OmegaConfBaseException) -> str:
     return f"{key}: {message}" if key else message
 
 
-def composition_complaint(error: BaseException) -> str:
+def composition_error_message(error: BaseException) -> str:
     """The line for an error of Hydra's composition, in the words of its innermost useful cause."""
     text = first_line(str(error))
     place = re.match(r"In '(.+?)': ", text)
     where = f"{place.group(1)}.yaml: " if place and place.group(1) != "config" else ""
     for cause in causes(error):
         if isinstance(cause, OmegaConfBaseException):
-            return where + config_complaint(cause)
+            return where + config_error_message(cause)
     found = re.search(r"Could not override '(.+?)'", text)
     if found:
         group = found.group(1)
@@ -100,12 +100,12 @@ def composition_complaint(error: BaseException) -> str:
     return text
 
 
-def complaint(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """One line for whatever composition raised."""
     if isinstance(error, yaml.YAMLError):
-        return yaml_complaint(error)
+        return yaml_error_message(error)
     if isinstance(error, OverrideParseException):
-        return syntax_complaint(error)
+        return syntax_error_message(error)
     if isinstance(error, MissingConfigException):
         return missing_choice(error)
-    return composition_complaint(error)
+    return composition_error_message(error)

@@ -133,7 +133,7 @@ def lookup(config: Any, path: str) -> Any:
     return config
 
 
-def complaint(key: Key, value: Any) -> str | None:
+def error_message(key: Key, value: Any) -> str | None:
     """Why ``value`` of the right type is not allowed at ``key``, or None. NaN and infinity never are; of a list or a
     mapping each number is looked at."""
     if value is None:
@@ -142,7 +142,7 @@ def complaint(key: Key, value: Any) -> str | None:
         return "must be a text or a list of texts such as [a,b], none of them empty"
     if isinstance(value, list | dict):
         numbers = (each for each in (value.values() if isinstance(value, dict) else value) if not isinstance(each, str))
-        return next((why for each in numbers if (why := complaint(key, each))), None)
+        return next((why for each in numbers if (why := error_message(key, each))), None)
     if isinstance(value, str) and not value.strip() and not key.may_be_empty:
         return "must not be empty" + ("; null leaves it out" if key.optional else "")
     if isinstance(value, float) and not math.isfinite(value):

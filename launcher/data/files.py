@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.checks.diagnostic import Problem
+from launcher.checks.diagnostic import Diagnostic
 from launcher.config.schema import Config, DatasetConfig
 from launcher.data.kinds import ENDINGS, KINDS, not_lines
 from launcher.model_dir.chat_templates import named_templates
@@ -97,7 +97,7 @@ def template_fields(template: str) -> list[str]:
     return list(names)
 
 
-def check_files(config: Config) -> Iterator[Problem]:
+def check_files(config: Config) -> Iterator[Diagnostic]:
     """dataset.path, eval_path and weights fit the source, and name something."""
     dataset = config.dataset
     yield from _check_path(dataset)
@@ -105,12 +105,12 @@ def check_files(config: Config) -> Iterator[Problem]:
     if dataset.eval_path is not None and dataset.source in ("python_docs", "hub") and not dataset.path:
         why = f"is read with dataset.path only, not with dataset.source={dataset.source}"
         remedy = "dataset.eval_split=NAME holds out a split of the Hub's" if dataset.source == "hub" else "leave it out"
-        yield Problem("dataset.eval_path", shown(dataset.eval_path), why, remedy)
+        yield Diagnostic("dataset.eval_path", shown(dataset.eval_path), why, remedy)
         return
     for key in ("path", "eval_path"):
         named = entries(getattr(dataset, key)) if dataset.source == "files" or key == "eval_path" else []
         found = ((each, _missing(each)) for each in named)
-        yield from (Problem(f"dataset.{key}", each, fault, _remedy(each)) for each, fault in found if fault)
+        yield from (Diagnostic(f"dataset.{key}", each, fault, _remedy(each)) for each, fault in found if fault)
 
 
 def _remedy(entry: str) -> str:
@@ -127,52 +127,54 @@ def _missing(entry: str) -> str | None:
     return None
 
 
-def _check_path(dataset: DatasetConfig) -> Iterator[Problem]:
+def _check_path(dataset: DatasetConfig) -> Iterator[Diagnostic]:
     given = entries(dataset.path)
     if dataset.source == "python_docs" and given:
         why = "is not read by dataset.source=python_docs"
-        yield Problem("dataset.path", shown(dataset.path), why, "use dataset=jsonl or dataset=files")
+        yield Diagnostic("dataset.path", shown(dataset.path), why, "use dataset=jsonl or dataset=files")
     elif not given and dataset.source in ("jsonl", "files"):
-        yield Problem("dataset.path", None, f"dataset.source={dataset.source} needs a file", "give dataset.path=FILE")
+        yield Diagnostic(
+            "dataset.path", None, f"dataset.source={dataset.source} needs a file", "give dataset.path=FILE"
+        )
     elif dataset.source in ("jsonl", "hub") and len(given) > 1:
-        yield Problem(
+        yield Diagnostic(
             "dataset.path", shown(dataset.path), f"dataset.source={dataset.source} reads one", "use dataset=files"
         )
     elif dataset.source in ("jsonl", "hub") and given and not Path(given[0]).expanduser().is_file():
         exists = Path(given[0]).expanduser().exists()
         why, remedy = ("is not a file", "give a JSONL file, or use dataset=files") if exists else ("does not exist", "")
-        yield Problem("dataset.path", given[0], why, remedy or "give a JSONL file")
+        yield Diagnostic("dataset.path", given[0], why, remedy or "give a JSONL file")
     elif dataset.source in ("jsonl", "hub") and given:
         yield from _check_lines(dataset, Path(given[0]).expanduser())
 
 
-def _check_lines(dataset: DatasetConfig, path: Path) -> Iterator[Problem]:
+def _check_lines(dataset: DatasetConfig, path: Path) -> Iterator[Diagnostic]:
     """The one file of rows is lines of JSON."""
     found = not_lines(path)
     if found is not None:
         what, readable = found
         more = f", and dataset.source={dataset.source} reads lines of JSON" if readable else ""
         remedy = f"use dataset=files dataset.path={path}" if readable else ""
-        yield Problem("dataset.path", str(path), f"{what}{more}", remedy)
+        yield Diagnostic("dataset.path", str(path), f"{what}{more}", remedy)
 
 
-def _check_weights(dataset: DatasetConfig) -> Iterator[Problem]:
+def _check_weights(dataset: DatasetConfig) -> Iterator[Diagnostic]:
     weights = dataset.weights
     if not weights:
         return
     listed = f"[{','.join(f'{weight:g}' for weight in weights)}]"
     count = len(entries(dataset.path))
     if dataset.source != "files":
-        yield Problem(
+        yield Diagnostic(
             "dataset.weights", listed, f"are not read by dataset.source={dataset.source}", "use dataset=files"
         )
     elif len(weights) != count:
-        yield Problem("dataset.weights", listed, f"dataset.path has {count} entries", "give one weight for each")
+        yield Diagnostic("dataset.weights", listed, f"dataset.path has {count} entries", "give one weight for each")
     elif not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        yield Problem("dataset.weights", listed, "each must be a number above 0", "leave out what is not wanted")
+        yield Diagnostic("dataset.weights", listed, "each must be a number above 0", "leave out what is not wanted")
 
 
-def check_format(config: Config) -> Iterator[Problem]:
+def check_format(config: Config) -> Iterator[Diagnostic]:
     """The settings of prompts and templates can be read, and are of the format that is given."""
     dataset = config.dataset
     if dataset.prompt_template is not None:
@@ -183,10 +185,12 @@ def check_format(config: Config) -> Iterator[Problem]:
         value = getattr(dataset, name)
         if value != unset and (dataset.source != "hub" or dataset.path or dataset.hub_file):
             why = "is read of a set on the Hub only, and without hub_file and path"
-            yield Problem(f"dataset.{name}", value, why, "use dataset=hub dataset.hub_id=OWNER/NAME, or leave it out")
+            yield Diagnostic(
+                f"dataset.{name}", value, why, "use dataset=hub dataset.hub_id=OWNER/NAME, or leave it out"
+            )
 
 
-def _check_chat_template(config: Config) -> Iterator[Problem]:
+def _check_chat_template(config: Config) -> Iterator[Diagnostic]:
     """A file, or the name of one of the model's own templates; those of the Hub are looked at by stage fetch."""
     given, model = config.dataset.chat_template, config.model
     if given is None or is_file(given):
@@ -196,7 +200,7 @@ def _check_chat_template(config: Config) -> Iterator[Problem]:
     if is_name and (model.source == "hub" or given in names):
         return
     remedy = f", or the name of one of the model's ({', '.join(names)})" if names else ""
-    yield Problem("dataset.chat_template", given, "is not a file", f"give a file with a Jinja template{remedy}")
+    yield Diagnostic("dataset.chat_template", given, "is not a file", f"give a file with a Jinja template{remedy}")
 
 
 def is_file(text: str) -> bool:
@@ -207,18 +211,18 @@ def is_file(text: str) -> bool:
         return False
 
 
-def _check_template(dataset: DatasetConfig) -> Iterator[Problem]:
+def _check_template(dataset: DatasetConfig) -> Iterator[Diagnostic]:
     key, template = "dataset.prompt_template", dataset.prompt_template or ""
     try:
         fields = template_fields(template)
     except ValueError as error:
-        yield Problem(key, repr(template), str(error), "write fields as {name}, and a brace as {{ or }}")
+        yield Diagnostic(key, repr(template), str(error), "write fields as {name}, and a brace as {{ or }}")
         return
     if not fields:
-        yield Problem(key, repr(template), "names no field of the rows", "write a field as {name}")
+        yield Diagnostic(key, repr(template), "names no field of the rows", "write a field as {name}")
     if dataset.format in ("messages", "sharegpt", "text"):
         why = f"is not read with dataset.format={dataset.format}, whose rows have no single prompt"
-        yield Problem(key, repr(template), why, "leave it out")
+        yield Diagnostic(key, repr(template), why, "leave it out")
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 from launcher.config.schema import Config
 from launcher.config.secrets import redact
-from launcher.errors import FAILED, INTERRUPTED, SUSPENDED, Suspended, TrntuneError, UsageError, disk_fault
+from launcher.errors import FAILED, INTERRUPTED, SUSPENDED, SuspendedError, TrntuneError, UsageError, disk_fault
 from launcher.jobs.parent_death import die_with_parent, launcher_pids, parent_is_gone
 from launcher.jobs.variables import TORCHRUN_OPTIONS
 from launcher.run_dir.layout import RunDir, write_json
@@ -121,7 +121,7 @@ def main(arguments: list[str]) -> int:
         run_stage(name, RunDir(Path(path)))
     except KeyboardInterrupt:  # Ctrl-C before the stage could end in order: the launcher says so, no traceback
         return INTERRUPTED
-    except Suspended as suspended:
+    except SuspendedError as suspended:
         if is_rank_zero():
             print(suspended, file=sys.stderr)
         return exit_code(SUSPENDED)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launcher.architecture.adapters import is_all_linear, listed
 from launcher.architecture.tensors import linear_layers
-from launcher.checks.diagnostic import Check, Problem
+from launcher.checks.diagnostic import Check, Diagnostic
 from launcher.config.schema import Config, LoraConfig, world_size
 from launcher.errors import UsageError
 from launcher.jobs.variables import COMPILE
@@ -26,7 +26,7 @@ OVERWRITTEN = ("NEURON_RT_STOCHASTIC_ROUNDING_EN",)
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
-def check_environment(config: Config) -> Iterator[Problem]:
+def check_environment(config: Config) -> Iterator[Diagnostic]:
     """Lists of variables are NAME=value, and none takes the place of a key of its own."""
     for key, settings in (
         ("cluster.environment", config.cluster.environment),
@@ -34,19 +34,19 @@ def check_environment(config: Config) -> Iterator[Problem]:
     ):
         for setting in settings:
             if not re.fullmatch(_ASSIGNMENT, setting, re.DOTALL):
-                yield Problem(key, setting, "is not NAME=value", "write it so")
+                yield Diagnostic(key, setting, "is not NAME=value", "write it so")
             elif config.accelerator.neuron is not None:
                 yield from _check_variable(key, setting)
 
 
-def _check_variable(key: str, setting: str) -> Iterator[Problem]:
+def _check_variable(key: str, setting: str) -> Iterator[Diagnostic]:
     name = setting.partition("=")[0]
     if name in CASTS:
-        yield Problem(key, setting, *_CAST)
+        yield Diagnostic(key, setting, *_CAST)
     elif name in OVERWRITTEN:
-        yield Problem(key, setting, "optimum-neuron sets it itself: on with training.precision=bf16", "leave it out")
+        yield Diagnostic(key, setting, "optimum-neuron sets it itself: on with training.precision=bf16", "leave it out")
     elif name in DERIVED:
-        yield Problem(key, setting, f"{name} is made from accelerator.neuron", "set accelerator.neuron.* instead")
+        yield Diagnostic(key, setting, f"{name} is made from accelerator.neuron", "set accelerator.neuron.* instead")
 
 
 _CAST = (
@@ -55,32 +55,32 @@ _CAST = (
 )
 
 
-def check_shell(config: Config) -> Iterator[Problem]:
+def check_shell(config: Config) -> Iterator[Diagnostic]:
     """A variable of the shell would reach the processes, and the plan would not show it."""
     for name in CASTS:
         if os.environ.get(name):
-            yield Problem("environment", f"{name}={os.environ[name]}", _CAST[0], f"unset {name}; {_CAST[1]}")
+            yield Diagnostic("environment", f"{name}={os.environ[name]}", _CAST[0], f"unset {name}; {_CAST[1]}")
 
 
-def check_neuron_settings(config: Config) -> Iterator[Problem]:
+def check_neuron_settings(config: Config) -> Iterator[Diagnostic]:
     """accelerator.neuron is there, and holds what the tools can read."""
     neuron = config.accelerator.neuron
     if neuron is None:
-        yield Problem("accelerator.neuron", None, "engine neuron needs it", "take a choice of accelerator=")
+        yield Diagnostic("accelerator.neuron", None, "engine neuron needs it", "take a choice of accelerator=")
         return
     root = cache_root(config)
     if not CACHE_PATH.fullmatch(root):
         what = "an address" if "://" in root else "has more than letters, digits, _ - and /, or doesn't begin with /"
         why = f"{what}: optimum-neuron reads --cache_dir up to there and cuts off the rest"
-        yield Problem("accelerator.neuron.cache_dir", root, why, "give a directory such as /fsx/trntune/neuron")
+        yield Diagnostic("accelerator.neuron.cache_dir", root, why, "give a directory such as /fsx/trntune/neuron")
     for flag in neuron.compiler_flags:
         if re.match(r"--(cache_dir|no[_-]cache)\b", flag):
-            yield Problem("accelerator.neuron.compiler_flags", flag, "is not a compiler flag", "use cache_dir")
+            yield Diagnostic("accelerator.neuron.compiler_flags", flag, "is not a compiler flag", "use cache_dir")
         elif not flag.startswith("--"):
-            yield Problem("accelerator.neuron.compiler_flags", flag, "is not --name or --name=value", "write it so")
+            yield Diagnostic("accelerator.neuron.compiler_flags", flag, "is not --name or --name=value", "write it so")
 
 
-def check_model(config: Config) -> Iterator[Problem]:
+def check_model(config: Config) -> Iterator[Diagnostic]:
     """optimum-neuron has its own classes of the models that it trains [models/training/auto_models.py]."""
     facts, tensor = config.model.architecture, config.parallelism.tensor_parallel
     if facts is None:
@@ -88,24 +88,24 @@ def check_model(config: Config) -> Iterator[Problem]:
         path = Path(config.model.path).expanduser() if config.model.path else None
         found = family_of(path) if path is not None and path.is_dir() else "of none of these families"
         why = f"optimum-neuron trains {families} only, and this is {found}"
-        yield Problem("model", config.model.name, why, "take a model of these families, or another accelerator")
+        yield Diagnostic("model", config.model.name, why, "take a model of these families, or another accelerator")
         return
     if facts.attention_bias or facts.mlp_bias:
         which = "attention_bias" if facts.attention_bias else "mlp_bias"
         why = (
             f"its {which}=true: optimum-neuron's layers have no biases [models/training/llama] and would leave them out"
         )
-        yield Problem("model", config.model.name, why, "take another model, or accelerator=cuda")
+        yield Diagnostic("model", config.model.name, why, "take another model, or accelerator=cuda")
     sizes = {"intermediate_size": facts.intermediate_size, "vocab_size": facts.vocab_size}
     if facts.family == "granite":  # whose embedding and head are not split
         del sizes["vocab_size"]
     for name, size in sizes.items():
         if size % tensor:
             why = f"tensor parallelism must divide {name}={size} of {config.model.name}"
-            yield Problem("parallelism.tensor_parallel", tensor, why, "give a divisor of it")
+            yield Diagnostic("parallelism.tensor_parallel", tensor, why, "give a divisor of it")
 
 
-def check_sequence(config: Config) -> Iterator[Problem]:
+def check_sequence(config: Config) -> Iterator[Diagnostic]:
     """Sequence parallelism cuts a row into equal parts, and bf16 can't be without it."""
     parallel, training = config.parallelism, config.training
     if parallel.tensor_parallel == 1:
@@ -113,39 +113,41 @@ def check_sequence(config: Config) -> Iterator[Problem]:
     if parallel.sequence_parallel and training.max_length % parallel.tensor_parallel:
         why = f"sequence_parallel cuts a row into tensor_parallel={parallel.tensor_parallel} parts"
         best = max(1, round(training.max_length / parallel.tensor_parallel)) * parallel.tensor_parallel
-        yield Problem("training.max_length", training.max_length, why, f"nearest is {best}")
+        yield Diagnostic("training.max_length", training.max_length, why, f"nearest is {best}")
     if not parallel.sequence_parallel and training.precision == "bf16":
         why = (
             "in bf16 with tensor_parallel > 1 gradients of column-parallel inputs would not be summed over the ranks "
             "(seen: gradient norm 5.49 for 10.45)"
         )
-        yield Problem("parallelism.sequence_parallel", "false", why, "take true")
+        yield Diagnostic("parallelism.sequence_parallel", "false", why, "take true")
 
 
-def check_optimizer(config: Config) -> Iterator[Problem]:
+def check_optimizer(config: Config) -> Iterator[Diagnostic]:
     """Precision of the optimizer follows from ZeRO-1 [trainers/training_args.py]."""
     zero, precision = config.parallelism.zero_1, config.training.precision
     if zero and precision == "fp32":
         why = "with training.precision=fp32 optimum-neuron would run the optimizer in bf16"
-        yield Problem("parallelism.zero_1", "true", why, "take training.precision=bf16, or parallelism.zero_1=false")
+        yield Diagnostic("parallelism.zero_1", "true", why, "take training.precision=bf16, or parallelism.zero_1=false")
     if not zero and precision == "bf16":
         why = "optimum-neuron keeps fp32 master weights and fp32 gradients only with ZeRO-1, also on one replica"
-        yield Problem("parallelism.zero_1", "false", why, "take true")
+        yield Diagnostic("parallelism.zero_1", "false", why, "take true")
 
 
-def check_pipeline(config: Config) -> Iterator[Problem]:
+def check_pipeline(config: Config) -> Iterator[Diagnostic]:
     """A tied output head has no place in a pipeline [models/training/modeling_utils.py: from_pretrained]; Granite has
     none at all [models/training/granite/modeling_granite.py: SUPPORTS_PIPELINE_PARALLELISM]."""
     facts, stages = config.model.architecture, config.parallelism.pipeline_parallel
     if stages > 1 and facts is not None and facts.family == "granite":
-        yield Problem("parallelism.pipeline_parallel", stages, "optimum-neuron has no pipeline for granite", "take 1")
+        yield Diagnostic(
+            "parallelism.pipeline_parallel", stages, "optimum-neuron has no pipeline for granite", "take 1"
+        )
         return
     if stages > 1 and facts is not None and facts.tied_embeddings:
         why = f"{config.model.name} ties embedding and output head, which optimum-neuron doesn't support in a pipeline"
-        yield Problem("parallelism.pipeline_parallel", stages, why, "take 1")
+        yield Diagnostic("parallelism.pipeline_parallel", stages, why, "take 1")
 
 
-def check_adapter(config: Config) -> Iterator[Problem]:
+def check_adapter(config: Config) -> Iterator[Diagnostic]:
     """LoRA on layers that optimum-neuron fuses, and variants that it hasn't."""
     if config.method.name != "lora":
         return
@@ -163,10 +165,10 @@ def check_adapter(config: Config) -> Iterator[Problem]:
             f"({facts.kv_heads} key/value heads), which then get an adapter together or not at all"
         )
         remedy = f"name all three or none, or take tensor_parallel of at most {facts.kv_heads}"
-        yield Problem("lora.target_modules", listed(lora.target_modules), why, remedy)
+        yield Diagnostic("lora.target_modules", listed(lora.target_modules), why, remedy)
     if len(set(GATE_UP) & names) == 1:
         why = "optimum-neuron fuses gate_proj and up_proj, which then get an adapter together or not at all"
-        yield Problem("lora.target_modules", listed(lora.target_modules), why, "name both or none")
+        yield Diagnostic("lora.target_modules", listed(lora.target_modules), why, "name both or none")
 
 
 def _last_parts(names: Sequence[str]) -> set[str]:
@@ -181,12 +183,12 @@ _SHARDS = "optimum-neuron's shards don't say how such tensors lie over the ranks
 _NOT_HERE = "leave it out, or train with accelerator=cuda"
 
 
-def _unsupported(lora: LoraConfig) -> Iterator[Problem]:
+def _unsupported(lora: LoraConfig) -> Iterator[Diagnostic]:
     """Settings of peft that optimum-neuron passes on unchanged to layers of its own [peft/peft_model.py,
     models/training/transformations_utils.py: adapt_peft_config]."""
     if lora.use_dora:
         why = "optimum-neuron takes DoRA's norms on each rank's part of a weight, and neither merges nor gathers them"
-        yield Problem("lora.use_dora", "true", why, "take lora=r16_qv, or lora=rslora")
+        yield Diagnostic("lora.use_dora", "true", why, "take lora=r16_qv, or lora=rslora")
     for setting, why in (
         ("rank_pattern", _RENAMED),
         ("alpha_pattern", _RENAMED),
@@ -199,27 +201,27 @@ def _unsupported(lora: LoraConfig) -> Iterator[Problem]:
     ):
         value = getattr(lora, setting)
         if value:
-            yield Problem(f"lora.{setting}", listed(value), why, _NOT_HERE)
+            yield Diagnostic(f"lora.{setting}", listed(value), why, _NOT_HERE)
     if lora.bias != "none":
-        yield Problem("lora.bias", lora.bias, _SHARDS, _NOT_HERE)
+        yield Diagnostic("lora.bias", lora.bias, _SHARDS, _NOT_HERE)
     if lora.init_lora_weights == "orthogonal":
         why = "B A of a fused layer would not begin with zero: its layers share the first one's A"
-        yield Problem("lora.init_lora_weights", lora.init_lora_weights, why, "take true or gaussian")
+        yield Diagnostic("lora.init_lora_weights", lora.init_lora_weights, why, "take true or gaussian")
     full = [name for name in lora.target_modules if "." in name]
     if full:
-        yield Problem(
+        yield Diagnostic(
             "lora.target_modules", listed(lora.target_modules), f"{full[0]}: {_RENAMED}", "name q_proj, ... alone"
         )
 
 
-def check_no_compile(config: Config) -> Iterator[Problem]:
+def check_no_compile(config: Config) -> Iterator[Diagnostic]:
     """Other hardware compiles nothing."""
     if config.accelerator.neuron is not None:
         why = f"engine {config.accelerator.engine} has no compiler"
-        yield Problem("accelerator.neuron", "{...}", why, "leave it out, or take accelerator=trn1_32xlarge")
+        yield Diagnostic("accelerator.neuron", "{...}", why, "leave it out, or take accelerator=trn1_32xlarge")
     if COMPILE in config.stages:
         why = f"accelerator={config.accelerator.name} compiles no graphs"
-        yield Problem("stages", f"[{','.join(config.stages)}]", why, "leave compile out")
+        yield Diagnostic("stages", f"[{','.join(config.stages)}]", why, "leave compile out")
 
 
 _ON_NEURON: tuple[Check, ...] = (
@@ -233,7 +235,7 @@ _ON_NEURON: tuple[Check, ...] = (
 )
 
 
-def check_neuron(config: Config) -> Iterator[Problem]:
+def check_neuron(config: Config) -> Iterator[Diagnostic]:
     """All of the above, for the engine that they are about."""
     on_neuron = config.accelerator.engine == config.accelerator.device == "neuron"
     for check in _ON_NEURON if on_neuron else (check_no_compile,):

@@ -30,7 +30,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepCost:
     """An optimizer step, all replicas."""
 
     flops: float
@@ -87,7 +87,7 @@ def probed(config: Config, facts: ArchitectureConfig) -> Rates | None:
     return Rates(flops * devices, bandwidth * devices, source)
 
 
-def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data: Epoch) -> Work:
+def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data: Epoch) -> StepCost:
     """What an average step computes."""
     steps = data.rows / config.training.global_batch_size
     positions = config.training.global_batch_size * config.training.max_length
@@ -111,7 +111,7 @@ def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data
     real = (passes * parameters.matmul - 2 * parameters.forward_only + extra) * data.tokens / steps
     real += attention * data.pairs / steps
     kept = kept_by_layer(config, facts)
-    return Work(
+    return StepCost(
         flops=flops + recomputed,
         model_flops=real,
         kept_bytes=(kept.hidden + kept.inner) * reached * positions,
@@ -120,7 +120,7 @@ def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data
     )
 
 
-def seconds(step: Work, rates: Rates, calibration: CalibrationConfig, method: str) -> float:
+def seconds(step: StepCost, rates: Rates, calibration: CalibrationConfig, method: str) -> float:
     """The formula at the top."""
     traffic: float = getattr(calibration, f"activation_traffic_{method}")
     moved = traffic * step.kept_bytes + calibration.update_bytes * step.updated

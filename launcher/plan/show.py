@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher import units
-from launcher.architecture.adapters import MOST_NAMES, saved_modules
+from launcher.architecture.adapters import MAX_NAMES, saved_modules
 from launcher.architecture.tensors import modules
 from launcher.config.schema import accumulation_steps, world_size
 from launcher.errors import first
@@ -141,7 +141,7 @@ def beside(plan: Plan) -> str:
         saved = list(saved_modules(lora, modules(facts)))
     rows = f"{len(lora.trainable_token_indices)} rows of the embedding" if lora.trainable_token_indices else ""
     biases = {"none": "", "all": "all biases", "lora_only": "biases of adapted layers"}[lora.bias]
-    return ", ".join(part for part in (first(saved, MOST_NAMES), rows, biases) if part)
+    return ", ".join(part for part in (first(saved, MAX_NAMES), rows, biases) if part)
 
 
 def per_rank(plan: Plan) -> str:

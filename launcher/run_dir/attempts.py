@@ -20,7 +20,7 @@ from launcher.paths import shown
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.reached import furthest_step
 
-MOST_WITHOUT_PROGRESS = 3
+MAX_WITHOUT_PROGRESS = 3
 ATTEMPT = "TRNTUNE_ATTEMPT"
 """the number of the start, for the process that is started"""
 # Ends that the user or the work itself brought about: they say nothing about the next attempt.
@@ -180,7 +180,7 @@ def without_progress(attempts: list[Attempt]) -> tuple[int, int]:
 def verdict(attempts: list[Attempt], path: Path) -> str | None:
     """Why there is no point in another attempt, or None."""
     count, step = without_progress(attempts)
-    if count < MOST_WITHOUT_PROGRESS:
+    if count < MAX_WITHOUT_PROGRESS:
         return None
     last = attempts[-1]
     how = f"; the last one {last.outcome}: {last.reason}" if last.reason else f"; the last one {last.outcome}"

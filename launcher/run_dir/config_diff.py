@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.checks.diagnostic import Problem
+from launcher.checks.diagnostic import Diagnostic
 from launcher.config.fields import keys, nodes
 from launcher.config.schema import Config
 from launcher.errors import UsageError, nearest
@@ -123,14 +123,14 @@ def refuse_changes(found: list[Change], allowed: list[str], where: str) -> None:
         )
 
 
-def check_allowed_names(config: Config) -> Iterator[Problem]:
+def check_allowed_names(config: Config) -> Iterator[Diagnostic]:
     """Names in training.allow_config_change are keys or groups that may change."""
     for name in config.training.allow_config_change:
         if name not in keys() and name not in nodes():
             near = nearest(name, [*keys(), *nodes()])
-            yield Problem(ALLOW, name, "no such key", f"did you mean {near}?" if near else "")
+            yield Diagnostic(ALLOW, name, "no such key", f"did you mean {near}?" if near else "")
         elif is_fixed(name):
-            yield Problem(ALLOW, name, "can't change within a run", "start a new run for it")
+            yield Diagnostic(ALLOW, name, "can't change within a run", "start a new run for it")
 
 
 def _listed(found: list[Change]) -> str:

@@ -27,13 +27,13 @@ from launcher.errors import TrntuneError
 from launcher.paths import shown
 
 LOCK = "run.lock"
-BEAT_SECONDS = 15.0
+HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 90.0
 _LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockOwner:
     """A process that works in the directory."""
 
     role: str
@@ -46,16 +46,16 @@ class Holder:
     slurm_job_id: str | None
 
 
-class Held(TrntuneError):
+class LockHeldError(TrntuneError):
     """Another process works in the directory."""
 
 
-def me(role: str) -> Holder:
+def current_process(role: str) -> LockOwner:
     """This process."""
     import psutil
 
     created = psutil.Process().create_time()
-    return Holder(role, socket.gethostname(), boot_id(), os.getpid(), created, os.environ.get("SLURM_JOB_ID"))
+    return LockOwner(role, socket.gethostname(), boot_id(), os.getpid(), created, os.environ.get("SLURM_JOB_ID"))
 
 
 def boot_id() -> str:
@@ -66,7 +66,7 @@ def boot_id() -> str:
         return ""
 
 
-def alive(holder: Holder, silent_seconds: float) -> bool:
+def is_alive(holder: LockOwner, silent_seconds: float) -> bool:
     """Whether the holder may still be at work; ``silent_seconds`` is the time since the file was touched."""
     if holder.host != socket.gethostname():
         # Slurm starts a job anew once its nodes are gone.
@@ -100,18 +100,23 @@ class RunLock:
         """``ancestors`` are processes on this host that may hold it too: the launcher of a stage. ``patience``: seconds
         to wait for another holder's end, unless ``give_up`` is true before."""
         self.directory, self.file = directory, directory / LOCK
-        self.me, self.ancestors, self.patience, self.give_up = me(role), ancestors, patience, give_up
+        self.owner, self.ancestors, self.patience, self.give_up = (
+            current_process(role),
+            ancestors,
+            patience,
+            give_up,
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock", daemon=True)
 
     def acquire(self) -> None:
-        """Raises Held, naming the holder, when patience has run out."""
+        """Raises LockHeldError, naming the holder, when patience has run out."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
                 self._take()
                 break
-            except Held:
+            except LockHeldError:
                 if time.monotonic() >= deadline or self.give_up():
                     raise
             time.sleep(_LOOK_SECONDS)
@@ -121,16 +126,16 @@ class RunLock:
         with self._guarded() as stream:
             found = _read(stream)
             silent = self._silent_seconds() if found else 0.0
-            holders = [holder for holder in found if alive(holder, silent)]
+            holders = [holder for holder in found if is_alive(holder, silent)]
             for holder in holders:
-                if not (holder.host == self.me.host and holder.pid in self.ancestors):
-                    raise Held(self._refusal(holder, silent))
-            _write(stream, [*holders, self.me])
+                if not (holder.host == self.owner.host and holder.pid in self.ancestors):
+                    raise LockHeldError(self._refusal(holder, silent))
+            _write(stream, [*holders, self.owner])
 
     def release(self) -> None:
         self._stop.set()
         with suppress(OSError), self._guarded() as stream:
-            _write(stream, [holder for holder in _read(stream) if holder != self.me])
+            _write(stream, [holder for holder in _read(stream) if holder != self.owner])
 
     def __enter__(self) -> RunLock:
         self.acquire()
@@ -141,7 +146,7 @@ class RunLock:
     ) -> None:
         self.release()
 
-    def _refusal(self, holder: Holder, silent: float) -> str:
+    def _refusal(self, holder: LockOwner, silent: float) -> str:
         remedy = "wait for its end, or end it"
         if holder.host != socket.gethostname():
             left = max(math.ceil(STALE_SECONDS - silent), 1)
@@ -172,7 +177,7 @@ class RunLock:
             yield stream
 
     def _beat(self) -> None:
-        while not self._stop.wait(BEAT_SECONDS):
+        while not self._stop.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
                 if self._is_lost():
                     print(f"error: {shown(self.directory)}: taken over by another start of the job", file=sys.stderr)
@@ -184,7 +189,7 @@ class RunLock:
         the job anew. Two that write the same checkpoints would lose both."""
         with self._guarded() as stream:
             holders = _read(stream)
-        return bool(holders) and self.me not in holders and not self._stop.is_set()
+        return bool(holders) and self.owner not in holders and not self._stop.is_set()
 
 
 def _end_at_once() -> None:
@@ -198,16 +203,16 @@ def _end_at_once() -> None:
     os._exit(1)
 
 
-def _read(stream: Any) -> list[Holder]:
+def _read(stream: Any) -> list[LockOwner]:
     """The holders; none when a crash cut the file off, since only a living process could say otherwise."""
     stream.seek(0)
     try:
-        return [Holder(**holder) for holder in json.loads(stream.read() or "[]")]
+        return [LockOwner(**holder) for holder in json.loads(stream.read() or "[]")]
     except (ValueError, TypeError):
         return []
 
 
-def _write(stream: Any, holders: list[Holder]) -> None:
+def _write(stream: Any, holders: list[LockOwner]) -> None:
     """Over the old text in one piece, and cut to length last: a kill in between leaves no file that holds nobody."""
     handle = stream.fileno()
     text = json.dumps([asdict(holder) for holder in holders]).encode()

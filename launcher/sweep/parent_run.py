@@ -15,7 +15,7 @@ MODULE = "trainer.tracking.sweep"
 
 
 @dataclass(frozen=True)
-class Parent:
+class ParentRun:
     """A parent run: where it is, and its id."""
 
     uri: str
@@ -40,16 +40,16 @@ def swept_values(swept: Iterable[tuple[str, ...]]) -> dict[str, str]:
     return {key: ",".join(found) for key, found in values.items()}
 
 
-def stored(directory: Path) -> Parent | None:
+def stored(directory: Path) -> ParentRun | None:
     """The parent of a sweep that was started before, or None."""
     file = directory / "sweep.json"
     if not file.is_file():
         return None
     place = json.loads(file.read_text(encoding="utf-8")).get("mlflow")
-    return Parent(**place) if place else None
+    return ParentRun(**place) if place else None
 
 
-def start(configs: list[Config], swept: list[tuple[str, ...]], directory: Path) -> Parent | None:
+def start(configs: list[Config], swept: list[tuple[str, ...]], directory: Path) -> ParentRun | None:
     """Begin the parent in the store of the first run that is tracked; None when there is none or it can't be."""
     tracking = next((config.tracking for config in configs if config.tracking.enabled), None)
     if tracking is None:
@@ -58,10 +58,10 @@ def start(configs: list[Config], swept: list[tuple[str, ...]], directory: Path) 
     place = {"uri": tracking.uri, "experiment": tracking.experiment}
     request = {"action": "start", **place, "name": directory.name, "params": params}
     answer = _ask(request, "the sweep has no parent run in MLflow")
-    return Parent(tracking.uri, tracking.experiment, answer["run_id"]) if answer else None
+    return ParentRun(tracking.uri, tracking.experiment, answer["run_id"]) if answer else None
 
 
-def finish(parent: Parent, status: str, directory: Path) -> None:
+def finish(parent: ParentRun, status: str, directory: Path) -> None:
     """End the parent with the sweep's report."""
     request = {"action": "finish", **parent.to_json(), "status": status, "directory": str(directory)}
     _ask(request, "the sweep's parent run in MLflow is not complete")

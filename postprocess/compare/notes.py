@@ -9,7 +9,7 @@ from postprocess.compare.runs import Run, lookup
 from postprocess.compare.statistics import paired
 from postprocess.compare.variants import Group, differences, shown_value
 
-FEWEST_STEPS = 10
+MIN_STEPS = 10
 # Steps are nearly equal work: p95 was seen here at 1.1 to 1.3 medians, and beside other work at 2 to 7.
 UNEVEN = 2.0
 
@@ -70,11 +70,9 @@ def _other_seeds(group: Group) -> list[str]:
 
 def _few_steps(group: Group) -> str | None:
     fewest = min(int(run.train.get("measured_steps") or 0) for run in group.runs)
-    if fewest >= FEWEST_STEPS:
+    if fewest >= MIN_STEPS:
         return None
-    return (
-        f"do not quote these throughputs and ratios: a run has only {fewest} measured steps (at least {FEWEST_STEPS})"
-    )
+    return f"do not quote these throughputs and ratios: a run has only {fewest} measured steps (at least {MIN_STEPS})"
 
 
 def _disturbed(group: Group) -> list[str]:

@@ -60,7 +60,7 @@ def check_adapter(
     Raises TrntuneError for half a layer, another rank, a layer that is no target or that does not fit the base.
     """
     ranks = {config.get("r"), *(config.get("rank_pattern") or {}).values()}
-    halves = [half for name in shapes if (half := Half.of(name))]
+    halves = [half for name in shapes if (half := LoraMatrix.of(name))]
     for half in halves:
         if half.partner not in shapes:
             raise TrntuneError(f"{path}: {half.name} is there without {half.partner}")
@@ -74,7 +74,7 @@ def check_adapter(
 
 
 @dataclass(frozen=True)
-class Half:
+class LoraMatrix:
     """lora_A or lora_B of one layer, by its name in an adapter."""
 
     name: str
@@ -83,7 +83,7 @@ class Half:
     is_embedding: bool
 
     @classmethod
-    def of(cls, name: str) -> Half | None:
+    def of(cls, name: str) -> LoraMatrix | None:
         """None for a name that is no such half: a bias, or weights of the base saved with the adapter."""
         match = _HALF.fullmatch(name)
         return cls(name, match["layer"], match["which"], bool(match["embedding"])) if match else None
@@ -110,7 +110,7 @@ def _is_target(layer: str, targets: Any) -> bool:
     return any(layer == target or layer.endswith(f".{target}") for target in targets or ())
 
 
-def _check_size(half: Half, shape: tuple[int, ...], base: ModelConfig) -> None:
+def _check_size(half: LoraMatrix, shape: tuple[int, ...], base: ModelConfig) -> None:
     weight = base.shapes.get(f"{half.layer.removeprefix(_PREFIX)}.weight")
     if weight is None:
         raise TrntuneError(f"{half.layer} is no layer of {base.path}: give the adapter's own base model")

@@ -17,7 +17,7 @@ from launcher.run_dir.layout import RunDir
 from postprocess.consolidate.origin import stated_base
 from postprocess.consolidate.source import Kind
 from postprocess.safetensors_stream import TensorSpec, read_header
-from trainer.checkpoints.manifest import MANIFEST, Invalid, Manifest, verify
+from trainer.checkpoints.manifest import MANIFEST, InvalidCheckpointError, Manifest, verify
 
 _STEP = re.compile(r"step-(\d+)")
 _WEIGHTS = {"model": "weights/model.safetensors", "adapter": "weights/adapter_model.safetensors"}
@@ -40,7 +40,7 @@ def verified(directory: Path) -> Manifest:
     """The manifest of a checkpoint whose every byte is as it says. Raises TrntuneError for any other."""
     try:
         return verify(directory, contents=True)
-    except Invalid as error:
+    except InvalidCheckpointError as error:
         raise TrntuneError(f"{directory} can't be used: {error}") from None
 
 

@@ -22,7 +22,7 @@ import torch
 
 from launcher.errors import TrntuneError
 from postprocess.consolidate.metadata import FusedLinears, GqaQkv, StageMetadata
-from postprocess.consolidate.shards import Stored
+from postprocess.consolidate.shards import ShardTensor
 
 # What a piece of columns is gathered to: stays in the processor's cache until it is written.
 _BLOCK_BYTES = 1 << 20
@@ -44,7 +44,7 @@ class HeadOrder:
 
 
 @dataclass(frozen=True)
-class Logical:
+class LogicalTensor:
     """One tensor of the result and where it lies.
 
     ``saved`` is its name in the shards of pipeline stage ``stage``; ``rows`` the part of each rank's rows that is its;
@@ -60,7 +60,7 @@ class Logical:
     heads: HeadOrder | None = None
     copies: int = 1
 
-    def stored(self, parts: Sequence[Stored]) -> Stored:
+    def stored(self, parts: Sequence[ShardTensor]) -> ShardTensor:
         """Shape and dtype of the result. Raises TrntuneError when the ranks' parts do not fit each other."""
         local = [self._local_shape(part.shape) for part in parts]
         same = {(part.dtype, *self._but_dim(shape)) for part, shape in zip(parts, local, strict=True)}
@@ -72,7 +72,7 @@ class Logical:
             shape[self.dim] = sum(part[self.dim] for part in local)
         if self.copies > 1:
             shape[0] = self._one_copy(shape[0])
-        return Stored(tuple(shape), parts[0].dtype)
+        return ShardTensor(tuple(shape), parts[0].dtype)
 
     def blocks(self, parts: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The tensor from all ranks' parts, in pieces along its first axis; of replicas, rank 0's.
@@ -140,14 +140,14 @@ class Logical:
         return shape if self.dim is None else (*shape[: self.dim], *shape[self.dim + 1 :])
 
 
-def logical_tensors(stage: int, metadata: StageMetadata, saved: Mapping[str, Stored]) -> list[Logical]:
+def logical_tensors(stage: int, metadata: StageMetadata, saved: Mapping[str, ShardTensor]) -> list[LogicalTensor]:
     """What the tensors that stage ``stage``'s rank 0 saved are in the original model, in the order in which they lie.
 
     Raises TrntuneError for a tensor whose layout the metadata does not tell.
     """
     specs = [spec for spec in metadata.specs if isinstance(spec, FusedLinears)]
     groups = [spec for spec in metadata.specs if isinstance(spec, GqaQkv)]
-    found: list[Logical] = []
+    found: list[LogicalTensor] = []
     for name, stored in saved.items():
         fused = next((spec for spec in specs if _is_in(name, spec.module, spec.fused)), None)
         group = next((spec for spec in groups if _is_in(name, spec.module, spec.fused)), None)
@@ -164,30 +164,34 @@ def _is_in(name: str, module: str, layer: str) -> bool:
     return name.startswith(f"{module}.{layer}.")
 
 
-def _unfuse(stage: int, metadata: StageMetadata, spec: FusedLinears, name: str, stored: Stored) -> Iterator[Logical]:
+def _unfuse(
+    stage: int, metadata: StageMetadata, spec: FusedLinears, name: str, stored: ShardTensor
+) -> Iterator[LogicalTensor]:
     layer, parameter = f"{spec.module}.{spec.fused}.", name.removeprefix(f"{spec.module}.{spec.fused}.")
     names = [name.replace(layer, f"{spec.module}.{linear}.") for linear in spec.linears]
     if parameter in ("lora_A.weight",):
-        yield from (Logical(linear, name, stage, None) for linear in names)
+        yield from (LogicalTensor(linear, name, stage, None) for linear in names)
         return
     if parameter not in ("weight", "bias", "lora_B.weight"):
         raise _not_known(metadata, name)
     begin = 0
     for linear, rows in zip(names, spec.rows, strict=True):
         end = begin + rows // spec.tp_size
-        yield Logical(linear, name, stage, 0, (begin, end))
+        yield LogicalTensor(linear, name, stage, 0, (begin, end))
         begin = end
     if stored.shape[0] != begin:
         raise TrntuneError(f"{metadata.path} is another model's: {name} has {stored.shape[0]} rows, not {begin}")
 
 
-def _ungroup(stage: int, metadata: StageMetadata, spec: GqaQkv, name: str, stored: Stored) -> Iterator[Logical]:
+def _ungroup(
+    stage: int, metadata: StageMetadata, spec: GqaQkv, name: str, stored: ShardTensor
+) -> Iterator[LogicalTensor]:
     parameter = name.removeprefix(f"{spec.module}.{spec.fused}.")
     prefix = "lora_B." if parameter.startswith("lora_B.") else ""
     projections = {"q": spec.query, "k": spec.key, "v": spec.value}
     if parameter == "lora_A.weight":
         for projection in projections.values():
-            yield Logical(f"{spec.module}.{projection}.lora_A.weight", name, stage, None)
+            yield LogicalTensor(f"{spec.module}.{projection}.lora_A.weight", name, stage, None)
         return
     suffix = parameter.removeprefix(f"{prefix}weight_")
     if suffix not in (("qkv",) if spec.fuse_qkv else ("q", "k", "v")):
@@ -197,7 +201,7 @@ def _ungroup(stage: int, metadata: StageMetadata, spec: GqaQkv, name: str, store
         raise TrntuneError(f"{metadata.path} is another model's: {name} has {stored.shape[0]} rows on a rank")
     begin = 0
     for letter in suffix:
-        tensor = Logical(f"{spec.module}.{projections[letter]}.{prefix}weight", name, stage, 0)
+        tensor = LogicalTensor(f"{spec.module}.{projections[letter]}.{prefix}weight", name, stage, 0)
         if spec.fuse_qkv:
             tensor = replace(tensor, rows=(begin, begin + sizes[letter]))
             begin += sizes[letter]
@@ -207,12 +211,12 @@ def _ungroup(stage: int, metadata: StageMetadata, spec: GqaQkv, name: str, store
             yield replace(tensor, copies=spec.copies)
 
 
-def _single(stage: int, metadata: StageMetadata, groups: Sequence[GqaQkv], name: str) -> Logical:
+def _single(stage: int, metadata: StageMetadata, groups: Sequence[GqaQkv], name: str) -> LogicalTensor:
     partition = metadata.partitions.get(name)
     if partition is None or (partition.dim is not None and (partition.stride != 1 or partition.dim not in (0, 1))):
         raise _not_known(metadata, name)
     group = next((spec for spec in groups if _is_in(name, spec.module, spec.output)), None)
-    tensor = Logical(name, name, stage, partition.dim)
+    tensor = LogicalTensor(name, name, stage, partition.dim)
     # lora_B of the output projection has the model's own rows; only what is multiplied with heads is reordered.
     if group is None or not name.endswith((f"{group.output}.weight", f"{group.output}.lora_A.weight")):
         return tensor

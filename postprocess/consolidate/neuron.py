@@ -14,11 +14,11 @@ import torch
 from launcher.errors import TrntuneError
 from postprocess.consolidate.adapter import CONFIG, check_adapter, original_config, read_adapter_config
 from postprocess.consolidate.expected import ModelConfig, read_config
-from postprocess.consolidate.layout import Logical, logical_tensors
+from postprocess.consolidate.layout import LogicalTensor, logical_tensors
 from postprocess.consolidate.locate import Location
 from postprocess.consolidate.metadata import GqaQkv, Spec
 from postprocess.consolidate.replicas import Divergence, difference, diverged_message
-from postprocess.consolidate.shards import Stored
+from postprocess.consolidate.shards import ShardTensor
 from postprocess.consolidate.source import Kind
 from postprocess.consolidate.stages import Stage, check_layers, open_stages, some
 from postprocess.safetensors_stream import TensorSpec, dtype_code
@@ -33,8 +33,8 @@ class NeuronSource:
     location: Location
     stages: Sequence[Stage]
     base: Path | None
-    logical: dict[str, Logical]
-    stored: dict[str, Stored]
+    logical: dict[str, LogicalTensor]
+    stored: dict[str, ShardTensor]
     texts: dict[str, str] = field(default_factory=dict)
 
     def with_texts(self, more: dict[str, str]) -> NeuronSource:
@@ -83,7 +83,7 @@ class NeuronSource:
             "xser": self.stages[0].ranks[0].is_xser,
         }
 
-    def _parts(self, tensor: Logical) -> list[torch.Tensor]:
+    def _parts(self, tensor: LogicalTensor) -> list[torch.Tensor]:
         return [rank.load(tensor.saved) for rank in self.stages[tensor.stage].ranks]
 
     def _divergences(self) -> list[Divergence]:
@@ -149,8 +149,8 @@ def _find_config(location: Location, base: Path | None, adapter_config: dict[str
     return config
 
 
-def _logical(location: Location, stages: Sequence[Stage], config: ModelConfig | None) -> dict[str, Logical]:
-    found: dict[str, Logical] = {}
+def _logical(location: Location, stages: Sequence[Stage], config: ModelConfig | None) -> dict[str, LogicalTensor]:
+    found: dict[str, LogicalTensor] = {}
     for stage in stages:
         saved = {name: parts[0] for name, parts in stage.tensors.items()}
         if location.adapter is None and config is not None and config.tied and _is_tied_copy(stage, _OUTPUT):

@@ -7,7 +7,7 @@ from pathlib import Path
 from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir
 from postprocess.results import read_run
-from trainer.checkpoints.manifest import MANIFEST, Invalid, Manifest, from_text
+from trainer.checkpoints.manifest import MANIFEST, InvalidCheckpointError, Manifest, from_text
 from trainer.models.fingerprint import BASE_FILE, base_text, fingerprint
 
 
@@ -33,7 +33,7 @@ def origin_of_shards(home: Path) -> dict[str, str]:
     for path in run_dir.checkpoints.glob(f"step-*/{MANIFEST}"):
         try:
             return stated_base(from_text(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, Invalid):
+        except (OSError, ValueError, InvalidCheckpointError):
             continue  # another one may do
     base = _fetched(run_dir)
     if base is None or not run_dir.config_file.is_file():

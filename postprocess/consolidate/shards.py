@@ -21,7 +21,7 @@ SAFETENSORS = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Stored:
+class ShardTensor:
     """Shape and dtype of a rank's part of a tensor."""
 
     shape: tuple[int, ...]
@@ -65,11 +65,11 @@ class RankShard:
         self.is_xser = not self.is_safetensors and is_reference_file(path)
 
     @cached_property
-    def tensors(self) -> dict[str, Stored]:
+    def tensors(self) -> dict[str, ShardTensor]:
         """Names to shapes and dtypes, in the order of the file. Raises TrntuneError for a file that is not whole."""
         if self.is_xser:
             return {name: self._described(name, tid) for name, tid in self._references.items()}
-        return {name: Stored(tuple(tensor.shape), tensor.dtype) for name, tensor in self._mapped.items()}
+        return {name: ShardTensor(tuple(tensor.shape), tensor.dtype) for name, tensor in self._mapped.items()}
 
     @property
     def files(self) -> list[Path]:
@@ -90,7 +90,7 @@ class RankShard:
         tensor = load_mapped(path)
         if not isinstance(tensor, torch.Tensor):
             raise TrntuneError(f"{path} does not hold a tensor")
-        if Stored(tuple(tensor.shape), tensor.dtype) != self.tensors[name]:
+        if ShardTensor(tuple(tensor.shape), tensor.dtype) != self.tensors[name]:
             raise TrntuneError(f"{path} is not the tensor that {self._info_file.name} describes: copy both again")
         return tensor
 
@@ -119,9 +119,9 @@ class RankShard:
     def _tensor_file(self, tid: int) -> Path:
         return self.path.with_name(f"{self.path.name}.tensors") / f"tensor_{tid}.pt"
 
-    def _described(self, name: str, tid: int) -> Stored:
+    def _described(self, name: str, tid: int) -> ShardTensor:
         try:
-            stored = Stored(tuple(self._info[tid]["shape"]), self._info[tid]["dtype"])
+            stored = ShardTensor(tuple(self._info[tid]["shape"]), self._info[tid]["dtype"])
         except (KeyError, TypeError):
             raise TrntuneError(f"{self._info_file} does not describe {name}: copy it again") from None
         path = self._tensor_file(tid)

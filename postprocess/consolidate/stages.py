@@ -12,7 +12,7 @@ from typing import Any
 from launcher.errors import TrntuneError, first
 from postprocess.consolidate.locate import Location
 from postprocess.consolidate.metadata import StageMetadata, read_metadata
-from postprocess.consolidate.shards import SAFETENSORS, RankShard, Stored, rank_file, ranks_present
+from postprocess.consolidate.shards import SAFETENSORS, RankShard, ShardTensor, rank_file, ranks_present
 
 _METADATA = re.compile(r"mp_metadata_pp_rank_(\d+)\.json")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -30,7 +30,7 @@ class Stage:
     ranks: tuple[RankShard, ...]
 
     @cached_property
-    def tensors(self) -> dict[str, list[Stored]]:
+    def tensors(self) -> dict[str, list[ShardTensor]]:
         """Names as saved to each rank's part. Raises TrntuneError when ranks, or they and the metadata, differ."""
         names = list(self.ranks[0].tensors)
         for rank in self.ranks[1:]:

@@ -15,7 +15,7 @@ from launcher.paths import shown
 from postprocess.merge.renames import add_rename, parse_renames
 
 if TYPE_CHECKING:
-    from postprocess.generate.models import Place
+    from postprocess.generate.models import ModelLocation
     from postprocess.generate.questions import Question
 
 _DESCRIPTION = """\
@@ -121,7 +121,7 @@ def _columns(given: list[str]) -> ColumnsConfig:
     return ColumnsConfig(**found)
 
 
-def _questions(arguments: argparse.Namespace, place: Place) -> list[Question]:
+def _questions(arguments: argparse.Namespace, place: ModelLocation) -> list[Question]:
     from postprocess.generate import questions
 
     if arguments.ask or arguments.file:

@@ -26,7 +26,7 @@ from trainer.models.load import load_tokenizer, refuse_missing
 
 
 @dataclass(frozen=True)
-class Place:
+class ModelLocation:
     """Where the models are. One of ``model`` and ``adapter`` is None."""
 
     base: Path | None
@@ -46,7 +46,7 @@ class Place:
         return tokenizer_of(self.base, self.adapter)
 
 
-def locate(path: Path, base: Path | None, prompt: str | None, renames: tuple[Rename, ...] = ()) -> Place:
+def locate(path: Path, base: Path | None, prompt: str | None, renames: tuple[Rename, ...] = ()) -> ModelLocation:
     """What lies at ``path``: a run directory, an adapter, or a model. ``renames`` are of an adapter's tensors. Raises
     TrntuneError for anything else."""
     if not path.is_dir():
@@ -60,21 +60,21 @@ def locate(path: Path, base: Path | None, prompt: str | None, renames: tuple[Ren
         found = base or Path(str(named))
         if not found.is_dir():
             raise TrntuneError(f"{path}: its base model {named} is not a directory here; give it: --base DIR")
-        return Place(found, path, None, prompt or "plain", None, renames)
+        return ModelLocation(found, path, None, prompt or "plain", None, renames)
     if (path / "config.json").is_file():
-        return Place(base, None, path, prompt or "plain", None)
+        return ModelLocation(base, None, path, prompt or "plain", None)
     raise TrntuneError(f"{path} holds no run, no adapter_config.json and no config.json")
 
 
-def _of_run(run_dir: RunDir, base: Path | None, prompt: str | None) -> Place:
+def _of_run(run_dir: RunDir, base: Path | None, prompt: str | None) -> ModelLocation:
     fetched = run_dir.stage_result("fetch")
     if fetched is None or run_dir.stage_result("train") is None:
         raise TrntuneError(f"{run_dir.path}: its training has not finished")
     style = prompt or _style(run_dir)
     found = base or Path(fetched["model_dir"])
     if run_dir.adapter.is_dir():
-        return Place(found, run_dir.adapter, None, style, run_dir)
-    return Place(found, None, run_dir.model, style, run_dir)
+        return ModelLocation(found, run_dir.adapter, None, style, run_dir)
+    return ModelLocation(found, None, run_dir.model, style, run_dir)
 
 
 def _style(run_dir: RunDir) -> str:
@@ -86,7 +86,7 @@ def _style(run_dir: RunDir) -> str:
 class Answerers:
     """Base and tuned model. With an adapter they share one base in memory."""
 
-    def __init__(self, place: Place, dtype: torch.dtype, device: str, length: int = 1024) -> None:
+    def __init__(self, place: ModelLocation, dtype: torch.dtype, device: str, length: int = 1024) -> None:
         """``length``: tokens of a question with its answer, at most."""
         self.place, self.device, self.length = place, device, length
         self.how: dict[Path, Answering] = {}

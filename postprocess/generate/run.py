@@ -11,7 +11,7 @@ import torch
 from launcher.errors import TrntuneError
 from launcher.run_dir.layout import write_json, write_jsonl
 from postprocess.generate.answer import Answer, Sampling, answer, reference_losses
-from postprocess.generate.models import Answerers, Place
+from postprocess.generate.models import Answerers, ModelLocation
 from postprocess.generate.questions import Question
 from postprocess.generate.score import ROUGE_L, rouge_l, summary
 
@@ -42,7 +42,7 @@ class Outcome:
     summary: dict[str, dict[str, Any]]
 
 
-def generate(place: Place, questions: list[Question], options: Options) -> Outcome:
+def generate(place: ModelLocation, questions: list[Question], options: Options) -> Outcome:
     """Answer and score every question with every model, one model after the other."""
     if not questions:
         raise TrntuneError("there is no question to answer")

@@ -17,7 +17,7 @@ from launcher.architecture.adapters import ends, pattern_of
 from launcher.errors import UsageError, first, nearest
 
 PREFIX = "base_model.model."
-_MOST_RULES = 6
+_MAX_RULES = 6
 _CONTEXT = 3  # parts of a name beside the changed one that a renaming may need to be told apart from others
 # Where a name stops being a module's, and what may stand there in a file.
 _TAIL = re.compile(
@@ -139,7 +139,7 @@ def fitting(names: Iterable[str], modules: Collection[str]) -> tuple[Rename, ...
         right = [number for number, name in enumerate(current) if name not in astray]
         kept = {rule: all(_fits(after[number], known) for number in right) for rule, after in proposals.items()}
         best = max(counts, key=lambda rule: (kept[rule], counts[rule]), default=None)
-        if best is None or counts[best] <= len(current) - len(astray) or len(rules) == _MOST_RULES:
+        if best is None or counts[best] <= len(current) - len(astray) or len(rules) == _MAX_RULES:
             return ()
         rules.append(best)
         current = proposals[best]

@@ -28,7 +28,7 @@ from tests.limits import PATIENCE
 from tests.trainer.models.conftest import composed
 from trainer import rehearsal
 from trainer.checkpoints.manifest import Manifest, Position, World
-from trainer.checkpoints.peers import Alone
+from trainer.checkpoints.peers import SingleProcess
 from trainer.checkpoints.writer import Snapshot, write_files
 from trainer.data.template_faults import unread_faults
 from trainer.engines.torch.engine import TorchEngine
@@ -141,8 +141,8 @@ def prepared(directory: Path, run_dir: Path, *overrides: str) -> tuple[TorchEngi
 
 def rehearse(engine: TorchEngine, run: RunDir, steps: int = 6) -> str | None:
     place = Path(engine.config.model.path or "")
-    beside = rehearsal.rehearse(engine.config, run, engine, Alone(), engine.tokenizer, place)
-    return rehearsal.check_room(engine.config, run, engine, Alone(), place, steps, beside)
+    beside = rehearsal.rehearse(engine.config, run, engine, SingleProcess(), engine.tokenizer, place)
+    return rehearsal.check_room(engine.config, run, engine, SingleProcess(), place, steps, beside)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -261,7 +261,7 @@ class Recorded:
     def __init__(self, other: Any) -> None:
         self.other = other
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value, self.other]
 
 

@@ -16,7 +16,7 @@ from launcher.config.schema import Config, model_processes, world_size
 from launcher.errors import TrntuneError
 from launcher.paths import shown
 from launcher.run_dir.config_diff import ALLOW, config_sha256, fixed_part, since, under
-from trainer.checkpoints.manifest import Invalid, Manifest, Position, World
+from trainer.checkpoints.manifest import InvalidCheckpointError, Manifest, Position, World
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.store import Rejected, Selection, Store
 from trainer.checkpoints.writer import Outcome, Snapshot, Writer
@@ -81,17 +81,17 @@ def world_of(config: Config) -> World:
 
 
 def refuse_other(manifest: Manifest, config: Config, wanted: dict[str, Any]) -> None:
-    """Raise Invalid for a checkpoint of another run, or of processes that this run doesn't have."""
+    """Raise InvalidCheckpointError for a checkpoint of another run, or of processes that this run doesn't have."""
     recorded = since(manifest.identity)
     for key in wanted.keys() | recorded.keys():
         here, there = wanted.get(key), recorded.get(key)
         if here != there:
-            raise Invalid(f"it is of another run: {key} is {there} there, {here} here")
+            raise InvalidCheckpointError(f"it is of another run: {key} is {there} there, {here} here")
     world = world_of(config)
     may_differ = model_processes(config) == 1 == manifest.world.tensor_parallel * manifest.world.pipeline_parallel
     allowed = under("parallelism.data_parallel", config.training.allow_config_change)
     if manifest.world != world and not (may_differ and allowed):
-        raise Invalid(
+        raise InvalidCheckpointError(
             f"it was written by {manifest.world.size} processes, this run has {world.size}"
             + (f" ({ALLOW}=[parallelism] takes it)" if may_differ else "")
         )
@@ -131,7 +131,7 @@ class Checkpointer:
         Raises TrntuneError when there are checkpoints and none can be used. Rank 0 looks, the others follow it.
         """
         mine = self._select() if self.peers.rank == 0 else None
-        selection: Selection = self.peers.exchange(mine)[0]
+        selection: Selection = self.peers.all_gather(mine)[0]
         if selection.directory is None or selection.manifest is None:
             if selection.rejected:
                 raise TrntuneError(self._none_left(selection.rejected))

@@ -14,7 +14,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 
-class Invalid(Exception):
+class InvalidCheckpointError(Exception):
     """Why a directory is no checkpoint that can be used."""
 
 
@@ -71,38 +71,38 @@ def to_text(manifest: Manifest) -> str:
 
 
 def from_text(text: str) -> Manifest:
-    """Raises Invalid for anything but a whole manifest of this format."""
+    """Raises InvalidCheckpointError for anything but a whole manifest of this format."""
     try:
         content = json.loads(text)
         checksum = content.pop("sha256")
         if content.get("format") != FORMAT:
-            raise Invalid(f"{MANIFEST} has format {content.get('format')}, this version reads {FORMAT}")
+            raise InvalidCheckpointError(f"{MANIFEST} has format {content.get('format')}, this version reads {FORMAT}")
         if checksum != _checksum(content):
-            raise Invalid(f"{MANIFEST} is damaged: its checksum is another one")
+            raise InvalidCheckpointError(f"{MANIFEST} is damaged: its checksum is another one")
         del content["format"]
         content["position"] = Position(**content["position"])
         content["world"] = World(**content["world"])
         content["files"] = {name: FileEntry(**entry) for name, entry in content["files"].items()}
         return Manifest(**content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Invalid(f"{MANIFEST} is damaged ({type(error).__name__})") from None
+        raise InvalidCheckpointError(f"{MANIFEST} is damaged ({type(error).__name__})") from None
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of a directory. Raises Invalid when it has none, or one of another step."""
+    """The manifest of a directory. Raises InvalidCheckpointError when it has none, or one of another step."""
     try:
         text = (directory / MANIFEST).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise Invalid(f"it has no {MANIFEST}: it was never finished") from None
+        raise InvalidCheckpointError(f"it has no {MANIFEST}: it was never finished") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"{MANIFEST} can't be read ({error})") from None
+        raise InvalidCheckpointError(f"{MANIFEST} can't be read ({error})") from None
     manifest = from_text(text)
     if directory.name != f"step-{manifest.step}":
-        raise Invalid(f"{MANIFEST} is of step {manifest.step}")
+        raise InvalidCheckpointError(f"{MANIFEST} is of step {manifest.step}")
     for name in manifest.files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise Invalid(f"{MANIFEST} names {name}, which is not in the checkpoint")
+            raise InvalidCheckpointError(f"{MANIFEST} names {name}, which is not in the checkpoint")
     return manifest
 
 
@@ -114,13 +114,13 @@ def verify(directory: Path, contents: bool) -> Manifest:
         try:
             size = file.stat().st_size
             if size != entry.bytes:
-                raise Invalid(f"{name} has {size:,} bytes, not {entry.bytes:,}")
+                raise InvalidCheckpointError(f"{name} has {size:,} bytes, not {entry.bytes:,}")
             if contents and digest(file) != entry.sha256:
-                raise Invalid(f"{name} is damaged: its SHA-256 is another one")
+                raise InvalidCheckpointError(f"{name} is damaged: its SHA-256 is another one")
         except FileNotFoundError:
-            raise Invalid(f"{name} is missing") from None
+            raise InvalidCheckpointError(f"{name} is missing") from None
         except OSError as error:
-            raise Invalid(f"{name} can't be read ({error.strerror})") from None
+            raise InvalidCheckpointError(f"{name} can't be read ({error.strerror})") from None
     return manifest
 
 

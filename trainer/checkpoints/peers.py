@@ -10,15 +10,15 @@ class Peers(Protocol):
 
     rank: int
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """The values of all ranks, by rank. Blocks until every rank has called."""
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank = 0
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value]

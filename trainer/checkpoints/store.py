@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher.run_dir.reached import checkpoint_steps
 from trainer.checkpoints.durable import sync_directory
-from trainer.checkpoints.manifest import MANIFEST, Invalid, Manifest, to_text, verify
+from trainer.checkpoints.manifest import MANIFEST, InvalidCheckpointError, Manifest, to_text, verify
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Store:
     def select(self, usable: Callable[[Manifest], None]) -> Selection:
         """The newest checkpoint whose every byte is as its manifest says, and that ``usable`` does not refuse.
 
-        ``usable`` raises Invalid. Nothing is changed on disk.
+        ``usable`` raises InvalidCheckpointError. Nothing is changed on disk.
         """
         rejected = []
         for step in reversed(self.steps()):
@@ -97,7 +97,7 @@ class Store:
             try:
                 manifest = verify(directory, contents=True)
                 usable(manifest)
-            except Invalid as error:
+            except InvalidCheckpointError as error:
                 rejected.append(Rejected(directory, str(error)))
                 continue
             return Selection(directory, manifest, tuple(rejected))

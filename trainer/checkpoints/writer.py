@@ -124,7 +124,7 @@ def together(peers: Peers, action: Callable[[], Result]) -> list[Result]:
     except (OSError, SafetensorError, NotFiniteWeights) as error:
         failure = str(error)
     try:
-        answers = peers.exchange((result, failure))
+        answers = peers.all_gather((result, failure))
     except RuntimeError as error:
         raise PartFailed(f"another process of the run is gone ({str(error).partition(chr(10))[0]})") from None
     failures = [f"rank {rank}: {why}" if len(answers) > 1 else why for rank, (_, why) in enumerate(answers) if why]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import Config, world_size
-from launcher.errors import SUSPENDED, Suspended, TrntuneError
+from launcher.errors import SUSPENDED, SuspendedError, TrntuneError
 from launcher.executors.local import (
     available_cpus,
     child_environment,
@@ -127,7 +127,9 @@ def _run_tool(command: list[str], processes: int) -> int:
                     kill_session(child.pid)
                 time.sleep(POLL_SECONDS)
         if interrupts.count and interrupts.exit_code == SUSPENDED:
-            raise Suspended("stopped: graphs that are compiled stay in the cache; start it again to compile the rest")
+            raise SuspendedError(
+                "stopped: graphs that are compiled stay in the cache; start it again to compile the rest"
+            )
         if interrupts.count:
             raise KeyboardInterrupt
         return child.returncode

@@ -21,7 +21,7 @@ from launcher.run_dir.layout import RunDir
 from trainer.compilation import record
 from trainer.compilation.cache import Module, busy_seconds, compiled
 from trainer.compilation.trial import tracing
-from trainer.engines.base import Observer, StepReport
+from trainer.engines.base import StepReport, TrainingCallback
 from trainer.metrics.throughput import Stopwatch
 from trainer.signals import Stop
 
@@ -92,7 +92,7 @@ class Graphs:
 class Watched:
     """An observer of the training that looks for new graphs after each step and each evaluation."""
 
-    observer: Observer
+    observer: TrainingCallback
     graphs: Graphs
 
     def on_step(self, report: StepReport) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from launcher.errors import Suspended, TrntuneError, in_first_line
+from launcher.errors import SuspendedError, TrntuneError, in_first_line
 from trainer.data.conversations import ChatRow, Message
-from trainer.data.rows import BadRow
+from trainer.data.rows import BadRowError
 from trainer.data.template_faults import NO_QUESTION, chosen_template, template_fault
 from trainer.data.turn_end import PROBE, QUESTION, added_tokens, leading
 
@@ -77,7 +77,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], prompt: bool = False, plain: bool = False) -> str:
         """The text of ``messages``; ``prompt``: with what generation begins with; ``plain``: without enable_thinking.
-        Raises BadRow with the template's reason when it refuses them."""
+        Raises BadRowError with the template's reason when it refuses them."""
         try:
             # As apply_chat_template calls it, which for each text looks for the names of all special tokens anew.
             found: Any = render_jinja_template(
@@ -86,10 +86,10 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **{**self._variables, **self._settings(plain)},
             )
-        except Suspended:  # a signal came
+        except SuspendedError:  # a signal came
             raise
         except Exception as error:  # a template is a program of others: it may raise anything
-            raise BadRow(f"the chat template refuses it: {in_first_line(error)}") from error
+            raise BadRowError(f"the chat template refuses it: {in_first_line(error)}") from error
         return str(found[0][0])
 
     def _settings(self, plain: bool) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class ChatTemplate:
         asked, answered = {"role": "user", "content": QUESTION}, {"role": "assistant", "content": PROBE}
         try:
             text, prompt = self.render([asked, answered]), self.render([asked], prompt=True)
-        except BadRow as problem:
+        except BadRowError as problem:
             fault = template_fault(self.tokenizer, problem.__cause__ or problem)
             raise TrntuneError(
                 f"the model's chat template can't write a question and its answer: {fault}; correct it, or give "
@@ -122,7 +122,7 @@ class ChatTemplate:
             )
         try:
             longer = self.render([asked, answered, asked, {"role": "assistant", "content": "b"}])
-        except BadRow:
+        except BadRowError:
             return end, None
         return end, leading(self._added, longer.partition(PROBE)[2])
 
@@ -144,11 +144,11 @@ class ChatTemplate:
         return self.render(self._guarded(row.messages[:-1]), prompt=True)
 
     def rendered(self, row: ChatRow) -> Rendered:
-        """The text of a row with its answers. Raises BadRow for what the template doesn't write as it is."""
+        """The text of a row with its answers. Raises BadRowError for what the template doesn't write as it is."""
         messages = self._guarded(row.messages)
         text = self.render(messages)
         if len(row.trained) > 1 and self._inner_end != self.end:
-            raise BadRow(
+            raise BadRowError(
                 f"the chat template ends its last answer with {self.end} and others with "
                 f"{self._inner_end or 'no token'}, so only conversations with one answer can be trained on"
             )
@@ -162,16 +162,16 @@ class ChatTemplate:
         """Where the answer at ``place`` begins and where its end token ends."""
         begin = self._begin(messages, place, text)
         if begin is None:
-            raise BadRow(
+            raise BadRowError(
                 f"turn {place + 1}: what the chat template writes before this answer isn't how it writes the whole "
                 "conversation, so the answer can't be told from the prompt"
             )
         stop = text.find(self.end, begin)
         if stop < 0:
-            raise BadRow(f"turn {place + 1}: the chat template writes no {self.end} after this answer")
+            raise BadRowError(f"turn {place + 1}: the chat template writes no {self.end} after this answer")
         before = self._before(messages[place], text[begin:stop].strip(), place, noted)
         if before and self._control.search(before):
-            raise BadRow(
+            raise BadRowError(
                 f"turn {place + 1}: the chat template writes a control token into the answer: {_short(before)!r}"
             )
         if before:
@@ -190,7 +190,7 @@ class ChatTemplate:
             content = content.rpartition(_THINK_END)[2].strip()
             noted.add("thinking")
         if not answer.endswith(content):
-            raise BadRow(f"turn {place + 1}: the chat template doesn't write this answer as it is")
+            raise BadRowError(f"turn {place + 1}: the chat template doesn't write this answer as it is")
         before = answer[: len(answer) - len(content)].strip()
         if thinking and thinking not in before:
             noted.add("thinking")
@@ -212,12 +212,12 @@ class ChatTemplate:
 
     def _guard(self, text: str) -> str:
         if not text.isascii() and _PRIVATE.search(text):
-            raise BadRow("holds a private character of plane 15, which stands for control tokens here")
+            raise BadRowError("holds a private character of plane 15, which stands for control tokens here")
         guarded = text
         if any(sign in text for sign in self._first_signs):
             guarded = self._control.sub(lambda found: chr(_PLANE + self.specials.index(found.group())), text)
         if self.end in guarded:
-            raise BadRow(f"holds {self.end}, which ends an answer, and which the tokenizer never reads as text")
+            raise BadRowError(f"holds {self.end}, which ends an answer, and which the tokenizer never reads as text")
         return guarded
 
     def pieces(self, text: str) -> list[tuple[str, bool]]:

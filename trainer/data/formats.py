@@ -13,7 +13,7 @@ from launcher.data.files import template_fields
 from launcher.errors import TrntuneError, first, nearest
 from trainer.data.conversations import conversation, turns
 from trainer.data.rows import (
-    BadRow,
+    BadRowError,
     InstructionRow,
     Parse,
     Row,
@@ -28,7 +28,7 @@ from trainer.data.rows import (
 
 SAMPLE = 100
 """Rows that are looked at."""
-_MOST_NAMES = 40
+_MAX_NAMES = 40
 _TURNS = ("messages", "conversations", "conversation")
 _TEXT, _LIST = "text", "list"
 # How to take a field that looks like a context.
@@ -210,7 +210,7 @@ def _has_turns(value: Any, key: str) -> bool:
 
 
 def _named(records: Sequence[Mapping[str, Any]]) -> str:
-    return first(list(dict.fromkeys(name for record in records for name in record)), _MOST_NAMES) or "none"
+    return first(list(dict.fromkeys(name for record in records for name in record)), _MAX_NAMES) or "none"
 
 
 def _flat(record: Mapping[str, Any], whole: Collection[str]) -> dict[str, Any]:
@@ -288,7 +288,7 @@ def parser(found: Found, dataset: DatasetConfig, columns: ColumnsConfig) -> Pars
 
 def _refuse_tools(record: Mapping[str, Any]) -> None:
     if record.get("tools"):
-        raise BadRow("has 'tools', and calls of tools aren't trained on yet")
+        raise BadRowError("has 'tools', and calls of tools aren't trained on yet")
 
 
 def _conversations(found: Found, dataset: DatasetConfig) -> Parse:
@@ -297,7 +297,7 @@ def _conversations(found: Found, dataset: DatasetConfig) -> Parse:
     def parse(record: dict[str, Any], line: int) -> Row:
         _refuse_tools(record)
         if name not in record:
-            raise BadRow(
+            raise BadRowError(
                 f"no field {name!r} (there are: {', '.join(map(repr, record)) or 'none'}); "
                 "another name is dataset.columns.messages=NAME"
             )
@@ -346,7 +346,7 @@ def _value(record: Mapping[str, Any], name: str) -> str:
     if name not in record or not isinstance(record[name], str):
         missing = f"is missing ({among(name, record)})"
         what = f"must be text, not {type(record[name]).__name__}" if name in record else missing
-        raise BadRow(f"field {name!r}, which dataset.prompt_template names, {what}")
+        raise BadRowError(f"field {name!r}, which dataset.prompt_template names, {what}")
     return encodable(record[name], name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.errors import Suspended, TrntuneError
+from launcher.errors import SuspendedError, TrntuneError
 from trainer.data.formats import PairRow, TextRow
 from trainer.data.rows import InstructionRow, Row
 from trainer.data.template_faults import chosen_template, template_fault
@@ -43,7 +43,7 @@ def chat(row: InstructionRow, tokenizer: Any) -> tuple[str, str]:
     asked = [{"role": "user", "content": question}]
     try:
         prompt: str = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-    except Suspended:  # a signal came
+    except SuspendedError:  # a signal came
         raise
     except Exception as error:  # a template is a program of others: it may raise anything
         fault = template_fault(tokenizer, error)

@@ -21,7 +21,7 @@ _CONTEXTS = frozenset(
         *("paragraphs", "article", "background", "excerpt", "evidence", "knowledge"),
     )
 )
-_MOST_FIELDS = 1000
+_MAX_FIELDS = 1000
 """names that are remembered: a file may have another for each row"""
 _BOM = b"\xef\xbb\xbf"
 
@@ -66,10 +66,10 @@ class InstructionRow:
 Located = tuple[int, Row]
 """Byte offset of a row's line, and the row."""
 Parse = Callable[[dict[str, Any], int], Row]
-"""From a record and its line to a row. Raises BadRow."""
+"""From a record and its line to a row. Raises BadRowError."""
 
 
-class BadRow(Exception):
+class BadRowError(Exception):
     """Why one row can't be used."""
 
 
@@ -140,7 +140,7 @@ class JsonLines:
                 record = lifted(_parse(line), self.nested)
                 self._wanted_seen |= self.uses.wanted in record
                 row = self._to_row(record, number)
-            except BadRow as problem:
+            except BadRowError as problem:
                 self._skip(number, problem)
                 continue
             rows += 1
@@ -158,10 +158,10 @@ class JsonLines:
     def _measure(self, record: dict[str, Any]) -> None:
         sizes = self._sizes
         for name, value in record.items():
-            if name in sizes or len(sizes) < _MOST_FIELDS:
+            if name in sizes or len(sizes) < _MAX_FIELDS:
                 sizes[name] = sizes.get(name, 0) + (len(value) if type(value) is str else _text_size(value))
 
-    def _skip(self, number: int, problem: BadRow) -> None:
+    def _skip(self, number: int, problem: BadRowError) -> None:
         if self.on_bad_row == "stop":
             raise TrntuneError(
                 f"{self.place(number)}: {problem}; fix the row, or leave such rows out with dataset.on_bad_row=skip"
@@ -253,7 +253,7 @@ def read_at(path: Path, parse: Parse, places: Sequence[tuple[int, int]], nested:
             return [_row_at(stream, parse, nested, *place) for place in places]
     except OSError as error:
         raise _unreadable(path, error) from None
-    except BadRow:
+    except BadRowError:
         raise TrntuneError(f"{path} was changed while it was in use; start the run again") from None
 
 
@@ -269,7 +269,7 @@ def first_records(path: Path, most: int, nested: Sequence[str] = ()) -> list[dic
     for _, _, line in _lines(path):
         try:
             found.append(lifted(_parse(line), nested))
-        except BadRow:
+        except BadRowError:
             continue
         if len(found) == most:
             break
@@ -299,13 +299,13 @@ def _parse(line: bytes) -> dict[str, Any]:
     try:
         record = _loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadRow(f"not UTF-8 (byte {error.start + 1} of the line)") from None
+        raise BadRowError(f"not UTF-8 (byte {error.start + 1} of the line)") from None
     except (ValueError, RecursionError) as error:  # ValueError: also a number of too many digits for Python
-        raise BadRow(f"not JSON ({error})") from None
+        raise BadRowError(f"not JSON ({error})") from None
     if not isinstance(record, dict):
-        raise BadRow(f"a JSON object is wanted, not {type(record).__name__}")
+        raise BadRowError(f"a JSON object is wanted, not {type(record).__name__}")
     if BROKEN in record:
-        raise BadRow(str(record[BROKEN]))
+        raise BadRowError(str(record[BROKEN]))
     return record
 
 
@@ -324,7 +324,7 @@ def _loads(text: str) -> Any:
 def _to_row(record: dict[str, Any], columns: ColumnsConfig, line: int) -> InstructionRow:
     context = None if columns.context is None else record.get(columns.context)
     if context is not None and not isinstance(context, str):
-        raise BadRow(f"field {columns.context!r} must be text, not {type(context).__name__}")
+        raise BadRowError(f"field {columns.context!r} must be text, not {type(context).__name__}")
     return InstructionRow(
         instruction=text_of(record, columns.instruction, "instruction"),
         context=encodable(context or "", columns.context or ""),
@@ -334,14 +334,14 @@ def _to_row(record: dict[str, Any], columns: ColumnsConfig, line: int) -> Instru
 
 
 def text_of(record: dict[str, Any], name: str, role: str) -> str:
-    """The required text field ``name``, which dataset.columns.``role`` names. Raises BadRow."""
+    """The required text field ``name``, which dataset.columns.``role`` names. Raises BadRowError."""
     if name not in record:
-        raise BadRow(f"no field {name!r} ({among(name, record)}); another name is dataset.columns.{role}=NAME")
+        raise BadRowError(f"no field {name!r} ({among(name, record)}); another name is dataset.columns.{role}=NAME")
     value = record[name]
     if not isinstance(value, str):
-        raise BadRow(f"field {name!r} must be text, not {type(value).__name__}")
+        raise BadRowError(f"field {name!r} must be text, not {type(value).__name__}")
     if not value.strip():
-        raise BadRow(f"field {name!r} is empty")
+        raise BadRowError(f"field {name!r} is empty")
     return encodable(value, name)
 
 
@@ -373,5 +373,5 @@ def encodable(value: str, name: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise BadRow(f"field {name!r} holds a lone surrogate, which is no character") from None
+        raise BadRowError(f"field {name!r} holds a lone surrogate, which is no character") from None
     return value

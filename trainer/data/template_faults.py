@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import Suspended, TrntuneError, in_one_line
+from launcher.errors import SuspendedError, TrntuneError, in_one_line
 from launcher.model_dir.chat_templates import FILE, FOLDER, SETTINGS
 from trainer.data.turn_end import QUESTION, tried
 
@@ -44,7 +44,7 @@ def unread_faults(tokenizer: Any) -> list[str]:
     for name, template in (found if isinstance(found, dict) else {"default": found}).items():
         try:
             render_jinja_template(conversations=[], chat_template=template)
-        except Suspended:  # a signal came
+        except SuspendedError:  # a signal came
             raise
         except Exception as error:  # of jinja, or of what isn't text
             fault = template_fault(tokenizer, error, name)

@@ -18,7 +18,7 @@ from launcher.errors import TrntuneError
 from trainer.data.conversations import ChatRow
 from trainer.data.formats import PairRow, TextRow
 from trainer.data.prompts import render
-from trainer.data.rows import BadRow, Row
+from trainer.data.rows import BadRowError, Row
 from trainer.data.template_faults import refuse_without_question
 from trainer.data.turn_end import turn_end
 
@@ -127,11 +127,11 @@ class Encoder:
         return []
 
     def prepared(self, row: Row) -> Row:
-        """The row, when it can be encoded. Raises BadRow."""
+        """The row, when it can be encoded. Raises BadRowError."""
         if self.control is None and isinstance(row, PairRow | TextRow):
             found = self._control.search(f"{row.instruction}\n{row.response}")
             if found:
-                raise BadRow(
+                raise BadRowError(
                     f"holds {found.group()}, a control token of the tokenizer: dataset.control_tokens=read takes it as "
                     "one, dataset.control_tokens=text as its characters"
                 )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.errors import Suspended
+from launcher.errors import SuspendedError
 
 QUESTION, PROBE = "qzxw", "qzxv"
 """Stand for a question and an answer in what a template is tried with."""
@@ -20,7 +20,7 @@ def tried(tokenizer: Any, messages: list[dict[str, str]], add_generation_prompt:
         return None
     try:
         text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except Suspended:  # a signal came
+    except SuspendedError:  # a signal came
         raise
     except Exception:  # a template is a program of others
         return None

@@ -46,11 +46,11 @@ class StepReport:
     """indices of the training rows, all replicas together, in order"""
 
 
-class NotFinite(TrntuneError):
+class NonFiniteLossError(TrntuneError):
     """A step gave a loss or a gradient that is no number; the weights are those of the step before."""
 
 
-class Observer(Protocol):
+class TrainingCallback(Protocol):
     """What the engine tells while it trains."""
 
     def on_step(self, report: StepReport) -> None: ...
@@ -157,7 +157,7 @@ class Engine(Protocol):
         ...
 
     def fit(
-        self, rows: Rows, eval_rows: Rows, observer: Observer, checkpoints: Checkpoints, stopwatch: Stopwatch
+        self, rows: Rows, eval_rows: Rows, observer: TrainingCallback, checkpoints: Checkpoints, stopwatch: Stopwatch
     ) -> FitResult:
         """Train from the beginning, or from where ``checkpoints.resumed`` stands, until the steps are done, evaluation
         stops improving, or a stop is asked for. Evaluations and saves in between are counted in the stopwatch's parts

@@ -14,7 +14,7 @@ class GlooPeers:
         self.rank = rank
         self._group = dist.new_group(backend="gloo")
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(values, value, group=self._group)
         return values

@@ -20,13 +20,13 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Pret
 VOCABULARY = 99
 WINDOW = 8
 """positions: what windows and chunks of attention are shrunk to"""
-_MOST_LAYERS = 6
+_MAX_LAYERS = 6
 _POSITIONS = 512
 POSITIONS = (
     *("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "context_length", "max_target_positions"),
 )
 """transformers' names for how many positions a model has, or was trained on"""
-_MOST_PARAMETERS = 5_000_000
+_MAX_PARAMETERS = 5_000_000
 
 # transformers' names for the sizes of a model, over all families.
 _SIZES: dict[str, int] = {
@@ -190,7 +190,7 @@ def _layers(settings: dict[str, Any]) -> dict[str, Any]:
     kinds: dict[str, int] = {}
     for index in range(count):
         kinds.setdefault(repr([value[index] for value in lists.values()]), index)
-    chosen = sorted(kinds.values())[:_MOST_LAYERS]
+    chosen = sorted(kinds.values())[:_MAX_LAYERS]
     while len(chosen) < min(2, count):
         chosen = sorted({*chosen, next(index for index in range(count) if index not in chosen)})
     found: dict[str, Any] = {name: len(chosen) for name in names}
@@ -205,7 +205,7 @@ def small_model(config: PretrainedConfig, attention: str, trust_remote_code: boo
     Layers begin with weights of zero and of one that would hide what a setting does: all are moved. The caller's
     random numbers stay as they are. Raises ValueError where a size of the family has a name that isn't known here.
     """
-    if (count := _parameters(config, trust_remote_code)) > _MOST_PARAMETERS:
+    if (count := _parameters(config, trust_remote_code)) > _MAX_PARAMETERS:
         raise ValueError(f"{type(config).__name__} stays at {count:,} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -45,8 +45,8 @@ xml.etree.ElementTree xml.sax xml.sax.handler xml.sax.saxutils xmlrpc.client xml
 zlib zoneinfo
 """.split()  # noqa: SIM905 - a list would be 200 lines
 
-_FEWEST_WORDS = 4
-_MOST_WORDS = 60
+_MIN_WORDS = 4
+_MAX_WORDS = 60
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 # A default that is a path names where this interpreter is installed: pydoc.Doc.getdocloc's, for one.
 _PATH = re.compile(r"""['"]/[^'"]""")
@@ -105,15 +105,15 @@ def summary(docstring: str) -> str:
     if lines and _SIGNATURE_LINE.match(lines[0].strip()):
         paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", "\n".join(lines[1:]).strip())]
     text = paragraphs[0] if paragraphs else ""
-    if len(text.split()) < _FEWEST_WORDS or _ADDRESS.search(text):
+    if len(text.split()) < _MIN_WORDS or _ADDRESS.search(text):
         return ""
     kept = ""
     for sentence in _SENTENCE_END.split(text):
         longer = f"{kept} {sentence}".strip()
-        if kept and len(longer.split()) > _MOST_WORDS:
+        if kept and len(longer.split()) > _MAX_WORDS:
             break
         kept = longer
-    return " ".join(kept.split()[:_MOST_WORDS])
+    return " ".join(kept.split()[:_MAX_WORDS])
 
 
 def _documented() -> Iterator[tuple[str, Any]]:

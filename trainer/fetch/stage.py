@@ -32,7 +32,7 @@ _FORMAT = 1
 _LARGE = 32 << 20
 """Bytes of a data set that is tokenized here, where no accelerator waits. A smaller one takes the training stage less
 time than importing transformers once more."""
-_FEWEST_TOKENS = 8
+_MIN_TOKENS = 8
 """of an instruction with its prompt"""
 
 
@@ -101,7 +101,7 @@ def _fewest(config: Config, source: Source, used: int) -> int:
     if config.dataset.too_long == "drop":
         return 0
     instructions = source.found.format in ("instruction", "alpaca") and source.prompt_template is None
-    tokens = _FEWEST_TOKENS if instructions else 2  # one, and the one that ends it
+    tokens = _MIN_TOKENS if instructions else 2  # one, and the one that ends it
     return used * tokens // config.training.max_length if config.dataset.packing else used
 
 

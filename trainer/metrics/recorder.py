@@ -36,7 +36,7 @@ class _Last:
 
 
 class Recorder:
-    """Implements trainer.engines.base.Observer. On ranks other than 0 it only remembers the steps."""
+    """Implements trainer.engines.base.TrainingCallback. On ranks other than 0 it only remembers the steps."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from launcher.architecture.adapters import (
-    MOST_NAMES,
+    MAX_NAMES,
     Adapted,
     Modules,
     Trained,
@@ -176,7 +176,7 @@ def refuse_other(adapted: PeftModel, lora: LoraConfig, modules: Modules) -> None
     differing = sorted(set(expected.adapters) ^ set(found.adapters), key=lambda adapter: adapter.name)
     names = [adapter.name for adapter in differing] or sorted(set(expected.saved) ^ set(found.saved))
     if names:
-        shown = first(names, MOST_NAMES)
+        shown = first(names, MAX_NAMES)
         raise TrntuneError(f"lora: peft would train {shown} otherwise than the settings say: name the layers in full")
     if expected.tokens != found.tokens:
         raise TrntuneError(f"lora.trainable_token_indices: peft would train the rows {list(found.tokens)}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from launcher.errors import Suspended, TrntuneError, in_one_line
+from launcher.errors import SuspendedError, TrntuneError, in_one_line
 from launcher.model_dir.generation_config import FILE, MODEL_FILE, Changes, of_model_file, repair_of, with_ends
 from trainer.data.turn_end import ends_of
 from trainer.models.load import load_tokenizer
@@ -53,7 +53,7 @@ def _ends_text(directory: Path) -> tuple[str | None, tuple[str, ...]]:
     is that; and what to tell of it. Nothing for a directory whose tokenizer can't be loaded."""
     try:
         ends = ends_of(load_tokenizer(directory))
-    except Suspended:  # a signal came
+    except SuspendedError:  # a signal came
         raise
     except Exception:  # none there, or one that others tell of
         return None, ()

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from launcher.architecture.adapters import MOST_NAMES, Modules
+from launcher.architecture.adapters import MAX_NAMES, Modules
 from launcher.architecture.quantized import packed
 from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, first
@@ -36,7 +36,7 @@ def packed_layers(model: PreTrainedModel, modules: Modules, lora: LoraConfig) ->
     turned = [name for name in meant if isinstance(model.get_submodule(name), Conv1D)]
     if turned:
         raise TrntuneError(
-            f"lora.quantize_base: {first(turned, MOST_NAMES)} keep their weights turned (Conv1D), which isn't packed "
+            f"lora.quantize_base: {first(turned, MAX_NAMES)} keep their weights turned (Conv1D), which isn't packed "
             "here; leave it out for this family"
         )
     return meant
@@ -71,7 +71,7 @@ class Packing:
                 even.append(layer)
         if even and is_rank_zero():
             print(
-                f"note: {self.model_dir}: {first(even, MOST_NAMES)} stay as they are: their scales are all the same, "
+                f"note: {self.model_dir}: {first(even, MAX_NAMES)} stay as they are: their scales are all the same, "
                 "which bitsandbytes can't pack",
                 file=sys.stderr,
             )
@@ -99,7 +99,7 @@ class Packing:
         differing = sorted(found ^ self.meant)
         if differing:
             raise TrntuneError(
-                f"lora.quantize_base: transformers packs {first(differing, MOST_NAMES)} otherwise than the settings "
+                f"lora.quantize_base: transformers packs {first(differing, MAX_NAMES)} otherwise than the settings "
                 "say; leave it out for this family"
             )
 

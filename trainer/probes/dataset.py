@@ -27,7 +27,7 @@ from trainer.data.split import keys
 from trainer.fetch import stage as fetch
 
 # Rows that are tokenized at most; the rest is taken to be like them (they are chosen by a hash, not by their place).
-_MOST_ROWS = 5000
+_MAX_ROWS = 5000
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,8 @@ def _sample(config: Config, data: Path, tokenizer: Any) -> tuple[Corpus, int, in
     source, most = Source.of(config, data), config.dataset.max_samples
     encoder = source.encoder(tokenizer)
     lines = source.lines(encoder)
-    room = _MOST_ROWS + (config.dataset.eval_samples if source.border is None else 0)
-    train, own = Smallest(min(room, most or room)), Smallest(_MOST_ROWS)
+    room = _MAX_ROWS + (config.dataset.eval_samples if source.border is None else 0)
+    train, own = Smallest(min(room, most or room)), Smallest(_MAX_ROWS)
     for offset, row in lines:
         side = train if source.border is None or row.line < source.border else own
         side.add(keys(row, source.split_seed), (offset, row))

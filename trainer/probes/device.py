@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 _SECONDS_EACH = 0.06
-_FEWEST = 3
+_MIN_TRIES = 3
 _LONG_SECONDS = 1.0
 _ELEMENTS = 8 << 20
 
@@ -30,7 +30,7 @@ def best_seconds(work: Callable[[], object], synchronize: Callable[[], None]) ->
     if first >= _LONG_SECONDS:
         return first
     best, count, deadline = float("inf"), 0, time.perf_counter() + _SECONDS_EACH
-    while count < _FEWEST or time.perf_counter() < deadline:
+    while count < _MIN_TRIES or time.perf_counter() < deadline:
         best, count = min(best, seconds_of(work, synchronize)), count + 1
     return best
 

@@ -21,8 +21,8 @@ from launcher.run_dir.layout import RunDir, write_json
 from trainer.tracking.client import KIND, PARENT, connect, public_uri, set_environment
 
 _NAME = re.compile(r"[\w. :/-]+")
-_MOST_PARAM_CHARACTERS = 500
-_MOST_PARAMS = 100  # of one request, by MLflow's limit
+_MAX_PARAM_CHARACTERS = 500
+_MAX_PARAMS = 100  # of one request, by MLflow's limit
 _CLOSE_SECONDS = 60.0
 _SYSTEM_METRICS_SECONDS = 5
 
@@ -70,7 +70,7 @@ class Tracker:
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Log configuration values, nested ones under dotted names."""
-        from_config = {key: str(value)[:_MOST_PARAM_CHARACTERS] for key, value in flatten(params).items()}
+        from_config = {key: str(value)[:_MAX_PARAM_CHARACTERS] for key, value in flatten(params).items()}
         # MLflow refuses another value for a parameter; what was changed since is in the run's config.yaml.
         self._send(lambda: None if self._resumed else self._log_batch(params=from_config))
 
@@ -210,8 +210,8 @@ class Tracker:
         numbers = [Metric(key, value, timestamp, step) for key, value in (metrics or {}).items()]
         texts = [Param(key, value) for key, value in (params or {}).items()]
         self._client.log_batch(self.run_id, metrics=numbers)
-        for start in range(0, len(texts), _MOST_PARAMS):
-            self._client.log_batch(self.run_id, params=texts[start : start + _MOST_PARAMS])
+        for start in range(0, len(texts), _MAX_PARAMS):
+            self._client.log_batch(self.run_id, params=texts[start : start + _MAX_PARAMS])
 
     def _finish(self, status: str) -> None:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.checks.diagnostic import Problem
+from launcher.checks.diagnostic import Diagnostic
 from launcher.config.schema import ClusterConfig, Config, world_size
 from launcher.data.files import entries, is_file
 from launcher.errors import TrntuneError, UsageError
@@ -35,34 +35,34 @@ _OWN_OPTIONS = {
 }  # fmt: skip
 
 
-def check_cluster(config: Config) -> Iterator[Problem]:
+def check_cluster(config: Config) -> Iterator[Diagnostic]:
     """Settings of conf/cluster that are wrong whatever the cluster."""
     cluster = config.cluster
     if cluster.name == "local":
         if config.dry_run:
-            yield Problem("dry_run", "true", "cluster=local submits nothing", "take cluster=slurm, or plan=true")
+            yield Diagnostic("dry_run", "true", "cluster=local submits nothing", "take cluster=slurm, or plan=true")
         return
     for key in ("srun_args", "sbatch_args"):
         for option in getattr(cluster, key):
             if not re.fullmatch(_OPTION, option):
-                yield Problem(f"cluster.{key}", option, "is not --name or --name=value", "write it so")
+                yield Diagnostic(f"cluster.{key}", option, "is not --name or --name=value", "write it so")
             elif option.removeprefix("--").partition("=")[0] in _OWN_OPTIONS[key]:
                 remedy = "leave it out; nodes follow from parallelism and cluster.processes_per_node"
-                yield Problem(f"cluster.{key}", option, "is the launcher's own to set", remedy)
+                yield Diagnostic(f"cluster.{key}", option, "is the launcher's own to set", remedy)
     each, world = cluster.processes_per_node, world_size(config)
     devices = config.accelerator.devices_per_instance
     if each is None and devices is None and world > 1 and config.accelerator.device != "cpu":
         kind = "GPUs" if config.accelerator.device == "cuda" else "devices"
         why = f"{world} processes of training would all be on one node"
         remedy = f"give the {kind} that a node has, or cluster.processes_per_node"
-        yield Problem("accelerator.devices_per_instance", None, why, remedy)
+        yield Diagnostic("accelerator.devices_per_instance", None, why, remedy)
     if each is not None and devices is not None and each > devices:
         why = f"a node of {config.accelerator.name} has {devices} devices"
-        yield Problem("cluster.processes_per_node", each, why, f"nearest is {devices}")
+        yield Diagnostic("cluster.processes_per_node", each, why, f"nearest is {devices}")
     elif each is not None and world > each and world % each:
         why = f"the {world} processes of training don't fill nodes of {each}"
         best = max(n for n in range(1, each + 1) if world % n == 0)
-        yield Problem("cluster.processes_per_node", each, why, f"nearest is {best}")
+        yield Diagnostic("cluster.processes_per_node", each, why, f"nearest is {best}")
 
 
 def refuse_composition(composition: Composition) -> None:
@@ -90,10 +90,10 @@ def _is_sqlite(uri: str) -> bool:
 
 
 # What it is, where it lies, and what to do where the nodes don't see it.
-Place = tuple[str, Path, str]
+ModelLocation = tuple[str, Path, str]
 
 
-def not_below(root: Path, places: Iterable[Place], setting: str) -> list[str]:
+def not_below(root: Path, places: Iterable[ModelLocation], setting: str) -> list[str]:
     """A line for each place that doesn't lie below ``root``, which ``setting`` says is what all nodes share."""
     roots = (root, root.resolve())  # it may be a link to where the file system is mounted
     return [
@@ -104,7 +104,7 @@ def not_below(root: Path, places: Iterable[Place], setting: str) -> list[str]:
     ]
 
 
-def inputs(config: Config) -> list[Place]:
+def inputs(config: Config) -> list[ModelLocation]:
     """What a run's settings name that its jobs need."""
     dataset = config.dataset
     template = dataset.chat_template
@@ -128,7 +128,7 @@ def inputs(config: Config) -> list[Place]:
     return [(what, Path(value).expanduser().absolute(), remedy) for what, value, remedy in found if value]
 
 
-def not_shared(cluster: ClusterConfig, directory: Path, needed: Iterable[Place] = ()) -> list[str]:
+def not_shared(cluster: ClusterConfig, directory: Path, needed: Iterable[ModelLocation] = ()) -> list[str]:
     """What the nodes would not find, since it doesn't lie below cluster.shared_root; a line for each."""
     if cluster.shared_root is None:
         return []

@@ -29,7 +29,7 @@ from launcher.jobs.helper_process import python_module
 from launcher.jobs.run_stage import patience
 from launcher.jobs.variables import COMPILE, TORCHRUN_OPTIONS
 from launcher.paths import ROOT
-from launcher.run_dir.attempts import MOST_WITHOUT_PROGRESS, counted
+from launcher.run_dir.attempts import MAX_WITHOUT_PROGRESS, counted
 from launcher.run_dir.layout import RunDir, write_json
 from launcher.run_dir.lock import RunLock
 from launcher.run_dir.provenance import installed, installed_packages
@@ -164,7 +164,7 @@ class StageTask:
     def _refuse_endless(self, step: Step) -> None:
         """Training's starts without progress are counted, whichever job they belong to; every other stage begins anew
         at each start, so that none of them is progress."""
-        if self.stage != TRAIN and step.restarts >= MOST_WITHOUT_PROGRESS:
+        if self.stage != TRAIN and step.restarts >= MAX_WITHOUT_PROGRESS:
             raise TrntuneError(
                 f"stage {self.stage} was started {step.restarts} times without an end (its nodes were lost, or wanted "
                 "by others). It is not tried again: find the cause, then python -m launcher retry"

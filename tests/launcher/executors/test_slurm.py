@@ -30,7 +30,7 @@ from launcher.neuron.graphs import directory_name
 from launcher.plan import build
 from launcher.run_dir.attempts import Attempts
 from launcher.run_dir.layout import RunDir, write_atomic, write_json
-from launcher.run_dir.lock import Held, RunLock, runs
+from launcher.run_dir.lock import LockHeldError, RunLock, runs
 from tests.launcher.conftest import composition, single, slurm_commands
 from tests.launcher.run_dir.test_lock import hold
 from tests.limits import PATIENCE, until
@@ -437,7 +437,7 @@ def test_a_start_that_another_process_keeps_out_is_no_attempt(tmp_path, monkeypa
     hold(tmp_path, host="trn7")
     task = StageTask("train", str(tmp_path), str(tmp_path), 1, 1, frozen())
     for restarts in range(4):
-        with pytest.raises(Held, match="on trn7"):
+        with pytest.raises(LockHeldError, match="on trn7"):
             task._run(rendezvous.Step("1", restarts, "0", 0, "trn1"), Interrupts())
     assert [(attempt.number, attempt.outcome) for attempt in attempts.read()] == [(1, None)]
 
@@ -449,7 +449,7 @@ def test_a_job_that_is_told_to_leave_does_not_wait_for_its_directory(tmp_path, m
     hold(tmp_path, host="trn7", slurm_job_id="8")
     interrupts = Interrupts(patient=True)
     interrupts(signal.SIGTERM, None)
-    with pytest.raises(Held):
+    with pytest.raises(LockHeldError):
         StageTask("train", str(tmp_path), str(tmp_path), 1, 1, frozen())._run(
             rendezvous.Step("9", 0, "0", 0, "trn1"), interrupts
         )
@@ -604,7 +604,8 @@ def test_a_rank_that_was_cut_off_ends_when_the_run_is_taken_over(tmp_path, monke
     """A node that Slurm took for dead may be alive: two writers of the same checkpoints would lose both. What it has
     started ends with it, at once: told to leave, it would save."""
     program = (
-        "import socket, subprocess; from pathlib import Path; from launcher import lock; lock.BEAT_SECONDS = 0.2\n"
+        "import socket, subprocess; from pathlib import Path; from launcher.run_dir import lock\n"
+        "lock.HEARTBEAT_SECONDS = 0.2\n"
         "socket.gethostname = lambda: 'a-node-that-is-gone'\n"
         f"child = subprocess.Popen(['sleep', '{PATIENCE}'], start_new_session=True)\n"
         f"with lock.RunLock(Path({str(tmp_path)!r}), 'job of stage train'): print(child.pid, flush=True); child.wait()"

@@ -8,7 +8,7 @@ from launcher.app import main
 from launcher.errors import UsageError
 from launcher.jobs import helper_process
 from launcher.plan.build import known
-from launcher.sweep.parent_run import Parent, finish
+from launcher.sweep.parent_run import ParentRun, finish
 from tests.launcher.conftest import single
 
 TOKEN = "hf_abcdefghijklmnopqrstuv"
@@ -109,7 +109,7 @@ def test_a_local_model_that_cannot_be_counted_is_refused_with_the_reason(helper,
 
 def test_a_sweeps_parent_that_is_not_ended_is_told(helper, tmp_path, capfd):
     helper("raise SystemExit('ImportError: mlflow')")
-    finish(Parent("sqlite:///x.db", "e", "1"), "FINISHED", tmp_path)
+    finish(ParentRun("sqlite:///x.db", "e", "1"), "FINISHED", tmp_path)
     assert capfd.readouterr().err.splitlines() == [
         "ImportError: mlflow",
         "warning: the sweep's parent run in MLflow is not complete: trainer.tracking.sweep failed (exit code 1)",

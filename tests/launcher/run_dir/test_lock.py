@@ -16,7 +16,7 @@ import pytest
 
 from launcher.jobs import run_stage
 from launcher.run_dir import lock
-from launcher.run_dir.lock import Held, RunLock, me
+from launcher.run_dir.lock import LockHeldError, RunLock, me
 from tests.limits import PATIENCE, until
 
 
@@ -29,7 +29,7 @@ def test_a_free_directory_is_taken_and_given_back(tmp_path):
     with RunLock(tmp_path, "launch.py"):
         [holder] = json.loads((tmp_path / "run.lock").read_text())
         assert (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
-        with pytest.raises(Held, match=f"process {os.getpid()} on .* works in this directory"):
+        with pytest.raises(LockHeldError, match=f"process {os.getpid()} on .* works in this directory"):
             RunLock(tmp_path, "launch.py").acquire()
     assert (tmp_path / "run.lock").read_text() == "[]"
     with RunLock(tmp_path, "launch.py"):
@@ -40,14 +40,14 @@ def test_with_patience_it_waits_for_the_end_of_another(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.01)
     first = RunLock(tmp_path, "launch.py")
     first.acquire()
-    with pytest.raises(Held):
+    with pytest.raises(LockHeldError):
         RunLock(tmp_path, "stage fetch", patience=0.1).acquire()
     look = RunLock._take
 
     def look_then_end_the_first(self: RunLock) -> None:
         try:
             look(self)
-        except Held:
+        except LockHeldError:
             first.release()
             raise
 
@@ -60,7 +60,7 @@ def test_with_patience_it_waits_for_the_end_of_another(tmp_path, monkeypatch):
 def test_patience_ends_where_it_is_told_to_leave(tmp_path):
     hold(tmp_path, host="trn7")
     looks = iter([False, True])
-    with pytest.raises(Held):
+    with pytest.raises(LockHeldError):
         RunLock(tmp_path, "job of stage train", patience=PATIENCE, give_up=lambda: next(looks)).acquire()
     assert list(looks) == []
 
@@ -74,7 +74,7 @@ def test_only_a_job_of_slurm_waits_for_its_directory(monkeypatch):
 
 def test_a_stage_may_join_its_launcher_and_nobody_else(tmp_path):
     hold(tmp_path)
-    with pytest.raises(Held):
+    with pytest.raises(LockHeldError):
         RunLock(tmp_path, "stage train", frozenset({1})).acquire()
     with RunLock(tmp_path, "stage train", frozenset({os.getpid()})):
         assert len(json.loads((tmp_path / "run.lock").read_text())) == 2
@@ -84,7 +84,7 @@ def test_a_refusal_says_how_long_a_killed_holder_on_another_host_counts_as_alive
     hold(tmp_path, host="trn7")
     before = (tmp_path / "run.lock").stat().st_mtime - 30
     os.utime(tmp_path / "run.lock", (before, before))
-    with pytest.raises(Held) as raised:
+    with pytest.raises(LockHeldError) as raised:
         RunLock(tmp_path, "launch.py").acquire()
     found = re.search(r"or end it; if it was killed, or its machine is gone, try again in (\d+) s", str(raised.value))
     assert found is not None
@@ -114,7 +114,7 @@ def test_a_dead_holder_on_this_host_is_not_in_the_way(tmp_path, changes):
 
 def test_a_holder_on_another_host_is_alive_while_it_touches_the_file(tmp_path):
     hold(tmp_path, host="trn-7", pid=123456)
-    with pytest.raises(Held, match="process 123456 on trn-7"):
+    with pytest.raises(LockHeldError, match="process 123456 on trn-7"):
         RunLock(tmp_path, "launch.py").acquire()
     long_ago = time.time() - lock.STALE_SECONDS - 5
     os.utime(tmp_path / "run.lock", (long_ago, long_ago))
@@ -125,7 +125,7 @@ def test_a_holder_on_another_host_is_alive_while_it_touches_the_file(tmp_path):
 def test_a_job_that_slurm_starts_anew_takes_over_from_its_lost_node(tmp_path, monkeypatch):
     hold(tmp_path, host="trn-7", slurm_job_id="42")
     monkeypatch.setenv("SLURM_JOB_ID", "43")
-    with pytest.raises(Held):
+    with pytest.raises(LockHeldError):
         RunLock(tmp_path, "launch.py").acquire()
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     with RunLock(tmp_path, "launch.py"):
@@ -133,7 +133,7 @@ def test_a_job_that_slurm_starts_anew_takes_over_from_its_lost_node(tmp_path, mo
 
 
 def test_the_holder_touches_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
     with RunLock(tmp_path, "launch.py") as held:
         os.utime(held.file, (1, 1))
         until(lambda: held.file.stat().st_mtime >= 2)

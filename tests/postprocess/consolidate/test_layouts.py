@@ -12,7 +12,7 @@ import torch
 from launcher.errors import TrntuneError
 from postprocess.consolidate.layout import logical_tensors
 from postprocess.consolidate.metadata import read_metadata
-from postprocess.consolidate.shards import Stored
+from postprocess.consolidate.shards import ShardTensor
 from tests.postprocess.consolidate.neuron_shards import Tensors, consolidated_by_optimum_neuron, digests
 
 HIDDEN, HEAD, RANK = 24, 4, 3
@@ -96,12 +96,12 @@ def metadata(
 def ours(ranks: list[Tensors], content: dict[str, Any], directory: Path, adapter: str | None) -> Tensors:
     path = directory / "mp_metadata_pp_rank_0.json"
     path.write_text(json.dumps(content))
-    stored = {name: Stored(tuple(tensor.shape), tensor.dtype) for name, tensor in ranks[0].items()}
+    stored = {name: ShardTensor(tuple(tensor.shape), tensor.dtype) for name, tensor in ranks[0].items()}
     found = {}
     for tensor in logical_tensors(0, read_metadata(path, adapter), stored):
         parts = [rank[tensor.saved] for rank in ranks]
         found[tensor.name] = tensor.assemble(parts)
-        planned = tensor.stored([Stored(tuple(part.shape), part.dtype) for part in parts])
+        planned = tensor.stored([ShardTensor(tuple(part.shape), part.dtype) for part in parts])
         assert tuple(found[tensor.name].shape) == planned.shape
     return found
 

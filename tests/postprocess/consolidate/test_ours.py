@@ -20,7 +20,7 @@ from postprocess.consolidate.run import consolidate
 from postprocess.consolidate.shards import RankShard
 from tests.postprocess.consolidate.neuron_shards import DATA, SHARDS
 from trainer.checkpoints.manifest import Manifest, Position, World
-from trainer.checkpoints.peers import Alone
+from trainer.checkpoints.peers import SingleProcess
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.writer import Snapshot, write
 from trainer.models.fingerprint import fingerprint
@@ -99,7 +99,7 @@ def test_replicas_that_differ_are_refused(tmp_path: Path, sharded: tuple[str, Pa
 def checkpoint(root: Path, name: str, identity: dict[str, Any] | None = None) -> Path:
     manifest = Manifest(4, 0.5, Position(0, 4), World(2, 1, 2, 1), identity or {}, "0", {}, "", {})
     snapshot = Snapshot(manifest, rank_tensors(name), documents(name))
-    outcome = write(snapshot, Store(root), Alone(), keep=1)
+    outcome = write(snapshot, Store(root), SingleProcess(), keep=1)
     assert outcome.failure is None
     return root / "step-4"
 

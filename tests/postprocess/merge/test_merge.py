@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from launcher.errors import TrntuneError
-from postprocess.generate.models import Place
+from postprocess.generate.models import ModelLocation
 from postprocess.merge import MergeOptions, merge, run
 from postprocess.merge import write as merge_write
 from postprocess.merge.__main__ import main
@@ -283,7 +283,7 @@ def test_a_part_of_a_tokenizer_beside_the_adapter_is_none(tmp_path: Path, capsys
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("Paris")["input_ids"] == [2]
     assert json.loads((tmp_path / "out" / "merge.json").read_text())["tokenizer"]["from"] == "base"
-    assert Place(base, adapter, None, "plain", None).tokenizer == base
+    assert ModelLocation(base, adapter, None, "plain", None).tokenizer == base
 
 
 def test_a_tokenizer_that_is_copied_wrong_is_no_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from trainer.checkpoints import durable
 from trainer.checkpoints.manifest import Manifest, Position, World
-from trainer.checkpoints.peers import Alone
+from trainer.checkpoints.peers import SingleProcess
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.writer import Outcome, Snapshot, Writer, write
 
@@ -85,7 +85,7 @@ def newest(root: Path) -> tuple[int, float]:
 def prepared(root: Path) -> Path:
     """Two checkpoints, as retention leaves them."""
     for step in (1, 2):
-        assert write(snapshot(step), Store(root), Alone(), keep=2).failure is None
+        assert write(snapshot(step), Store(root), SingleProcess(), keep=2).failure is None
     return root
 
 
@@ -93,7 +93,7 @@ def count_operations(root: Path) -> int:
     def save() -> int:
         operations = Operations(None, kill_self)
         operations.install()
-        write(snapshot(3), Store(root), Alone(), keep=2)
+        write(snapshot(3), Store(root), SingleProcess(), keep=2)
         return operations.count
 
     return os.waitstatus_to_exitcode(in_child(save))
@@ -110,7 +110,7 @@ def test_killed_at_every_file_operation_of_a_save(tmp_path):
 
         def save(root: Path = root, number: int = number) -> int:
             Operations(number, kill_self).install()
-            write(snapshot(3), Store(root), Alone(), keep=2)
+            write(snapshot(3), Store(root), SingleProcess(), keep=2)
             return 0
 
         status = in_child(save)
@@ -121,7 +121,7 @@ def test_killed_at_every_file_operation_of_a_save(tmp_path):
         # Whoever comes next can save that step, and nothing of the dead one stays.
         store = Store(root)
         store.clean()
-        assert write(snapshot(4), store, Alone(), keep=2).failure is None
+        assert write(snapshot(4), store, SingleProcess(), keep=2).failure is None
         assert newest(root) == (4, 4.0)
         assert len([path for path in root.iterdir() if path.name != "step-4"]) == 1
         shutil.rmtree(root)
@@ -134,7 +134,7 @@ class PipePeers:
     def __init__(self, rank: int, other: Connection) -> None:
         self.rank, self.other = rank, other
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         try:
             self.other.send(value)
             theirs = self.other.recv()
@@ -206,7 +206,7 @@ def test_a_failure_at_any_file_operation_of_either_rank_is_reported_by_both_and_
 def test_a_failed_save_says_why_and_removes_what_it_had_written(tmp_path, monkeypatch):
     root = prepared(tmp_path / "checkpoints")
     monkeypatch.setattr(durable, "save_file", lambda *_, **__: no_space())
-    outcome = write(snapshot(3), Store(root), Alone(), keep=2)
+    outcome = write(snapshot(3), Store(root), SingleProcess(), keep=2)
     assert outcome.failure == "[Errno 28] No space left on device"
     assert sorted(path.name for path in root.iterdir()) == ["step-1", "step-2"]
 
@@ -215,7 +215,7 @@ def test_training_goes_on_while_a_save_is_written(tmp_path):
     """The writer's thread is stopped in the middle of a save: submit has returned long before."""
     gate, opened = socket.socketpair()
     store = Store(prepared(tmp_path / "checkpoints"))
-    writer = Writer(store, Alone(), keep=1)
+    writer = Writer(store, SingleProcess(), keep=1)
     begin = store.begin
 
     def held(step: int) -> Path:
@@ -239,7 +239,7 @@ def test_training_goes_on_while_a_save_is_written(tmp_path):
 def test_an_older_checkpoint_that_cannot_be_deleted_is_a_warning(tmp_path, monkeypatch):
     store = Store(prepared(tmp_path / "checkpoints"))
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: no_space())
-    outcome = write(snapshot(3), store, Alone(), keep=1)
+    outcome = write(snapshot(3), store, SingleProcess(), keep=1)
     assert outcome.failure is None
     assert "can't be deleted" in (outcome.warning or "")
     assert newest(store.root) == (3, 3.0)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.checkpoints.test_commit import manifest, snapshot
-from trainer.checkpoints.manifest import Invalid, Manifest, from_text, to_text
-from trainer.checkpoints.peers import Alone
+from trainer.checkpoints.manifest import InvalidCheckpointError, Manifest, from_text, to_text
+from trainer.checkpoints.peers import SingleProcess
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.writer import write
 
@@ -18,7 +18,7 @@ from trainer.checkpoints.writer import write
 @pytest.fixture
 def root(tmp_path) -> Path:
     for step in (1, 2):
-        write(snapshot(step), Store(tmp_path / "checkpoints"), Alone(), keep=5)
+        write(snapshot(step), Store(tmp_path / "checkpoints"), SingleProcess(), keep=5)
     return tmp_path / "checkpoints"
 
 
@@ -97,7 +97,7 @@ def test_a_manifest_that_names_files_outside_of_the_checkpoint(root, name):
 def test_one_that_is_of_another_run(root):
     def usable(found: Manifest) -> None:
         if found.step == 2:
-            raise Invalid("it is of another run")
+            raise InvalidCheckpointError("it is of another run")
 
     assert selected(root, usable) == (1, ["it is of another run"])
 
@@ -124,5 +124,5 @@ def test_a_manifest_comes_back_as_it_was():
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", "{", '{"sha256": 1}', "\x00"])
 def test_text_that_is_no_manifest(text):
-    with pytest.raises(Invalid, match=r"damaged|format"):
+    with pytest.raises(InvalidCheckpointError, match=r"damaged|format"):
         from_text(text)

@@ -10,7 +10,7 @@ import pytest
 from launcher.config.schema import Config
 from tests.trainer.models.conftest import composed
 from trainer.checkpoints.checkpointer import identity, refuse_other, world_of
-from trainer.checkpoints.manifest import Invalid, Manifest, Position
+from trainer.checkpoints.manifest import InvalidCheckpointError, Manifest, Position
 
 SINCE = {
     **{"dataset.weights": [], "dataset.split": "train", "dataset.too_long": "cut"},
@@ -40,12 +40,12 @@ def test_other_settings_are_of_another_run_on_either_side(config, override, key)
     other = composed("experiment=tiny", "method=lora", override)
     ours, theirs = identity(config, "data", "base"), identity(other, "data", "base")
     for wanted, recorded in ((ours, theirs), (theirs, ours), (theirs, {**ours, **SINCE})):
-        with pytest.raises(Invalid, match=f"it is of another run: {key} is "):
+        with pytest.raises(InvalidCheckpointError, match=f"it is of another run: {key} is "):
             refuse_other(manifest(config, recorded), config, wanted)
 
 
 def test_fewer_processes_are_told(config):
     wanted = identity(config, "data", "base")
     two = replace(manifest(config, wanted), world=replace(world_of(config), size=2, data_parallel=2))
-    with pytest.raises(Invalid, match="it was written by 2 processes, this run has 1 "):
+    with pytest.raises(InvalidCheckpointError, match="it was written by 2 processes, this run has 1 "):
         refuse_other(two, config, wanted)

@@ -30,7 +30,7 @@ class Engine:
         return found
 
 
-def complaints(engine: Engine) -> list[str]:
+def error_messages(engine: Engine) -> list[str]:
     """Everything that the installed library doesn't have, a line each."""
     return [
         *_missing_imports(engine), *_unknown_keywords(engine), *_missing_overrides(engine), *_missing_names(engine)

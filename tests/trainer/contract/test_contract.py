@@ -8,7 +8,7 @@ import ast
 import pytest
 
 from launcher.paths import ROOT
-from tests.trainer.contract.calls import Engine, complaints, expectations
+from tests.trainer.contract.calls import Engine, error_messages, expectations
 
 MODULES = sorted((ROOT / "trainer" / "engines").glob("neuron_*.py"))
 
@@ -19,7 +19,7 @@ def engine(text: str) -> Engine:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_what_the_engine_expects_is_there(path):
-    assert complaints(Engine(path.name, ast.parse(path.read_text()))) == []
+    assert error_messages(Engine(path.name, ast.parse(path.read_text()))) == []
 
 
 def test_the_engine_is_read_at_all():
@@ -46,7 +46,7 @@ RIGHT = [
 
 @pytest.mark.parametrize("text", RIGHT, ids=lambda text: text[:50])
 def test_what_is_there_is_found(text):
-    assert complaints(engine(IMPORTS + text)) == []
+    assert error_messages(engine(IMPORTS + text)) == []
 
 
 WRONG = [
@@ -72,12 +72,12 @@ WRONG = [
 
 @pytest.mark.parametrize(("text", "piece"), WRONG, ids=lambda value: value[:50])
 def test_what_is_not_there_is_told(text, piece):
-    (line,) = complaints(engine(IMPORTS + text))
+    (line,) = error_messages(engine(IMPORTS + text))
     assert piece in line
 
 
 def test_a_models_keywords_are_those_of_the_class_that_loads_it():
     text = "from optimum.neuron.models.training import NeuronModelForCausalLM as M\nM.from_pretrained(p, t, {}=1)"
-    assert complaints(engine(text.format("torch_dtype"))) == []
-    assert complaints(engine(text.format("attn_implementation"))) == []
-    assert "takes no tensor_parallel_size" in complaints(engine(text.format("tensor_parallel_size")))[0]
+    assert error_messages(engine(text.format("torch_dtype"))) == []
+    assert error_messages(engine(text.format("attn_implementation"))) == []
+    assert "takes no tensor_parallel_size" in error_messages(engine(text.format("tensor_parallel_size")))[0]

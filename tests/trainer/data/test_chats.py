@@ -17,7 +17,7 @@ from trainer.data import chat
 from trainer.data.chat_encoder import ChatEncoder
 from trainer.data.conversations import ChatRow, conversation, turns
 from trainer.data.prepare import data_notes, prepare
-from trainer.data.rows import BadRow
+from trainer.data.rows import BadRowError
 from trainer.data.tokenize import IGNORE, end_ids, prompt_ids, tokenize
 
 TURNS = (
@@ -93,16 +93,18 @@ def test_a_system_turn_is_there_and_not_trained_on(family):
 
 
 def test_a_template_without_a_system_role_refuses_such_rows():
-    with pytest.raises(BadRow, match="the chat template refuses it: there is no system role"):
+    with pytest.raises(BadRowError, match="the chat template refuses it: there is no system role"):
         ChatEncoder(of_family("gemma"), None).template.rendered(row_of(("system", "x"), *TURNS))
 
 
 def test_a_prompt_that_the_whole_conversation_does_not_have_is_refused():
     """Mistral's writes the system turn before the last question, and nowhere when an answer follows."""
-    with pytest.raises(BadRow, match=r"turn 3: what the chat template writes before this answer isn't how it writes"):
+    with pytest.raises(
+        BadRowError, match=r"turn 3: what the chat template writes before this answer isn't how it writes"
+    ):
         ChatEncoder(of_family("mistral"), None).template.rendered(row_of(("system", "x"), *TURNS[:2]))
     twice = row_of(*TURNS[:2], ("assistant", "And salt."))
-    with pytest.raises(BadRow, match=r"turn 3: what the chat template writes"):
+    with pytest.raises(BadRowError, match=r"turn 3: what the chat template writes"):
         ChatEncoder(of_family("qwen3"), None).template.rendered(twice)
     assert len(encoded(of_family("smollm2"), twice)[1]) == 2
 

@@ -155,7 +155,7 @@ def test_windows_of_a_large_set_are_packed_apart_with_every_row_once(rows_file, 
 
 
 def test_the_plan_sees_all_of_a_set_that_a_run_has_tokenized(rows_file, tokenizer, monkeypatch, encoded):
-    monkeypatch.setattr("trainer.probes.dataset._MOST_ROWS", 500)
+    monkeypatch.setattr("trainer.probes.dataset._MAX_ROWS", 500)
     config = config_for(rows_file)
     guessed = shape_of(config, rows_file, tokenizer)
     assert (guessed.measured, guessed.available) == (507, 2600)

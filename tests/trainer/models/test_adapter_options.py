@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from postprocess.generate.models import Answerers, Place
+from postprocess.generate.models import Answerers, ModelLocation
 from postprocess.merge import MergeOptions, merge
 from tests.launcher.conftest import single
 from tests.postprocess.merge.models import load, peft_merge, stored
@@ -239,7 +239,7 @@ def test_answers_of_the_base_are_the_bases_though_an_adapter_with_biases_changes
     train(model)
     state.save_weights(model, tmp_path)
     load_tokenizer(fetch_model(single("model=tiny_llama").config.model)).save_pretrained(tmp_path)
-    answerers = Answerers(Place(bases["llama"], tmp_path, None, "plain", None), torch.float32, "cpu")
+    answerers = Answerers(ModelLocation(bases["llama"], tmp_path, None, "plain", None), torch.float32, "cpu")
     with answerers.model("base") as base, answerers.model("tuned") as tuned:
         assert torch.equal(logits(base), logits(load(bases["llama"])))
         assert torch.equal(logits(tuned), logits(model))

@@ -20,7 +20,7 @@ from launcher.model_dir.config_json import read_config_json
 from launcher.model_dir.files import vocabulary_of, weight_files
 from launcher.model_dir.weights import refuse_unfit, stored_shapes
 from launcher.plan.disk import merged_bytes
-from postprocess.generate.models import Answerers, Place
+from postprocess.generate.models import Answerers, ModelLocation
 from postprocess.safetensors_stream import source_tensors
 from tests.postprocess.merge.models import make_base
 from tests.trainer.models.conftest import composed
@@ -310,7 +310,7 @@ def test_a_quantized_base_is_refused_by_name_wherever_it_is_read(kind, base):
     with pytest.raises(TrntuneError) as fetched:
         check_directory(str(base))
     assert str(fetched.value) == f"model.path={base}: {says}"
-    answerers = Answerers(Place(None, None, base, "plain", None), torch.float32, "cpu")
+    answerers = Answerers(ModelLocation(None, None, base, "plain", None), torch.float32, "cpu")
     for read in (load, refuse_unfit, on_meta, lambda base: found_way(base, 64), lambda _: _enter(answerers)):
         with pytest.raises(TrntuneError) as caught:
             read(base)

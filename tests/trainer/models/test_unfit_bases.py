@@ -15,7 +15,7 @@ from launcher.checks.validate import problems
 from launcher.errors import TrntuneError
 from launcher.model_dir.config_json import read_architecture
 from launcher.model_dir.weights import incomplete, refuse_unfit, stored_shapes
-from postprocess.generate.models import Answerers, Place
+from postprocess.generate.models import Answerers, ModelLocation
 from tests.trainer.models.conftest import composed
 from trainer.engines.torch.engine import TorchEngine
 from trainer.fetch import tiny_llama
@@ -105,7 +105,7 @@ def test_weights_that_no_file_holds_are_refused_from_headers_alone_and_when_load
 
 def test_a_model_that_lacks_a_tensor_answers_nothing(base):
     rewrite(base, without(NORM))
-    answerers = Answerers(Place(None, None, base, "plain", None), torch.float32, "cpu")
+    answerers = Answerers(ModelLocation(None, None, base, "plain", None), torch.float32, "cpu")
     with pytest.raises(TrntuneError, match=f"none of its files \\({NORM}\\)"), answerers.model("tuned"):
         pass
 

@@ -19,17 +19,17 @@ from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.plan.steps import total_steps, warmup_steps
 from trainer.checkpoints import durable
-from trainer.checkpoints.peers import Alone, Peers
+from trainer.checkpoints.peers import Peers, SingleProcess
 from trainer.compilation.trial import tracing
 from trainer.data.collate import Collator
 from trainer.engines.base import (
     Checkpoints,
     EngineState,
     FitResult,
-    Observer,
     ParameterCounts,
     RestoredState,
     Rows,
+    TrainingCallback,
     model_size,
 )
 from trainer.engines.gloo import GlooPeers
@@ -149,10 +149,10 @@ class NeuronEngine:
         return total_steps(self.config, rows)
 
     def peers(self) -> Peers:
-        return Alone() if dist.get_world_size() == 1 else GlooPeers(self.rank)
+        return SingleProcess() if dist.get_world_size() == 1 else GlooPeers(self.rank)
 
     def fit(
-        self, rows: Rows, eval_rows: Rows, observer: Observer, checkpoints: Checkpoints, stopwatch: Stopwatch
+        self, rows: Rows, eval_rows: Rows, observer: TrainingCallback, checkpoints: Checkpoints, stopwatch: Stopwatch
     ) -> FitResult:
         """Train with optimum-neuron until the steps are done, evaluation stops improving, or a stop is asked for."""
         trainer, resumed, training = self.trainer, checkpoints.resumed, self.config.training
@@ -169,11 +169,11 @@ class NeuronEngine:
         if trainer.state.global_step < total and not self.best.ended:
             trainer._train()  # train() only adds a cache of graphs on the Hub: ours is the file system's
         steps = trainer.state.global_step
-        if trainer.stop == Stop.LEAVE:
+        if trainer.stop == Stop.CHECKPOINT_AND_EXIT:
             return FitResult("suspended", steps, self.best.step)
         self._put_back_best()
         finished = "early_stopped" if self.best.ended else "finished"
-        return FitResult("interrupted" if trainer.stop == Stop.FINISH else finished, steps, self.best.step)
+        return FitResult("interrupted" if trainer.stop == Stop.SAVE_AND_FINISH else finished, steps, self.best.step)
 
     def checksums(self) -> dict[str, int]:
         return checksums(neuron_state.trained_weights(self.trainer.model))
@@ -216,7 +216,7 @@ class NeuronEngine:
 
     def peak_memory(self) -> tuple[int, int | None]:
         """The Neuron runtime tells no peak of a core's memory."""
-        host = self.together.exchange(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        host = self.together.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return sum(host), None
 
     def close(self) -> None:
@@ -228,7 +228,7 @@ class NeuronEngine:
 
     def agree(self, counts: Counts, wish: Stop) -> tuple[Counts, Stop]:
         """The counts of all replicas, and the strongest wish of all ranks."""
-        answers: list[tuple[list[float], int]] = self.together.exchange((counts.as_list(), int(wish)))
+        answers: list[tuple[list[float], int]] = self.together.all_gather((counts.as_list(), int(wish)))
         first_of_replicas = answers[:: len(answers) // self.replicas]
         summed = sum((Counts.from_list(values) for values, _ in first_of_replicas), Counts())
         return summed, Stop(max(wish for _, wish in answers))
@@ -247,7 +247,7 @@ class NeuronEngine:
         trainer, every = self.trainer, self.config.training.eval_every
         if every is not None and step % every == 0:
             # There may be no time for it: it is made up for when the run goes on.
-            trainer.evaluation_pending = trainer.stop == Stop.LEAVE
+            trainer.evaluation_pending = trainer.stop == Stop.CHECKPOINT_AND_EXIT
             if not trainer.evaluation_pending:
                 self._evaluate_now(step)
         last = step >= trainer.args.max_steps or self.best.ended
@@ -329,5 +329,5 @@ class NeuronEngine:
 
     def _summed(self, values: list[float]) -> list[float]:
         """``values`` summed over the replicas, the same on every rank."""
-        answers: list[list[float]] = self.together.exchange(values)
+        answers: list[list[float]] = self.together.all_gather(values)
         return [sum(column) for column in zip(*answers[:: len(answers) // self.replicas], strict=True)]

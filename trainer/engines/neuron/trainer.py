@@ -21,7 +21,7 @@ from trainer.checkpoints import rng
 from trainer.compilation.trial import tracing
 from trainer.data.collate import counts_of
 from trainer.data.order import rows_of_step
-from trainer.engines.base import Checkpoints, NotFinite, Observer, RestoredState, Rows, StepReport
+from trainer.engines.base import Checkpoints, NonFiniteLossError, RestoredState, Rows, StepReport, TrainingCallback
 from trainer.engines.neuron import patches as neuron_patches
 from trainer.engines.neuron import state as neuron_state
 from trainer.engines.neuron.batch import attention_bias, host_batch, trained_labels
@@ -105,7 +105,7 @@ class DocumentTrainer(NeuronTrainer):
     model: Any
     rows: Rows
     eval_rows: Rows
-    observer: Observer
+    observer: TrainingCallback
     checkpoints: Checkpoints
     stopwatch: Stopwatch
     best: BestEvaluation
@@ -202,8 +202,8 @@ class DocumentTrainer(NeuronTrainer):
         return loss * self.scale
 
     def refuse_not_finite(self, what: str, updated: bool) -> None:
-        """Raise NotFinite. The last good state is saved first, where it is still there. In a trial run no number means
-        anything: nothing is executed."""
+        """Raise NonFiniteLossError. The last good state is saved first, where it is still there. In a trial run no
+        number means anything: nothing is executed."""
         if tracing():
             return
         step = self.state.global_step + (0 if updated else 1)
@@ -214,7 +214,7 @@ class DocumentTrainer(NeuronTrainer):
         shown = ", ".join(map(str, lines[:8])) + (", ..." if len(lines) > 8 else "")
         outcome = "is lost since the last checkpoint" if updated else "were not updated"
         subject = "what was trained" if updated else "the weights"
-        raise NotFinite(
+        raise NonFiniteLossError(
             f"step {step}: {what}, so {subject} {outcome}; lower training.learning_rate or look at the rows of this "
             f"step (lines {shown} of the data set)"
         )

@@ -22,17 +22,17 @@ from launcher.config.schema import Config, accumulation_steps
 from launcher.errors import TrntuneError
 from launcher.plan.steps import total_steps, warmup_steps
 from trainer.checkpoints import durable
-from trainer.checkpoints.peers import Alone, Peers
+from trainer.checkpoints.peers import Peers, SingleProcess
 from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
 from trainer.data.turn_end import ends_of, until_end
 from trainer.engines.base import (
     Checkpoints,
     FitResult,
-    NotFinite,
-    Observer,
+    NonFiniteLossError,
     ParameterCounts,
     Rows,
+    TrainingCallback,
     model_size,
 )
 from trainer.engines.gloo import GlooPeers
@@ -173,10 +173,10 @@ class TorchEngine:
         return total_steps(self.config, rows)
 
     def peers(self) -> Peers:
-        return Alone() if self.replicas == 1 else GlooPeers(self.rank)
+        return SingleProcess() if self.replicas == 1 else GlooPeers(self.rank)
 
     def fit(
-        self, rows: Rows, eval_rows: Rows, observer: Observer, checkpoints: Checkpoints, stopwatch: Stopwatch
+        self, rows: Rows, eval_rows: Rows, observer: TrainingCallback, checkpoints: Checkpoints, stopwatch: Stopwatch
     ) -> FitResult:
         """Train with transformers.Trainer until the steps are done, evaluation stops improving, or a stop is asked."""
         total, resumed = total_steps(self.config, len(rows)), checkpoints.resumed
@@ -187,13 +187,13 @@ class TorchEngine:
             state.put(state.live_weights(self.model), resumed.tensors(state.weights_file(self.model)))
             best.restore_state(resumed)
         trainer.go(resumed, total)
-        if trainer.stop == Stop.LEAVE:
+        if trainer.stop == Stop.CHECKPOINT_AND_EXIT:
             return FitResult("suspended", trainer.state.global_step, best.step)
-        if trainer.stop == Stop.FINISH:
+        if trainer.stop == Stop.SAVE_AND_FINISH:
             status = "interrupted"
         else:
             status = "early_stopped" if best.patience_ended else "finished"
-        best.put_back()
+        best.restore_best()
         return FitResult(status, trainer.state.global_step, best.step)
 
     def checksums(self) -> dict[str, int]:
@@ -220,10 +220,10 @@ class TorchEngine:
     def save(self, directory: Path) -> None:
         """safetensors in Hugging Face's layout: peft's for an adapter, a model directory with tokenizer for full.
 
-        Raises NotFinite where the last update broke the weights: no loss was computed with them that would tell.
+        Raises NonFiniteLossError where the last update broke the weights: no loss computed with them would tell.
         """
         if bad := not_finite(state.live_weights(self.model)):
-            raise NotFinite(
+            raise NonFiniteLossError(
                 f"after the last step {bad} holds numbers that are not finite, so the weights are not saved; lower "
                 "training.learning_rate"
             )

@@ -18,7 +18,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trainer.checkpoints import rng
 from trainer.data.collate import counts_of
 from trainer.data.order import MicroBatches, rows_of_step
-from trainer.engines.base import Checkpoints, EngineState, NotFinite, Observer, RestoredState, Rows, StepReport
+from trainer.engines.base import (
+    Checkpoints,
+    EngineState,
+    NonFiniteLossError,
+    RestoredState,
+    Rows,
+    StepReport,
+    TrainingCallback,
+)
 from trainer.engines.torch import state as state_files
 from trainer.engines.warmup import begin_above_zero
 from trainer.metrics.throughput import Counts, Stopwatch
@@ -65,7 +73,7 @@ class BestWeights(TrainerCallback):
         # The loop asks should_training_stop after evaluating, so training ends with this step.
         control.should_training_stop |= self.patience_ended
 
-    def put_back(self) -> None:
+    def restore_best(self) -> None:
         """Put the best weights back, on every rank, when an evaluation has kept some."""
         if self.step is None:
             return
@@ -105,7 +113,7 @@ class PackedTrainer(Trainer):
         arguments: TrainingArguments,
         rows: Rows,
         eval_rows: Rows,
-        observer: Observer,
+        observer: TrainingCallback,
         best: BestWeights,
     ) -> None:
         self.engine, self.rows, self.eval_rows, self.observer, self.best = engine, rows, eval_rows, observer, best
@@ -202,7 +210,7 @@ class PackedTrainer(Trainer):
         self.checkpoints.poll()
 
     def refuse_not_finite(self) -> None:
-        """Raise NotFinite before an update that would break the weights, once their last good state is saved."""
+        """Raise NonFiniteLossError before an update that would break the weights, once the last good state is saved."""
         loss, norm = self.step_counts.loss_sum, self.grad_norm
         if math.isfinite(loss) and math.isfinite(norm):
             return
@@ -213,7 +221,7 @@ class PackedTrainer(Trainer):
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
         lines = self.observer.lines(self.rows_of(step))
         shown = ", ".join(map(str, lines[:8])) + (", ..." if len(lines) > 8 else "")
-        raise NotFinite(
+        raise NonFiniteLossError(
             f"step {step}: {what}, so the weights were not updated; lower training.learning_rate or look at the rows "
             f"of this step (lines {shown} of the data set)"
         )
@@ -303,11 +311,15 @@ class StepMeter(TrainerCallback):
         trainer, engine = self.trainer, self.trainer.engine
         # One collective carries the counts and the wishes to stop: all ranks leave after the same step.
         wish = trainer.observer.stop_requested()
-        local = [*trainer.counts.as_list(), float(wish == Stop.FINISH), float(wish == Stop.LEAVE)]
+        local = [
+            *trainer.counts.as_list(),
+            float(wish == Stop.SAVE_AND_FINISH),
+            float(wish == Stop.CHECKPOINT_AND_EXIT),
+        ]
         reduced = engine.all_reduce(torch.tensor(local, dtype=torch.float64, device=engine.device)).tolist()
         *counts, finish, leave = reduced
         trainer.step_counts, trainer.counts = Counts.from_list(counts), Counts()
-        trainer.stop = Stop.LEAVE if leave else Stop.FINISH if finish else Stop.NO
+        trainer.stop = Stop.CHECKPOINT_AND_EXIT if leave else Stop.SAVE_AND_FINISH if finish else Stop.NO
         if not args.max_grad_norm:  # it has not been computed for clipping
             gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
             trainer.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
@@ -323,7 +335,7 @@ class StepMeter(TrainerCallback):
         last = state.global_step >= state.max_steps
         control.should_save |= trainer.checkpoints.due(state.global_step, last) or trainer.stop != Stop.NO
         control.should_training_stop |= trainer.stop != Stop.NO
-        if trainer.stop == Stop.LEAVE and control.should_evaluate:
+        if trainer.stop == Stop.CHECKPOINT_AND_EXIT and control.should_evaluate:
             # There may be no time for it: it is made up for when the run goes on.
             control.should_evaluate, trainer.evaluation_pending = False, True
 

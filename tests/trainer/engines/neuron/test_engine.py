@@ -27,7 +27,7 @@ class Recorded:
     def __init__(self, *others: Any) -> None:
         self.others = others
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         return [value, *self.others]
 
 
@@ -66,11 +66,11 @@ def test_what_would_be_trained_wrongly_is_refused(overrides: list[str], words: s
 def test_counts_are_those_of_one_rank_of_each_replica_and_one_wish_stops_all() -> None:
     # tp 2, dp 2: ranks 0 and 1 have the rows of the first replica, 2 and 3 those of the second.
     mine, second = Counts(examples=3, trained=30, loss_sum=90.0), Counts(examples=2, trained=10, loss_sum=20.0)
-    others = [(mine.as_list(), Stop.NO), (second.as_list(), Stop.LEAVE), (second.as_list(), Stop.NO)]
+    others = [(mine.as_list(), Stop.NO), (second.as_list(), Stop.CHECKPOINT_AND_EXIT), (second.as_list(), Stop.NO)]
     engine = bare(composed(*NEURON), Recorded(*others))
     counts, stop = engine.agree(mine, Stop.NO)
     assert (counts.examples, counts.trained, counts.loss_sum) == (5, 40, 110.0)
-    assert stop == Stop.LEAVE
+    assert stop == Stop.CHECKPOINT_AND_EXIT
 
 
 def test_a_batch_of_another_shape_would_be_another_graph_and_ends_the_run() -> None:

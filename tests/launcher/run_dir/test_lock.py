@@ -16,13 +16,13 @@ import pytest
 
 from launcher.jobs import run_stage
 from launcher.run_dir import lock
-from launcher.run_dir.lock import LockHeldError, RunLock, me
+from launcher.run_dir.lock import LockHeldError, RunLock, current_process
 from tests.limits import PATIENCE, until
 
 
 def hold(directory: Path, **changes) -> None:
     """A lock file as another process leaves it."""
-    (directory / "run.lock").write_text(json.dumps([asdict(replace(me("launch.py"), **changes))]))
+    (directory / "run.lock").write_text(json.dumps([asdict(replace(current_process("launch.py"), **changes))]))
 
 
 def test_a_free_directory_is_taken_and_given_back(tmp_path):
@@ -148,7 +148,7 @@ def test_a_file_that_a_crash_cut_off_holds_nobody(tmp_path, text):
 
 def test_a_kill_while_the_file_is_written_leaves_its_holders(tmp_path, monkeypatch):
     hold(tmp_path, role="a launcher with a long name " * 9)
-    holder = me("launcher")
+    holder = current_process("launcher")
 
     def killed(*_):
         raise KeyboardInterrupt

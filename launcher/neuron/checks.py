@@ -13,6 +13,7 @@ from launcher.architecture.tensors import linear_layers
 from launcher.checks.diagnostic import Check, Diagnostic
 from launcher.config.schema import Config, LoraConfig, world_size
 from launcher.errors import UsageError
+from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import COMPILE
 from launcher.model_dir.config_json import FAMILIES, family_of
 from launcher.neuron.graphs import fuses_qkv
@@ -261,7 +262,7 @@ def refuse_untrainable(config: Config) -> None:
             "apart; take 1"
         )
     each, world = accelerator.devices_per_instance, world_size(config)
-    if config.cluster.name == "local" and each is not None and world > each:
+    if not is_submitted(config.cluster) and each is not None and world > each:
         raise UsageError(
             f"cluster=local: {world} processes are {world // each} instances of {accelerator.name}, here is one; "
             "take cluster=slurm or cluster=hyperpod, or a layout of one instance; plan=true shows the plan"

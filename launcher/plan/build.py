@@ -232,9 +232,13 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "instances": instances(config),
         "instance_hours": plan.instance_hours,
         "cost_usd": plan.cost_usd,
-        "jobs": [asdict(job) for job in plan.jobs],
+        "jobs": [_job_json(job) for job in plan.jobs],
         "environment": variables("train", config),
     }
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    return {"stage": job.stage, "instances": job.nodes, "processes": job.processes, "how": job.how}
 
 
 def _epoch_json(plan: Plan) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from launcher.architecture.adapters import comes_apart
 from launcher.architecture.tensors import Parameters, modules
 from launcher.config.schema import Config
 from launcher.errors import UsageError
+from launcher.jobs.executor import is_submitted
 from launcher.model_dir.files import weight_files
 from launcher.model_dir.generation_config import repair_of
 from launcher.plan.room import Room, Sizes, little_room, merges, room_of
@@ -59,7 +60,7 @@ def _untied(config: Config) -> int:
 
 def fault_here(config: Config, room: Room | None) -> str | None:
     """Why this machine's disk is too small for a run on it, or None. Of a run elsewhere the disk isn't known."""
-    if room is None or config.accelerator.device != "cpu" or config.cluster.name != "local":
+    if room is None or config.accelerator.device != "cpu" or is_submitted(config.cluster):
         return None
     return little_room(Path(config.output_dir).expanduser().absolute(), [room])
 

@@ -9,7 +9,8 @@ from launcher.architecture.adapters import saved_modules
 from launcher.architecture.quantized import BYTES_PER_WEIGHT
 from launcher.architecture.tensors import HEAD, Parameters, adapted_layers, linear_layers, modules
 from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps
-from launcher.executors.slurm.resources import processes_per_node
+from launcher.jobs.executor import is_submitted
+from launcher.jobs.job import processes_per_node
 from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input, reached_layers
 
 GIB = 2**30
@@ -84,7 +85,7 @@ def available(config: Config, machine_bytes: float) -> float:
     for is known: this machine is none of them."""
     if config.accelerator.memory_gib is not None:
         return config.accelerator.memory_gib * GIB
-    if config.accelerator.device == "cpu" and config.cluster.name == "local":
+    if config.accelerator.device == "cpu" and not is_submitted(config.cluster):
         return machine_bytes / config.parallelism.data_parallel
     if config.accelerator.device == "cpu" and config.cluster.memory_gb is not None:
         return config.cluster.memory_gb * 1e9 / processes_per_node(config)

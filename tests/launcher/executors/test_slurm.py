@@ -15,16 +15,17 @@ import pytest
 from omegaconf import OmegaConf
 
 from launcher.errors import TrntuneError, UsageError
-from launcher.executors.local import Interrupts
 from launcher.executors.slurm import checks, commands, rendezvous, snapshot
 from launcher.executors.slurm.checks import check_cluster, not_shared, refuse_composition
 from launcher.executors.slurm.environment import submission_environment
 from launcher.executors.slurm.graph import describe, plan_jobs
 from launcher.executors.slurm.ledger import read
-from launcher.executors.slurm.resources import batch_script, dependency, nodes_of_training, parameters, resources
+from launcher.executors.slurm.resources import batch_script, dependency, parameters
 from launcher.executors.slurm.sending import Target
 from launcher.executors.slurm.sending import script as script_of
 from launcher.executors.slurm.task import StageTask, frozen, frozen_of
+from launcher.jobs.job import instances, job_of
+from launcher.jobs.supervisor import Interrupts
 from launcher.jobs.variables import variables
 from launcher.neuron.graphs import directory_name
 from launcher.plan import build
@@ -41,7 +42,7 @@ NEURON = ("accelerator=trn1_32xlarge", "model=llama3_8b", "parallelism=trn1_tp8_
 def script(stage: str, *arguments: str, waits: str | None = None) -> str:
     config = single(*arguments).config
     code, configured = Path("/fsx/my runs/code/ab"), variables(stage, config)
-    options = parameters(f"{stage}.r", resources(stage, config), configured, config.cluster, code, waits)
+    options = parameters(f"{stage}.r", job_of(stage, config), configured, config.cluster, code, waits)
     return batch_script("/fsx/venv/bin/python", Path("/fsx/my runs/logs"), options)
 
 
@@ -128,8 +129,9 @@ def test_the_batch_script_of_training_on_hyperpod(cwd):
 
 def test_compiling_has_the_nodes_of_training_and_a_time_limit_of_its_own(cwd):
     config = single(*NEURON, "cluster=slurm", "cluster.time_limit_min=600").config
-    train, compiling = resources("train", config), resources("compile", config)
-    assert compiling == replace(train, time_limit_min=240)
+    train, compiling = job_of("train", config), job_of("compile", config)
+    assert (compiling.nodes, compiling.processes) == (train.nodes, train.processes)
+    assert compiling.resources == replace(train.resources, time_limit_min=240)
     names = [job.name for job in plan_jobs([("r", config, config.stages)], None, None)]
     assert names == ["fetch.r", "compile.r", "train.r"]
     assert plan_jobs([("r", config, config.stages)], None, None)[2].after_success == [("r", "compile")]
@@ -197,22 +199,22 @@ def test_scripts_are_shell_that_bash_takes(cwd):
 )
 def test_nodes_follow_from_the_parallelism(arguments, nodes, each, cwd):
     config = single("cluster=slurm", *arguments).config
-    asked = resources("train", config)
-    assert (asked.nodes, asked.processes_per_node) == (nodes, each) == (nodes_of_training(config), each)
-    assert resources("merge", config).nodes == 1
+    asked = job_of("train", config)
+    assert (asked.nodes, asked.processes_per_node) == (nodes, each) == (instances(config), each)
+    assert job_of("merge", config).nodes == 1
 
 
 def test_whole_nodes_have_all_of_their_memory_and_shared_ones_the_default(cwd):
-    whole = resources("train", single("cluster=slurm").config)
-    shared = resources("train", single("cluster=slurm", "cluster.exclusive=false").config)
+    whole = job_of("train", single("cluster=slurm").config).resources
+    shared = job_of("train", single("cluster=slurm", "cluster.exclusive=false").config).resources
     assert (whole.exclusive, whole.memory_gb) == (True, 0)
     assert (shared.exclusive, shared.memory_gb) == (False, None)
 
 
 def test_gpus_are_asked_for_on_a_gpu(cwd):
     config = single("cluster=slurm", "accelerator=cuda", "parallelism=ddp2", "cluster.processes_per_node=2").config
-    assert resources("train", config).gpus_per_node == 2
-    assert resources("fetch", config).gpus_per_node is None
+    assert job_of("train", config).resources.gpus_per_node == 2
+    assert job_of("fetch", config).resources.gpus_per_node is None
 
 
 def test_the_signal_never_comes_before_half_of_the_time(cwd):
@@ -291,7 +293,7 @@ def test_how_many_gpus_a_node_has_is_not_guessed(cwd):
     for enough in ("accelerator.devices_per_instance=8", "cluster.processes_per_node=8"):
         config = single(*many, enough).config
         assert list(check_cluster(config)) == []
-        assert (nodes_of_training(config), resources("train", config).gpus_per_node) == (2, 8)
+        assert (instances(config), job_of("train", config).resources.gpus_per_node) == (2, 8)
     assert list(check_cluster(single(*many[:2]).config)) == []  # one process, one GPU
     assert list(check_cluster(single("cluster=slurm", *many[2:]).config)) == []  # a CPU takes as many as one likes
 
@@ -597,7 +599,7 @@ def test_the_plan_of_a_cluster_does_not_judge_by_this_machine(cwd):
     assert planned().memory.available == float("inf")
     found = planned("cluster.memory_gb=64", "cluster.processes_per_node=2")
     assert found.memory.available == 32e9
-    assert [job.instances for job in planned("cluster.processes_per_node=1").jobs] == [1, 2]
+    assert [job.nodes for job in planned("cluster.processes_per_node=1").jobs] == [1, 2]
 
 
 def test_a_rank_that_was_cut_off_ends_when_the_run_is_taken_over(tmp_path, monkeypatch):

@@ -13,7 +13,9 @@ from launcher.checks.validate import problems
 from launcher.config.help import choices
 from launcher.config.schema import Config, world_size
 from launcher.errors import UsageError
-from launcher.executors.local import is_elastic, processes_of, stage_command
+from launcher.executors.local import processes_here
+from launcher.jobs.job import job_of
+from launcher.jobs.torchrun import stage_command
 from launcher.jobs.variables import variables
 from launcher.neuron.checks import refuse_untrainable
 from launcher.neuron.graphs import differences, directory_name, shapes
@@ -239,10 +241,11 @@ def test_efa_is_for_more_than_one_instance_and_logical_cores_for_trn2(cwd):
 
 def test_torchrun_starts_every_process_of_a_layout(cwd, tmp_path):
     config = on_neuron()
-    assert processes_of("train", config) == 32
-    assert processes_of("compile", config) == processes_of("fetch", config) == 1
-    assert is_elastic("train", config)
-    assert not is_elastic("train", single().config)
+    train, compiling, fetch = (job_of(stage, config) for stage in ("train", "compile", "fetch"))
+    assert processes_here(train) == 32
+    assert processes_here(compiling) == processes_here(fetch) == 1
+    assert train.elastic
+    assert not job_of("train", single().config).elastic
     assert "--nproc-per-node=1" in stage_command("train", tmp_path, 1, elastic=True)
     assert "torch.distributed.run" not in stage_command("train", tmp_path, 1)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.errors import INTERRUPTED
+from launcher.jobs.helper_process import show
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.prepare import prepared
 
@@ -23,7 +23,7 @@ def run_single(run: Composed, run_stages: RunStages) -> int:
     """Run one configuration, and print its summary when it has trained."""
     directory, code = start(run, run.directory, run.fixed_name, run_stages)
     if code in (0, INTERRUPTED) and has_trained(directory):
-        importlib.import_module("postprocess.summary").print_run(directory)
+        show("postprocess.summary", directory, "no summary")
     return code
 
 

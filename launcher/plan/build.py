@@ -37,6 +37,8 @@ class Plan:
     schedule: Schedule
     duration: Duration | None
     jobs: tuple[Job, ...]
+    tokenizer: Path | None = None
+    """a file of the base's tokenizer, where it was looked for and is on this machine"""
 
     @property
     def train_seconds(self) -> float | None:
@@ -173,7 +175,8 @@ def make(config: Config) -> Plan:
     Raises UsageError for data that are too few for batch or steps, as training would.
     """
     facts, parameters = known(config)
-    data = schedule.epoch(config, extents(config))
+    reach = extents(config)
+    data = schedule.epoch(config, reach)
     if data is not None and data.exact:
         refuse_few_rows(config, data.filled)
     return Plan(
@@ -184,6 +187,7 @@ def make(config: Config) -> Plan:
         schedule.schedule(config, data),
         None if data is None else duration.estimate(config, facts, parameters, data),
         tuple(jobs(config)),
+        schedule.at_hand(config, reach).tokenizer,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,9 +71,9 @@ def refuse_little_room(where: Path, rooms: Sequence[Room]) -> None:
         raise UsageError(fault)
 
 
-def generation_notes(config: Config) -> list[str]:
-    """What a saved model will say of generation other than its base, where the base is on this machine."""
-    if config.method.name == "lora" and not merges(config):
+def generation_notes(config: Config, tokenizer: Path | None) -> list[str]:
+    """What a saved model will say of generation other than its base. ``tokenizer``: a file of the base's, where it is
+    on this machine."""
+    if tokenizer is None or (config.method.name == "lora" and not merges(config)):
         return []  # an adapter says nothing of it
-    file = importlib.import_module("trainer.fetch.stage").tokenizer_at_hand(config.model)
-    return [] if file is None else list(repair_of(file.parent).notes)
+    return list(repair_of(tokenizer.parent).notes)

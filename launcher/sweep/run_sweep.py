@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from launcher.config.compose import label
 from launcher.errors import INTERRUPTED, SUSPENDED
+from launcher.jobs.helper_process import show
 from launcher.paths import shown
 from launcher.run import RunStages, has_trained, start
 from launcher.run_dir.create import create
@@ -89,7 +89,7 @@ def write_sweep(base: Path, overrides: list[str], finished: list[Finished], pare
 def report_sweep(finished: list[Finished], total: int) -> int:
     """Print the comparison and the failed runs. Returns the sweep's exit code."""
     if any(has_trained(run.directory) for run in finished):
-        importlib.import_module("postprocess.compare").report_sweep_directory(finished[0].directory.parent)
+        show("postprocess.compare.publish", finished[0].directory.parent, "no report")
     failed = [run for run in finished if run.exit_code != 0 and not run.stopped]
     if failed:
         names = ", ".join(f"{run.directory.name} (exit code {run.exit_code})" for run in failed)

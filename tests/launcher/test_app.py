@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import types
 
 import pytest
 import yaml
@@ -23,13 +22,10 @@ from tests.limits import PATIENCE
 
 @pytest.fixture
 def reports(monkeypatch):
-    """Stand-ins for postprocess.summary and postprocess.compare that note what they were asked."""
+    """A stand-in for the processes of postprocess.summary and postprocess.compare that notes what they were asked."""
     asked: list[object] = []
-    summary, compare = types.ModuleType("postprocess.summary"), types.ModuleType("postprocess.compare")
-    summary.print_run = asked.append  # type: ignore[attr-defined]
-    compare.report_sweep_directory = asked.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "postprocess.summary", summary)
-    monkeypatch.setitem(sys.modules, "postprocess.compare", compare)
+    for place in ("launcher.run", "launcher.sweep.run_sweep"):
+        monkeypatch.setattr(f"{place}.show", lambda module, directory, missing: asked.append(directory))
     return asked
 
 

@@ -34,7 +34,7 @@ def dispatch(argv: list[str]) -> int:
         print(f"trntune {installed('trntune')}")
         return 0
     if arguments.cfg or arguments.info or arguments.hydra_help or arguments.shell_completion:
-        from launcher.config.compose import show
+        from launcher.config.show import show
 
         return show(arguments)
     return launch(arguments)
@@ -74,8 +74,9 @@ def show_plans(composition: Composition) -> int:
 def check(composition: Composition) -> None:
     """Raise UsageError for the first configuration that cannot be run; the line names it in a sweep."""
     from launcher.architecture.families import refuse_family
-    from launcher.checks.validate import check_directory, refuse_absent, refuse_problems
-    from launcher.config.compose import label
+    from launcher.checks.sources import refuse_absent
+    from launcher.checks.validate import check_directory, refuse_problems
+    from launcher.config.sweep import label
     from launcher.neuron.checks import refuse_untrainable
     from launcher.plan.build import refuse_what_cannot_run, room
     from launcher.plan.disk import refuse_little_room

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher import units
 from launcher.architecture.attention_pairs import Extent
-from launcher.architecture.tensors import Parameters, count
+from launcher.architecture.parameters import Parameters, count
 from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, world_size
 from launcher.errors import UsageError
 from launcher.jobs.helper_process import NoAnswer, answer

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.architecture.adapters import comes_apart
-from launcher.architecture.tensors import Parameters, modules
+from launcher.architecture.parameters import Parameters
+from launcher.architecture.tensors import modules
 from launcher.config.schema import Config
 from launcher.errors import UsageError
 from launcher.jobs.executor import is_submitted

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from launcher.architecture.tensors import Parameters, linear_layers
+from launcher.architecture.parameters import Parameters
+from launcher.architecture.tensors import linear_layers
 from launcher.config.schema import ArchitectureConfig, CalibrationConfig, Config, accumulation_steps, world_size
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.helper_process import ask

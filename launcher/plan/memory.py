@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from launcher.architecture.adapters import saved_modules
+from launcher.architecture.parameters import Parameters
 from launcher.architecture.quantized import BYTES_PER_WEIGHT
-from launcher.architecture.tensors import HEAD, Parameters, adapted_layers, linear_layers, modules
+from launcher.architecture.tensors import HEAD, adapted_layers, linear_layers, modules
 from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.job import processes_per_node

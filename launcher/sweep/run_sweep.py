@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.config.compose import label
+from launcher.config.sweep import label
 from launcher.errors import INTERRUPTED, SUSPENDED
 from launcher.jobs.helper_process import show
 from launcher.paths import shown

@@ -17,6 +17,7 @@ from launcher.architecture.adapters import (
     saved_modules,
     targeted,
 )
+from launcher.architecture.family_table import LINEAR_NAMES
 from launcher.checks.diagnostic import Diagnostic
 from launcher.config.schema import ALL_LINEAR, LoraConfig
 from launcher.errors import first, nearest
@@ -90,7 +91,6 @@ def _refused_start(start: str) -> tuple[str, str]:
 
 
 # Layers of Llama, which the choices of conf/lora name: in another family they are no slip of the pen.
-_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def own_choice(leaves: Sequence[str]) -> list[str]:
@@ -112,7 +112,7 @@ def _unknown_targets(lora: LoraConfig, modules: Modules, model: str) -> Iterator
         if not any(ends(name, target) for name in modules.linear):
             refused = dict(modules.refused).get(target.rpartition(".")[2])
             why = f"{refused or f'{model} has no linear layer {target}'}: allowed are {', '.join(allowed)}"
-            slip = _did_you_mean(target, allowed) if target not in _LLAMA and not refused else ""
+            slip = _did_you_mean(target, allowed) if target not in LINEAR_NAMES and not refused else ""
             choice = f"take lora.target_modules={listed(own_choice(allowed))}, or [{ALL_LINEAR}] for all of them"
             yield Diagnostic("lora.target_modules", listed(lora.target_modules), why, slip or choice)
 

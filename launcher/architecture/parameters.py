@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from launcher.architecture.family_table import HEAD
 from launcher.architecture.quantized import packed
 from launcher.architecture.tensors import (
     FIRST,
-    HEAD,
     LAST,
     Tensor,
     adapter_tensors,

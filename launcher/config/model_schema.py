@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from launcher.architecture.family_table import FAMILIES
 from launcher.config.setting import setting
 
 ALL_LINEAR = "all-linear"
@@ -29,7 +30,7 @@ class WheelConfig:
 class ArchitectureConfig:
     """Architecture facts of a decoder-only model: what the checks and the plan need without downloading it."""
 
-    family: str = setting(MISSING, "model family in transformers", choices=("llama", "granite", "qwen3"))
+    family: str = setting(MISSING, "model family in transformers", choices=tuple(FAMILIES))
     hidden_size: int = setting(MISSING, "width of the residual stream", ge=1)
     intermediate_size: int = setting(MISSING, "width of the MLP", ge=1)
     layers: int = setting(MISSING, "number of decoder layers", ge=1)

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from launcher.architecture.adapters import saved_modules
+from launcher.architecture.family_table import FAMILIES, HEAD
 from launcher.architecture.parameters import Parameters
 from launcher.architecture.quantized import BYTES_PER_WEIGHT
-from launcher.architecture.tensors import HEAD, adapted_layers, linear_layers, modules
+from launcher.architecture.tensors import adapted_layers, linear_layers, modules
 from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.job import processes_per_node
@@ -168,7 +169,7 @@ def _rows(config: Config, facts: ArchitectureConfig) -> float:
 def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:
     """Logits of every position of a micro batch in bf16, and in fp32 with their gradient."""
     tokens = config.training.micro_batch_size * config.training.max_length
-    parts = 1 if facts.family == "granite" else config.parallelism.tensor_parallel  # Granite's head isn't split
+    parts = 1 if FAMILIES[facts.family].whole_ends else config.parallelism.tensor_parallel
     return tokens * facts.vocab_size / parts * (2 + 4 + 4)
 
 

@@ -29,7 +29,7 @@ from rich.table import Table
 from launcher.cli import Parser, process_entry
 from launcher.config.compose import Composer
 from launcher.errors import TrntuneError, UsageError
-from launcher.executors.local import child_environment
+from launcher.jobs.supervisor import child_environment
 from launcher.paths import ROOT
 
 _ALONE = (

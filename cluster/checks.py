@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cluster.files import scripts_directory
 from cluster.schema import SCRIPTS, GroupConfig, SetupConfig, groups, has_neuron
+from launcher.checks.accelerator import price_problems
 from launcher.checks.diagnostic import Diagnostic
-from launcher.checks.validate import check_tokens, check_values, price_problems, refuse
+from launcher.checks.validate import check_tokens, check_values, refuse
 from launcher.errors import nearest
 from launcher.paths import shown
 from launcher.run_dir.create import blocked

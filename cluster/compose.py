@@ -10,8 +10,10 @@ from omegaconf import OmegaConf
 
 from cluster.checks import refuse_problems
 from cluster.schema import SetupConfig, register
-from launcher.config.compose import Composer, drop_hydra, one_line_errors, publish, to_typed
+from launcher.config.compose import Composer, publish
+from launcher.config.error_messages import one_line_errors
 from launcher.config.fields import schema_of
+from launcher.config.typed import drop_hydra, to_typed
 from launcher.errors import UsageError
 from launcher.paths import CLUSTER_SETUP
 

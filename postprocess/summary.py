@@ -1,8 +1,9 @@
-"""What a person sees at the end of a run."""
+"""What a person sees at the end of a run: `python -m postprocess.summary RUN_DIR`."""
 
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher import units
+from launcher.cli import process_entry
 from postprocess.results import RunResult, read_run, read_samples
 
 _ENDINGS = {
@@ -28,6 +30,16 @@ PARTS = {
     "sample_seconds": "answer",
     "save_seconds": "save",
 }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Process entry. Returns the exit code."""
+    return process_entry(_shown, argv)
+
+
+def _shown(argv: list[str]) -> int:
+    print_run(Path(argv[0]))
+    return 0
 
 
 def print_run(directory: Path) -> None:
@@ -122,3 +134,7 @@ def places(run: RunResult) -> str:
     elif mlflow and run.config["tracking"]["enabled"]:
         lines.append(f"MLflow         not complete: {mlflow['failure']}")
     return escape("\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import submitit  # noqa: F401 (see below)
 
-from launcher.executors.local import available_cpus
+from launcher.jobs.supervisor import available_cpus
 from launcher.paths import ROOT
 from tests import observed
 from tests.limits import PATIENCE

@@ -16,7 +16,7 @@ import trainer.lean_imports  # noqa: F401 (before whatever imports transformers'
 from launcher.config.schema import Config
 from launcher.config.secrets import redact
 from launcher.errors import SuspendedError, TrntuneError, in_one_line
-from launcher.jobs.run_stage import is_rank_zero
+from launcher.jobs.torchrun import is_rank_zero
 from launcher.paths import shown
 from launcher.plan.steps import refuse_few_rows
 from launcher.run_dir.layout import RunDir, write_jsonl

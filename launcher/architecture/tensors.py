@@ -13,17 +13,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from launcher.architecture.adapters import Modules, first_layer, trained, trained_biases
-from launcher.architecture.quantized import packed
-from launcher.config.schema import ArchitectureConfig, Config, LoraConfig, ParallelismConfig
+from launcher.architecture.family_table import (
+    ATTENTION,
+    BLOCK_NORMS,
+    COLUMN,
+    EMBEDDING,
+    FAMILIES,
+    GATE_UP,
+    HEAD,
+    HEAD_NORMS,
+    HIDDEN,
+    INNER,
+    KEY_VALUE,
+    KEYS,
+    LAYERS,
+    LINEAR_LAYERS,
+    MLP,
+    NORM,
+    QUERIES,
+)
+from launcher.config.schema import ArchitectureConfig, Config, LoraConfig
 from launcher.neuron.graphs import fuses_qkv
-
-COLUMN, ROW = "column", "row"
-"""How tensor parallelism splits a linear layer: its outputs (dimension 0 of the weight) or its inputs (dimension 1)."""
-
-ATTENTION, MLP = "self_attn", "mlp"
-LAYERS, EMBEDDING, NORM, HEAD = "model.layers", "model.embed_tokens", "model.norm", "lm_head"
-BLOCK_NORMS = ("input_layernorm", "post_attention_layernorm")
-HEAD_NORMS = ("q_norm", "k_norm")
 
 
 @dataclass(frozen=True)
@@ -75,16 +85,14 @@ FIRST, LAST = -1, -2
 
 def linear_layers(facts: ArchitectureConfig) -> tuple[Linear, ...]:
     """The linear layers of one decoder block, in their order."""
-    hidden, inner = facts.hidden_size, facts.intermediate_size
-    query, key = facts.heads * facts.head_dim, facts.kv_heads * facts.head_dim
-    return (
-        Linear("q_proj", ATTENTION, query, hidden, COLUMN),
-        Linear("k_proj", ATTENTION, key, hidden, COLUMN),
-        Linear("v_proj", ATTENTION, key, hidden, COLUMN),
-        Linear("o_proj", ATTENTION, hidden, query, ROW),
-        Linear("gate_proj", MLP, inner, hidden, COLUMN),
-        Linear("up_proj", MLP, inner, hidden, COLUMN),
-        Linear("down_proj", MLP, hidden, inner, ROW),
+    widths = {
+        HIDDEN: facts.hidden_size,
+        INNER: facts.intermediate_size,
+        QUERIES: facts.heads * facts.head_dim,
+        KEYS: facts.kv_heads * facts.head_dim,
+    }
+    return tuple(
+        Linear(row.name, row.block, widths[row.outputs], widths[row.inputs], row.split) for row in LINEAR_LAYERS
     )
 
 
@@ -107,7 +115,7 @@ def base_tensors(facts: ArchitectureConfig, tensor_parallel: int = 1) -> Iterato
 
 def _split_of_ends(facts: ArchitectureConfig) -> int | None:
     """The dimension by which embedding and head are split: optimum-neuron's Granite has both whole on every rank."""
-    return None if facts.family == "granite" else 0
+    return None if FAMILIES[facts.family].whole_ends else 0
 
 
 def _is_biased(facts: ArchitectureConfig, linear: Linear) -> bool:
@@ -117,13 +125,13 @@ def _is_biased(facts: ArchitectureConfig, linear: Linear) -> bool:
 def _block(facts: ArchitectureConfig, layer: int, tensor_parallel: int) -> Iterator[Tensor]:
     prefix = f"model.layers.{layer}"
     for linear in linear_layers(facts):
-        copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
+        copies = kv_copies(facts, tensor_parallel) if linear.name in KEY_VALUE else 1
         split = 0 if linear.split == COLUMN else 1
         yield Tensor(f"{prefix}.{linear.path}.weight", (linear.outputs, linear.inputs), layer, split, copies)
         if _is_biased(facts, linear):
             # Of a split by inputs every rank adds its part of the product, and one of them the bias.
             yield Tensor(f"{prefix}.{linear.path}.bias", (linear.outputs,), layer, 0 if split == 0 else None, copies)
-    if facts.family == "qwen3":
+    if FAMILIES[facts.family].head_norms:
         for name in HEAD_NORMS:
             yield Tensor(f"{prefix}.{ATTENTION}.{name}.weight", (facts.head_dim,), layer)
     for name in BLOCK_NORMS:
@@ -162,7 +170,7 @@ def _modules(
 def _parts(family: str, linear: tuple[str, ...]) -> list[str]:
     """A block's modules below itself, in transformers' order."""
     attention, mlp = ([name for name in linear if name.startswith(block)] for block in (ATTENTION, MLP))
-    norms = [f"{ATTENTION}.{name}" for name in HEAD_NORMS] if family == "qwen3" else []
+    norms = [f"{ATTENTION}.{name}" for name in HEAD_NORMS] if FAMILIES[family].head_norms else []
     return [ATTENTION, *attention, *norms, MLP, *mlp, f"{MLP}.act_fn", *BLOCK_NORMS]
 
 
@@ -197,7 +205,7 @@ def sharing_a(config: Config, facts: ArchitectureConfig) -> frozenset[str]:
     them, and a fused layer has one A (optimum/neuron/peft/tuners/lora/layer.py)."""
     if config.accelerator.engine != "neuron":
         return frozenset()
-    return frozenset({"up_proj", *(("k_proj", "v_proj") if fuses_qkv(facts, config.parallelism) else ())})
+    return frozenset({*GATE_UP[1:], *(KEY_VALUE if fuses_qkv(facts, config.parallelism) else ())})
 
 
 def adapter_tensors(
@@ -209,7 +217,7 @@ def adapter_tensors(
         layer, linear, r = adapter.layer, adapter.linear, adapter.r
         prefix = f"{LAYERS}.{layer}.{linear.path}"
         column = linear.split == COLUMN
-        copies = kv_copies(facts, tensor_parallel) if linear.name in ("k_proj", "v_proj") else 1
+        copies = kv_copies(facts, tensor_parallel) if linear.name in KEY_VALUE else 1
         if linear.name not in sharing:
             yield Tensor(f"{prefix}.lora_A", (r, linear.inputs), layer, None if column else 1)
         yield Tensor(f"{prefix}.lora_B", (linear.outputs, r), layer, 0 if column else None, copies)
@@ -234,88 +242,3 @@ def _tied_head(facts: ArchitectureConfig) -> list[Tensor]:
     """The output head where ``base_tensors`` leaves it out: trained in full it is a copy of its own."""
     size = (facts.vocab_size, facts.hidden_size)
     return [Tensor(f"{HEAD}.weight", size, LAST, _split_of_ends(facts))] if facts.tied_embeddings else []
-
-
-def stage_of(tensor: Tensor, layers: int, pipeline_parallel: int) -> int:
-    """The pipeline stage that holds a tensor: layers in equal runs, embedding first, norm and head last."""
-    if tensor.layer == FIRST:
-        return 0
-    if tensor.layer == LAST:
-        return pipeline_parallel - 1
-    return tensor.layer // math.ceil(layers / pipeline_parallel)
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Exact counts of distinct parameters, tied ones once."""
-
-    total: int
-    """of the model, without adapters"""
-    trainable: int
-    adapter: int
-    """trained with an adapter: its matrices and what is trained beside them; 0 for full fine-tuning"""
-    matmul: int
-    """of the model, without embeddings that are only looked up"""
-    local: tuple[int, ...]
-    """model and adapter on a rank of each pipeline stage"""
-    trainable_local: tuple[int, ...]
-    idle: int = 0
-    """of the model's experts, those that a token doesn't go through; ``matmul`` is without them"""
-    low_rank: int = 0
-    """of ``adapter``: its matrices and magnitudes"""
-    saved_matmul: int = 0
-    """of ``adapter``: linear layers, and an output head, that are trained in full"""
-    forward_only: int = 0
-    """of ``matmul``: in decoder layers that the backward pass doesn't reach"""
-    first_layer: int = 0
-    """the first decoder layer that it reaches"""
-    packed: int = 0
-    """of the model: weights that a base in 4 bit packs"""
-
-    @property
-    def fullest(self) -> int:
-        """The pipeline stage that trains and holds most."""
-        return max(range(len(self.local)), key=lambda stage: (self.trainable_local[stage], self.local[stage]))
-
-
-def count(config: Config, facts: ArchitectureConfig) -> Parameters:
-    """Count the parameters of a run."""
-    parallel, lora = config.parallelism, config.lora if config.method.name == "lora" else None
-    base = list(base_tensors(facts, parallel.tensor_parallel))
-    matrices = list(adapter_tensors(facts, lora, parallel.tensor_parallel, sharing_a(config, facts))) if lora else []
-    others = list(other_tensors(facts, lora)) if lora else []
-    adapter = matrices + others
-    trained_ones, first = adapter or base, first_reached(facts, lora) if lora else 0
-    total = sum(tensor.size for tensor in base)
-    return Parameters(
-        total=total,
-        trainable=sum(tensor.size for tensor in trained_ones),
-        adapter=sum(tensor.size for tensor in adapter),
-        matmul=total - (0 if facts.tied_embeddings else facts.vocab_size * facts.hidden_size),
-        local=_local(base + adapter, facts, parallel, tied=facts.tied_embeddings),
-        trainable_local=_local(trained_ones, facts, parallel, tied=facts.tied_embeddings and not adapter),
-        low_rank=sum(tensor.size for tensor in matrices),
-        saved_matmul=sum(tensor.size for tensor in others if tensor.name.endswith(("_proj.weight", f"{HEAD}.weight"))),
-        forward_only=sum(tensor.size for tensor in base if 0 <= tensor.layer < first),
-        first_layer=first,
-        packed=_packed(base, facts, lora) if lora and lora.quantize_base else 0,
-    )
-
-
-def _packed(base: list[Tensor], facts: ArchitectureConfig, lora: LoraConfig) -> int:
-    names = {f"{name}.weight" for name in packed(modules(facts), lora)}
-    return sum(tensor.size for tensor in base if tensor.name in names)
-
-
-def _local(
-    tensors: list[Tensor], facts: ArchitectureConfig, parallel: ParallelismConfig, tied: bool
-) -> tuple[int, ...]:
-    """Elements on a rank of each pipeline stage; a tied embedding lies on the first and on the last one."""
-    stages = [0] * parallel.pipeline_parallel
-    for tensor in tensors:
-        stages[stage_of(tensor, facts.layers, parallel.pipeline_parallel)] += tensor.local_size(
-            parallel.tensor_parallel
-        )
-    if tied and parallel.pipeline_parallel > 1:
-        stages[-1] += tensors[0].local_size(parallel.tensor_parallel)
-    return tuple(stages)

@@ -9,78 +9,31 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import logging
-import math
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-import yaml
-from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.default_element import ResultDefault
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobRuntime, setup_globals
-from hydra.errors import HydraException
-from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config import schema
-from launcher.config.error_messages import error_message, first_line
+from launcher.config.error_messages import one_line_errors
 from launcher.config.fields import keys, node_type, nodes
-from launcher.config.overrides import check_override, open_mapping, refuse_tokens, shell_form
+from launcher.config.loader import make_loader
+from launcher.config.overrides import check_override, open_mapping, refuse_tokens
 from launcher.config.schema import Config
 from launcher.config.secrets import ADVICE, looks_like_token, token_keys
-from launcher.config.texts import check_texts, quote_texts
+from launcher.config.sweep import label, refuse_sweeps, split_sweep
+from launcher.config.texts import quote_texts
+from launcher.config.typed import to_typed
 from launcher.errors import UsageError
 from launcher.paths import CLUSTER_SETUP, CONF
 from launcher.run_dir.create import subdirectory_name
-
-T = TypeVar("T")
-
-MAX_RUNS = 2000
-COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
-
-
-class CachedLoader(ConfigLoaderImpl):
-    """Hydra's loader, reading each file once for all configurations of a sweep: a third of the time of composing."""
-
-    @functools.cached_property
-    def _shared(self) -> CachingConfigRepository:
-        return CachingConfigRepository(self.repository)
-
-    def _parse_overrides_and_create_caching_repo(
-        self, config_name: str | None, overrides: list[str]
-    ) -> tuple[list[Override], CachingConfigRepository]:
-        parsed = OverridesParser.create().parse_overrides(overrides=overrides)
-        self._process_config_searchpath(config_name, parsed, self._shared)
-        return parsed, self._shared
-
-    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
-        # Composition merges in place, and without copying: what it gets must not be the cached object.
-        result = copy.copy(super()._load_single_config(default, repo))
-        result.config = copy.deepcopy(result.config)
-        if result.path.startswith("file://") and default.config_path is not None:
-            file = Path(result.path.removeprefix("file://"), f"{default.config_path.removesuffix('.yaml')}.yaml")
-            self._check_texts(file, (default.package or "").removeprefix("_global_"))
-        return result
-
-    @functools.cached_property
-    def _check_texts(self) -> Callable[[Path, str], None]:
-        return functools.cache(check_texts)
 
 
 @dataclass(frozen=True)
@@ -103,35 +56,6 @@ class Composition:
     runs: tuple[Composed, ...]
     sweep_dir: Path | None = None
     fixed_name: bool = True
-
-
-@contextmanager
-def one_line_errors(prefix: str = "") -> Iterator[None]:
-    """Turn whatever composition raises into a UsageError of one line."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{prefix}{error}") from error
-    except COMPOSITION_ERRORS as error:
-        raise UsageError(f"{prefix}{error_message(error)}") from error
-
-
-def make_loader(
-    config_dir: str | None = None, conf: Path = CONF, register: Callable[[], None] = schema.register
-) -> CachedLoader:
-    """A loader over ``conf`` and, when given, the user's own directory beside it. ``register``: puts the schema into
-    Hydra's store."""
-    register()
-    version.setbase("1.3")
-    setup_globals()
-    JobRuntime().set("name", "launch")
-    search_path = create_config_search_path(str(conf))
-    if config_dir is not None:
-        path = Path(config_dir).absolute()
-        if not path.is_dir():
-            raise UsageError(f"--config-dir {config_dir}: no such directory")
-        search_path.prepend("command-line", f"file://{path}", SearchPathQuery(provider="schema"))
-    return CachedLoader(search_path)
 
 
 class Composer:
@@ -261,46 +185,9 @@ def below_null(lines: list[str]) -> str:
     return f"{deep}: {parent} is null here, so that it has no keys; give it whole: {parent}={{...}}"
 
 
-def label(number: int, total: int, swept: tuple[str, ...]) -> str:
-    """How one run of a sweep is called: "[1/2] method=lora"."""
-    return " ".join([f"[{number + 1}/{total}]", *swept])
-
-
 def strings(overrides: list[Override]) -> tuple[str, ...]:
     """The overrides of our own keys, as they were typed."""
     return tuple(str(override.input_line) for override in overrides if not override.is_hydra_override())
-
-
-def refuse_sweeps(overrides: list[Override]) -> None:
-    """Raise UsageError for several values without a sweep."""
-    for override in overrides:
-        if override.is_sweep_override():
-            line, key = override.input_line, override.key_or_group
-            form = shell_form(str(line))
-            comma = "quote it" if form is None else f"type {form}"
-            raise UsageError(
-                f"{line}: several values need a sweep: add -m; for a list write {key}=[a,b], for a comma {comma}"
-            )
-
-
-def split_sweep(overrides: list[Override], typed: list[Override]) -> tuple[list[list[str]], set[str]]:
-    """All combinations of the swept values, and the keys that are swept."""
-    for override in typed:
-        if override.is_sweep_override() and override.is_hydra_override():
-            raise UsageError(f"{override.input_line}: Hydra's own settings cannot be swept")
-    final = {override.get_key_element(): override for override in overrides}
-    swept = {key: override for key, override in final.items() if override.is_sweep_override()}
-    with one_line_errors():
-        for override in swept.values():
-            if not override.is_discrete_sweep():
-                raise UsageError(f"{override.input_line}: an interval has no end of values; use choice() or range()")
-        sizes = {key: sum(1 for _ in override.sweep_string_iterator()) for key, override in swept.items()}
-        for key, size in sizes.items():
-            if size == 0:
-                raise UsageError(f"{swept[key].input_line}: the sweep is empty")
-        if (total := math.prod(sizes.values())) > MAX_RUNS:
-            raise UsageError(f"a sweep of {total} runs: at most {MAX_RUNS} are started by one command")
-        return BasicSweeper.split_arguments(overrides, None)[0], set(swept)
 
 
 def is_fixed(node: DictConfig, key: str) -> bool:
@@ -355,91 +242,6 @@ def refuse_tokens_of_hydra(hydra: DictConfig, directory: Path) -> None:
         raise UsageError(f"{key} holds what looks like an access token: {ADVICE}")
 
 
-def drop_hydra(cfg: DictConfig) -> None:
-    """Take the hydra node off, in place: a copy would lose the types."""
-    with flag_override(cfg, ["struct", "readonly"], False):
-        del cfg["hydra"]
-
-
-def resolve(cfg: DictConfig) -> None:
-    """Replace every interpolation by its value. Raises UsageError with the key, which OmegaConf leaves out."""
-    try:
-        OmegaConf.resolve(cfg)
-    except OmegaConfBaseException as error:
-        for path in keys():
-            if why := unresolvable(cfg, path):
-                raise UsageError(why) from error
-        raise
-
-
-def unresolvable(cfg: DictConfig, path: str) -> str | None:
-    """The message for a key whose interpolation cannot be resolved, or None."""
-    try:
-        OmegaConf.select(cfg, path)
-    except OmegaConfBaseException as error:
-        parent, _, leaf = path.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-        written = OmegaConf.to_container(node, resolve=False)[leaf]  # type: ignore[call-overload,index]
-        return f"{path}={written}: cannot be resolved: {first_line(str(error))}"
-    return None
-
-
-def to_typed(cfg: DictConfig, kind: type[T]) -> T:
-    """The dataclasses of the composed configuration, interpolations resolved. Raises UsageError for what is missing."""
-    drop_hydra(cfg)
-    resolve(cfg)
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise UsageError(f"{missing[0]} has no value: give {missing[0]}=...")
-    config = OmegaConf.to_object(cfg)
-    assert isinstance(config, kind)
-    return config
-
-
 def compose(arguments: argparse.Namespace) -> Composition:
     """Everything that the command line asks to run."""
     return Composer(arguments.config_name, arguments.config_dir).compose(arguments.overrides, arguments.multirun)
-
-
-def show(arguments: argparse.Namespace) -> int:
-    """--cfg, --info, --hydra-help and shell completion: Hydra's own output, on our search path."""
-    from hydra._internal.hydra import Hydra
-
-    logging.raiseExceptions = False  # Hydra prints through logging: `--info | head` is no reason for tracebacks
-    composer = Composer(arguments.config_name, arguments.config_dir)
-    app = Hydra(task_name="launch", config_loader=composer.loader)
-    if arguments.shell_completion:
-        app.shell_completion(composer.config_name, arguments.overrides)
-        return 0
-    if arguments.hydra_help:
-        from hydra._internal.utils import get_args_parser
-
-        parser = get_args_parser()
-        app.hydra_help(composer.config_name, parser, parser.parse_args(["--hydra-help"]))
-        return 0
-    overrides = composer.parse(arguments.overrides)
-    refuse_sweeps(overrides)
-    with one_line_errors():
-        if arguments.info:
-            composer.load(arguments.overrides)
-            app.show_info(arguments.info, composer.config_name, arguments.overrides)
-        else:
-            show_config(composer, arguments)
-    return 0
-
-
-def show_config(composer: Composer, arguments: argparse.Namespace) -> None:
-    """Print the composed configuration, or one package of it, as YAML that composes again."""
-    cfg = composer.load(arguments.overrides)
-    publish(OmegaConf.masked_copy(cfg, "hydra"))
-    if arguments.cfg == "job":
-        drop_hydra(cfg)
-    shown = OmegaConf.masked_copy(cfg, "hydra") if arguments.cfg == "hydra" else cfg
-    package = arguments.package if arguments.package != "_global_" else None
-    selected: Any = shown if package is None else OmegaConf.select(shown, package)
-    if selected is None:
-        raise UsageError(f"--package {package}: not in this configuration")
-    if arguments.resolve and OmegaConf.is_config(selected):
-        OmegaConf.resolve(selected)
-    header = f"# @package {package}\n" if package else ""
-    sys.stdout.write(header + (OmegaConf.to_yaml(selected) if OmegaConf.is_config(selected) else f"{selected}\n"))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import yaml
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from launcher.config.fields import keys
 from launcher.config.overrides import shell_form, suggestion, unknown_choice, unknown_key
-from launcher.errors import nearest
+from launcher.errors import UsageError, nearest
+
+COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -109,3 +112,14 @@ def error_message(error: BaseException) -> str:
     if isinstance(error, MissingConfigException):
         return missing_choice(error)
     return composition_error_message(error)
+
+
+@contextmanager
+def one_line_errors(prefix: str = "") -> Iterator[None]:
+    """Turn whatever composition raises into a UsageError of one line."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{prefix}{error}") from error
+    except COMPOSITION_ERRORS as error:
+        raise UsageError(f"{prefix}{error_message(error)}") from error

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from launcher.config.secrets import redact
@@ -53,26 +54,13 @@ class NoAnswer(TrntuneError):
     """A process that was asked has not answered. The message says which, how it ended, and its last words."""
 
 
-def answer(module: str, request: str, stderr: int | None = subprocess.PIPE) -> dict[str, Any]:
+def answer(module: str, request: str, stderr: int | None = subprocess.PIPE, patient: bool = False) -> dict[str, Any]:
     """What `python -m module request` prints as JSON in its last line. Raises NoAnswer where it fails.
 
-    ``stderr`` None is the launcher's own: it is then shown as it comes, and not repeated in the error.
+    ``stderr`` None is the launcher's own: it is then shown as it comes, and not repeated in the error. ``patient``: it
+    may take as long as it takes.
     """
-    try:
-        done = subprocess.run(
-            python_module(module, request),
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            timeout=SECONDS,
-            env={**outside_of_torchrun(), "PYTHONPATH": str(ROOT)},
-            start_new_session=True,  # Ctrl-C is the launcher's: it ends this process itself, without a traceback
-        )
-    except subprocess.TimeoutExpired as late:
-        raise NoAnswer(_failure(module, f"no answer within {SECONDS:g} s", late.stderr)) from None
-    except OSError as error:  # no process left to start, or no memory for it
-        raise NoAnswer(_failure(module, f"not started: {error.strerror}", None)) from None
-    if done.returncode:
-        raise NoAnswer(_failure(module, _ending(done.returncode), done.stderr))
+    done = _run(module, request, subprocess.PIPE, stderr, None if patient else SECONDS)
     # Libraries print, too: the answer is the last line.
     found = _json_object(_last_line(done.stdout))
     if found is None:
@@ -80,10 +68,43 @@ def answer(module: str, request: str, stderr: int | None = subprocess.PIPE) -> d
     return found
 
 
-def run_module(module: str, request: str, missing: str, stderr: int | None = subprocess.PIPE) -> dict[str, Any] | None:
+def show(module: str, directory: Path, missing: str) -> None:
+    """Have `python -m module directory` print what it has to say. Where it fails, a line on stderr says what is
+    ``missing`` for it: "no summary"."""
+    sys.stdout.flush()  # what was printed before stands before it
+    try:
+        _run(module, str(directory), None, None, None)
+    except NoAnswer as error:
+        print(f"warning: {missing}: {error}", file=sys.stderr)
+
+
+def _run(
+    module: str, argument: str, stdout: int | None, stderr: int | None, seconds: float | None
+) -> subprocess.CompletedProcess[bytes]:
+    try:
+        done = subprocess.run(
+            python_module(module, argument),
+            stdout=stdout,
+            stderr=stderr,
+            timeout=seconds,
+            env={**outside_of_torchrun(), "PYTHONPATH": str(ROOT)},
+            start_new_session=True,  # Ctrl-C is the launcher's: it ends this process itself, without a traceback
+        )
+    except subprocess.TimeoutExpired as late:
+        raise NoAnswer(_failure(module, f"no answer within {seconds:g} s", late.stderr)) from None
+    except OSError as error:  # no process left to start, or no memory for it
+        raise NoAnswer(_failure(module, f"not started: {error.strerror}", None)) from None
+    if done.returncode:
+        raise NoAnswer(_failure(module, _ending(done.returncode), done.stderr))
+    return done
+
+
+def run_module(
+    module: str, request: str, missing: str, stderr: int | None = subprocess.PIPE, patient: bool = False
+) -> dict[str, Any] | None:
     """``answer``, or None and a line on stderr that says what is ``missing`` for it: "the plan has no time"."""
     try:
-        return answer(module, request, stderr)
+        return answer(module, request, stderr, patient)
     except NoAnswer as error:
         print(f"warning: {missing}: {error}", file=sys.stderr)
         return None

@@ -13,6 +13,7 @@ from launcher.config.schema import Config
 from launcher.config.secrets import redact
 from launcher.errors import FAILED, INTERRUPTED, SUSPENDED, SuspendedError, TrntuneError, UsageError, disk_fault
 from launcher.jobs.parent_death import die_with_parent, launcher_pids, parent_is_gone
+from launcher.jobs.torchrun import is_rank_zero
 from launcher.jobs.variables import TORCHRUN_OPTIONS
 from launcher.run_dir.layout import RunDir, write_json
 from launcher.run_dir.lock import STALE_SECONDS, RunLock
@@ -48,11 +49,6 @@ class AfterTraining(StageModule, Protocol):
         """Before training: raise TrntuneError where the stage could not do its work after it. ``saved`` has what
         training will save, as it begins; None where the ranks of a split model save in parts."""
         ...
-
-
-def is_rank_zero() -> bool:
-    """True in the one process that writes: torchrun numbers its processes in RANK."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def refuse_stray_rank() -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from launcher.architecture.family_table import FAMILIES
 from launcher.config.schema import ArchitectureConfig
 from launcher.errors import UsageError
 from launcher.model_dir.files import foreign_fault
 
-FAMILIES = ("llama", "granite", "qwen3")
 # Keys of transformers' config.json that every model of these families has.
 REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 
@@ -59,7 +59,7 @@ def read_architecture(directory: Path) -> ArchitectureConfig | None:
             raise UsageError(f"model.path={directory}: config.json needs {name}, a positive integer")
     heads = facts["num_attention_heads"]
     return ArchitectureConfig(
-        family=str(family),
+        family=family,
         hidden_size=facts["hidden_size"],
         intermediate_size=facts["intermediate_size"],
         layers=facts["num_hidden_layers"],
@@ -70,5 +70,5 @@ def read_architecture(directory: Path) -> ArchitectureConfig | None:
         max_positions=facts.get("max_position_embeddings") or 2048,  # transformers' own default for Llama
         tied_embeddings=bool(facts.get("tie_word_embeddings", False)),
         attention_bias=bool(facts.get("attention_bias", False)),
-        mlp_bias=family != "qwen3" and bool(facts.get("mlp_bias", False)),  # which has no such switch
+        mlp_bias=FAMILIES[family].may_bias_mlp and bool(facts.get("mlp_bias", False)),
     )

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.architecture.adapters import is_all_linear, listed
+from launcher.architecture.family_table import FAMILIES, GATE_UP, QKV
 from launcher.architecture.tensors import linear_layers
 from launcher.checks.diagnostic import Check, Diagnostic
 from launcher.config.schema import Config, LoraConfig, world_size
 from launcher.errors import UsageError
+from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import COMPILE
-from launcher.model_dir.config_json import FAMILIES, family_of
+from launcher.model_dir.config_json import family_of
 from launcher.neuron.graphs import fuses_qkv
 from launcher.neuron.variables import CACHE_PATH, DERIVED, cache_root
 
@@ -23,7 +25,6 @@ _ASSIGNMENT = r"[A-Za-z_][A-Za-z0-9_]*=.*"
 CASTS = ("XLA_USE_BF16", "XLA_DOWNCAST_BF16")
 # Set by optimum-neuron itself, from its training arguments [accelerate/utils/dataclasses.py].
 OVERWRITTEN = ("NEURON_RT_STOCHASTIC_ROUNDING_EN",)
-QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
 
 
 def check_environment(config: Config) -> Iterator[Diagnostic]:
@@ -84,7 +85,8 @@ def check_model(config: Config) -> Iterator[Diagnostic]:
     """optimum-neuron has its own classes of the models that it trains [models/training/auto_models.py]."""
     facts, tensor = config.model.architecture, config.parallelism.tensor_parallel
     if facts is None:
-        families = f"{', '.join(FAMILIES[:-1])} and {FAMILIES[-1]}"
+        *others, last = FAMILIES
+        families = f"{', '.join(others)} and {last}"
         path = Path(config.model.path).expanduser() if config.model.path else None
         found = family_of(path) if path is not None and path.is_dir() else "of none of these families"
         why = f"optimum-neuron trains {families} only, and this is {found}"
@@ -97,7 +99,7 @@ def check_model(config: Config) -> Iterator[Diagnostic]:
         )
         yield Diagnostic("model", config.model.name, why, "take another model, or accelerator=cuda")
     sizes = {"intermediate_size": facts.intermediate_size, "vocab_size": facts.vocab_size}
-    if facts.family == "granite":  # whose embedding and head are not split
+    if FAMILIES[facts.family].whole_ends:
         del sizes["vocab_size"]
     for name, size in sizes.items():
         if size % tensor:
@@ -261,7 +263,7 @@ def refuse_untrainable(config: Config) -> None:
             "apart; take 1"
         )
     each, world = accelerator.devices_per_instance, world_size(config)
-    if config.cluster.name == "local" and each is not None and world > each:
+    if not is_submitted(config.cluster) and each is not None and world > each:
         raise UsageError(
             f"cluster=local: {world} processes are {world // each} instances of {accelerator.name}, here is one; "
             "take cluster=slurm or cluster=hyperpod, or a layout of one instance; plan=true shows the plan"

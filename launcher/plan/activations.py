@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.architecture.family_table import FAMILIES, ROW
 from launcher.architecture.quantized import is_quantized
-from launcher.architecture.tensors import ATTENTION, LayerAdapter, Linear, adapted_layers, first_reached
+from launcher.architecture.tensors import LayerAdapter, Linear, adapted_layers, first_reached
 from launcher.config.schema import ArchitectureConfig, Config
 
 NORM_BYTES = 4  # normalization runs in fp32 in every precision
 PRODUCT_BYTES = {"fp32": 4, "bf16": 2}
-# Operations whose input is shared: the projections of attention read one tensor, and so do gate and up.
-SHARED_INPUT = {"q_proj": "attention", "k_proj": "attention", "v_proj": "attention", "gate_proj": "mlp"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def _frozen(facts: ArchitectureConfig, width: int, fused: bool) -> Kept:
     attention = width * (query + 2 * key) if fused else width * 4 * query + NORM_BYTES * facts.heads
     # gate, its activation, and up
     inner = attention + width * 3 * facts.intermediate_size
-    if facts.family == "qwen3":
+    if FAMILIES[facts.family].head_norms:
         inner += NORM_BYTES * (query + key + facts.heads + facts.kv_heads)
     return Kept(NORM_BYTES * norms, inner)
 
@@ -85,7 +84,7 @@ def _trained(facts: ArchitectureConfig, width: int, casts: bool, fused: bool) ->
     inner = width * (query + facts.intermediate_size)
     if fused:
         return Kept(width * inputs, inner)
-    if facts.family == "qwen3":
+    if FAMILIES[facts.family].head_norms:
         inner += NORM_BYTES * (query + key)
     return Kept(width * inputs + NORM_BYTES * 2 * facts.hidden_size, inner)
 
@@ -112,7 +111,8 @@ def _layers_adapters(config: Config, adapters: list[LayerAdapter], width: int) -
     mask = (4 if config.accelerator.device == "cpu" else 1) if config.lora.dropout else 0
     for adapter in adapters:
         linear = adapter.linear
-        source = SHARED_INPUT.get(linear.name, linear.name.replace("up_proj", "mlp"))
+        # The projections of attention read one tensor, and so do gate and up.
+        source = linear.name if _reads_inner(linear) else linear.block
         own = bool(mask) and not fused
         size = linear.inputs * ((width if own or source not in seen else 0) + mask)
         seen.add(source)
@@ -123,4 +123,4 @@ def _layers_adapters(config: Config, adapters: list[LayerAdapter], width: int) -
 
 def _reads_inner(linear: Linear) -> bool:
     """True for o_proj and down_proj, whose input lies inside a block."""
-    return linear.name == ("o_proj" if linear.block == ATTENTION else "down_proj")
+    return linear.split == ROW

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher import units
 from launcher.architecture.attention_pairs import Extent
-from launcher.architecture.tensors import Parameters, count
+from launcher.architecture.parameters import Parameters, count
 from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, world_size
 from launcher.errors import UsageError
 from launcher.jobs.helper_process import NoAnswer, answer
@@ -37,6 +37,8 @@ class Plan:
     schedule: Schedule
     duration: Duration | None
     jobs: tuple[Job, ...]
+    tokenizer: Path | None = None
+    """a file of the base's tokenizer, where it was looked for and is on this machine"""
 
     @property
     def train_seconds(self) -> float | None:
@@ -173,7 +175,8 @@ def make(config: Config) -> Plan:
     Raises UsageError for data that are too few for batch or steps, as training would.
     """
     facts, parameters = known(config)
-    data = schedule.epoch(config, extents(config))
+    reach = extents(config)
+    data = schedule.epoch(config, reach)
     if data is not None and data.exact:
         refuse_few_rows(config, data.filled)
     return Plan(
@@ -184,6 +187,7 @@ def make(config: Config) -> Plan:
         schedule.schedule(config, data),
         None if data is None else duration.estimate(config, facts, parameters, data),
         tuple(jobs(config)),
+        schedule.at_hand(config, reach).tokenizer,
     )
 
 
@@ -232,9 +236,13 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "instances": instances(config),
         "instance_hours": plan.instance_hours,
         "cost_usd": plan.cost_usd,
-        "jobs": [asdict(job) for job in plan.jobs],
+        "jobs": [_job_json(job) for job in plan.jobs],
         "environment": variables("train", config),
     }
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    return {"stage": job.stage, "instances": job.nodes, "processes": job.processes, "how": job.how}
 
 
 def _epoch_json(plan: Plan) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.architecture.adapters import comes_apart
-from launcher.architecture.tensors import Parameters, modules
+from launcher.architecture.parameters import Parameters
+from launcher.architecture.tensors import modules
 from launcher.config.schema import Config
 from launcher.errors import UsageError
+from launcher.jobs.executor import is_submitted
 from launcher.model_dir.files import weight_files
 from launcher.model_dir.generation_config import repair_of
 from launcher.plan.room import Room, Sizes, little_room, merges, room_of
@@ -59,7 +60,7 @@ def _untied(config: Config) -> int:
 
 def fault_here(config: Config, room: Room | None) -> str | None:
     """Why this machine's disk is too small for a run on it, or None. Of a run elsewhere the disk isn't known."""
-    if room is None or config.accelerator.device != "cpu" or config.cluster.name != "local":
+    if room is None or config.accelerator.device != "cpu" or is_submitted(config.cluster):
         return None
     return little_room(Path(config.output_dir).expanduser().absolute(), [room])
 
@@ -71,9 +72,9 @@ def refuse_little_room(where: Path, rooms: Sequence[Room]) -> None:
         raise UsageError(fault)
 
 
-def generation_notes(config: Config) -> list[str]:
-    """What a saved model will say of generation other than its base, where the base is on this machine."""
-    if config.method.name == "lora" and not merges(config):
+def generation_notes(config: Config, tokenizer: Path | None) -> list[str]:
+    """What a saved model will say of generation other than its base. ``tokenizer``: a file of the base's, where it is
+    on this machine."""
+    if tokenizer is None or (config.method.name == "lora" and not merges(config)):
         return []  # an adapter says nothing of it
-    file = importlib.import_module("trainer.fetch.stage").tokenizer_at_hand(config.model)
-    return [] if file is None else list(repair_of(file.parent).notes)
+    return list(repair_of(tokenizer.parent).notes)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from launcher.architecture.tensors import Parameters, linear_layers
+from launcher.architecture.parameters import Parameters
+from launcher.architecture.tensors import linear_layers
 from launcher.config.schema import ArchitectureConfig, CalibrationConfig, Config, accumulation_steps, world_size
+from launcher.jobs.executor import is_submitted
 from launcher.jobs.helper_process import ask
 from launcher.plan.activations import kept_by_layer, reached_layers
 from launcher.plan.schedule import Epoch
@@ -67,7 +69,7 @@ def rates(config: Config, facts: ArchitectureConfig) -> Rates | None:
             accelerator.memory_gbps * 1e9 * devices,
             f"conf/accelerator: {accelerator.peak_tflops:g} TFLOP/s and {accelerator.memory_gbps:g} GB/s a device",
         )
-    elsewhere = accelerator.device == "neuron" or config.cluster.name != "local"
+    elsewhere = accelerator.device == "neuron" or is_submitted(config.cluster)
     return None if elsewhere else probed(config, facts)
 
 

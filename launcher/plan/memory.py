@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 
 from launcher.architecture.adapters import saved_modules
+from launcher.architecture.family_table import FAMILIES, HEAD
+from launcher.architecture.parameters import Parameters
 from launcher.architecture.quantized import BYTES_PER_WEIGHT
-from launcher.architecture.tensors import HEAD, Parameters, adapted_layers, linear_layers, modules
+from launcher.architecture.tensors import adapted_layers, linear_layers, modules
 from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps
-from launcher.executors.slurm.resources import processes_per_node
+from launcher.jobs.executor import is_submitted
+from launcher.jobs.job import processes_per_node
 from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input, reached_layers
 
 GIB = 2**30
@@ -84,7 +87,7 @@ def available(config: Config, machine_bytes: float) -> float:
     for is known: this machine is none of them."""
     if config.accelerator.memory_gib is not None:
         return config.accelerator.memory_gib * GIB
-    if config.accelerator.device == "cpu" and config.cluster.name == "local":
+    if config.accelerator.device == "cpu" and not is_submitted(config.cluster):
         return machine_bytes / config.parallelism.data_parallel
     if config.accelerator.device == "cpu" and config.cluster.memory_gb is not None:
         return config.cluster.memory_gb * 1e9 / processes_per_node(config)
@@ -166,7 +169,7 @@ def _rows(config: Config, facts: ArchitectureConfig) -> float:
 def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:
     """Logits of every position of a micro batch in bf16, and in fp32 with their gradient."""
     tokens = config.training.micro_batch_size * config.training.max_length
-    parts = 1 if facts.family == "granite" else config.parallelism.tensor_parallel  # Granite's head isn't split
+    parts = 1 if FAMILIES[facts.family].whole_ends else config.parallelism.tensor_parallel
     return tokens * facts.vocab_size / parts * (2 + 4 + 4)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from launcher import units
-from launcher.architecture.tensors import Parameters, count
+from launcher.architecture.parameters import Parameters, count
 from launcher.config.compose import Composer
 from launcher.config.schema import ArchitectureConfig, Config
 from launcher.neuron.checks import check_adapter

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from launcher.architecture.attention_pairs import Extents, mean_pairs
 from launcher.config.schema import Config
+from launcher.errors import TrntuneError, UsageError
+from launcher.jobs.helper_process import run_module
 from launcher.plan.steps import total_steps
 
 # Where nothing says better: half of an instruction example is its answer, and packed rows are nearly full.
@@ -50,16 +53,68 @@ class Schedule:
     steps: int | None
 
 
-_measured: dict[str, Any] = {}
+@dataclass(frozen=True)
+class DataShape:
+    """One epoch of training rows; ``measured`` of the data set's ``available`` rows were tokenized."""
+
+    rows: int
+    """packed or padded rows, whole global batches"""
+    filled: int
+    """those of them that hold something"""
+    examples: float
+    tokens: float
+    """real ones"""
+    trained: float
+    """labels that the loss counts"""
+    pairs: float
+    """query/key pairs of causal attention inside the documents, as far as layers reach: the mean of the layers"""
+    eval_rows: int
+    measured: int
+    available: int
+    format: str
+    """of the rows"""
+    unused: dict[str, float]
+    """fields that aren't read, and their share of the text"""
 
 
-def measured(config: Config, extents: Extents = ()) -> Any:
-    """trainer.probes.dataset's DataShape, or None; runs of a sweep that have the same data are measured once."""
+@dataclass(frozen=True)
+class AtHand:
+    """What of a run's data and model is on this machine."""
+
+    shape: DataShape | None
+    """None without the data set or the tokenizer"""
+    tokenizer: Path | None
+    """a file of it, beside the model's others"""
+
+
+_measured: dict[str, AtHand] = {}
+
+
+def at_hand(config: Config, extents: Extents = ()) -> AtHand:
+    """What trainer.probes.dataset finds; runs of a sweep that have the same data are measured once. Raises UsageError
+    or TrntuneError for broken data, as the run would."""
     training = config.training
     key = repr((config.dataset, config.model, training.max_length, training.global_batch_size, config.seed, extents))
     if key not in _measured:
-        _measured[key] = importlib.import_module("trainer.probes.dataset").measure(config, extents)
+        parts = {"model": asdict(config.model), "dataset": asdict(config.dataset), "training": asdict(training)}
+        _measured[key] = _asked({**parts, "seed": config.seed, "extents": extents})
     return _measured[key]
+
+
+def _asked(request: dict[str, Any]) -> AtHand:
+    # What it says of the data is the user's to see, as it comes; a large data set takes its time.
+    missing = "the plan doesn't look at the data"
+    found = run_module("trainer.probes.dataset", json.dumps(request), missing, stderr=None, patient=True) or {}
+    if "error" in found:
+        kind = UsageError if found["exit_code"] == UsageError.exit_code else TrntuneError
+        raise kind(found["error"])
+    shape, tokenizer = found.get("shape"), found.get("tokenizer")
+    return AtHand(None if shape is None else DataShape(**shape), None if tokenizer is None else Path(tokenizer))
+
+
+def measured(config: Config, extents: Extents = ()) -> DataShape | None:
+    """The shape of the data, or None where they are not on this machine."""
+    return at_hand(config, extents).shape
 
 
 def epoch(config: Config, extents: Extents = ()) -> Epoch | None:

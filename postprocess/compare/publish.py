@@ -1,4 +1,4 @@
-"""A report printed and written."""
+"""A report printed and written: `python -m postprocess.compare.publish SWEEP`, which the launcher starts at the end."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from launcher.cli import process_entry
 from launcher.errors import TrntuneError
 from launcher.paths import shown
 from postprocess.compare.analysis import Report, analyse
 from postprocess.compare.collect import collect
 from postprocess.compare.terminal import print_report
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Process entry. Returns the exit code."""
+    return process_entry(_reported, argv)
+
+
+def _reported(argv: list[str]) -> int:
+    report_sweep_directory(Path(argv[0]))
+    return 0
 
 
 def report_sweep_directory(sweep_dir: Path) -> None:
@@ -40,3 +51,7 @@ def _write(report: Report, directory: Path) -> list[Path]:
     from postprocess.compare.files import write_report  # matplotlib takes a second to import
 
     return write_report(report, directory)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -8,13 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from launcher.architecture.family_table import FAMILIES
+from launcher.architecture.tensors import base_tensors
+from launcher.config.schema import ArchitectureConfig
 from launcher.errors import TrntuneError
 
 Shapes = dict[str, tuple[int, ...]]
-
-# The families that optimum-neuron 0.4.5 trains. Known here because importing transformers' models takes longer than
-# consolidating a small model; a test holds these against transformers.
-_FAMILIES = ("llama", "granite", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -30,15 +29,9 @@ class ModelConfig:
 
         Raises TrntuneError for a config that names no model.
         """
-        if self.values.get("model_type") not in _FAMILIES:
+        if self.values.get("model_type") not in FAMILIES:
             return self._by_transformers()
-        shapes: Shapes = {"model.embed_tokens.weight": (self.size("vocab_size"), self.size("hidden_size"))}
-        for layer in range(self.size("num_hidden_layers")):
-            shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in self._layer.items()})
-        shapes["model.norm.weight"] = (self.size("hidden_size"),)
-        if not self.tied:
-            shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
-        return shapes
+        return {tensor.name: tensor.shape for tensor in base_tensors(self._facts)}
 
     @property
     def tied(self) -> bool:
@@ -64,27 +57,23 @@ class ModelConfig:
             raise TrntuneError(f"{self.path}: {key} is {value!r}, not a number")
         return value
 
-    @cached_property
-    def _layer(self) -> Shapes:
-        hidden, inner = self.size("hidden_size"), self.size("intermediate_size")
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        linears = {
-            "self_attn.q_proj": (queries, hidden),
-            "self_attn.k_proj": (keys, hidden),
-            "self_attn.v_proj": (keys, hidden),
-            "self_attn.o_proj": (hidden, queries),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }
-        shapes: Shapes = {f"{name}.weight": shape for name, shape in linears.items()}
-        for name, (rows, _) in linears.items():
-            if self.values.get("attention_bias" if name.startswith("self_attn") else "mlp_bias", False):
-                shapes[f"{name}.bias"] = (rows,)
-        shapes.update({f"{name}.weight": (hidden,) for name in ("input_layernorm", "post_attention_layernorm")})
-        if self.values["model_type"] == "qwen3":
-            shapes.update({f"self_attn.{name}.weight": (self.head_dim,) for name in ("q_norm", "k_norm")})
-        return shapes
+    @property
+    def _facts(self) -> ArchitectureConfig:
+        """Of a known family. Raises TrntuneError for one that lacks a size."""
+        family = str(self.values["model_type"])
+        return ArchitectureConfig(
+            family=family,
+            hidden_size=self.size("hidden_size"),
+            intermediate_size=self.size("intermediate_size"),
+            layers=self.size("num_hidden_layers"),
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab_size=self.size("vocab_size"),
+            tied_embeddings=self.tied,
+            attention_bias=bool(self.values.get("attention_bias", False)),
+            mlp_bias=FAMILIES[family].may_bias_mlp and bool(self.values.get("mlp_bias", False)),
+        )
 
     def _by_transformers(self) -> Shapes:
         from trainer.probes.model import on_meta

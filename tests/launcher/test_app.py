@@ -7,27 +7,25 @@ import os
 import signal
 import subprocess
 import sys
-import types
 
 import pytest
 import yaml
 
 from launcher import app
 from launcher.paths import ROOT
+from launcher.run import run_single
 from launcher.run_dir.layout import RunDir, write_json
+from launcher.sweep.run_sweep import run_sweep
 from tests.launcher.conftest import composition
 from tests.limits import PATIENCE
 
 
 @pytest.fixture
 def reports(monkeypatch):
-    """Stand-ins for postprocess.summary and postprocess.compare that note what they were asked."""
+    """A stand-in for the processes of postprocess.summary and postprocess.compare that notes what they were asked."""
     asked: list[object] = []
-    summary, compare = types.ModuleType("postprocess.summary"), types.ModuleType("postprocess.compare")
-    summary.print_run = asked.append  # type: ignore[attr-defined]
-    compare.report_sweep_directory = asked.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "postprocess.summary", summary)
-    monkeypatch.setitem(sys.modules, "postprocess.compare", compare)
+    for place in ("launcher.run", "launcher.sweep.run_sweep"):
+        monkeypatch.setattr(f"{place}.show", lambda module, directory, missing: asked.append(directory))
     return asked
 
 
@@ -46,7 +44,7 @@ def trains(*codes: int):
 
 def test_a_run_leaves_its_configuration_and_who_ran_what(cwd, reports):
     found = composition("model=tiny_llama", "seed=3")
-    assert app.run_single(found.runs[0], trains(0)) == 0
+    assert run_single(found.runs[0], trains(0)) == 0
     (path,) = reports
     run_dir = RunDir(path)
     assert path.stat().st_mode & 0o777 == 0o700
@@ -70,7 +68,7 @@ def test_a_launcher_that_is_killed_as_it_writes_down_a_run_is_not_in_its_way(fil
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = composition(*arguments)
     app.check(again)
-    assert app.run_single(again.runs[0], trains(0)) == 0
+    assert run_single(again.runs[0], trains(0)) == 0
     run_dir = RunDir(cwd / "mine")
     assert run_dir.load_config() == again.runs[0].config
     assert yaml.safe_load((run_dir.hydra / "overrides.yaml").read_text()) == ["model=tiny_llama"]
@@ -80,13 +78,13 @@ def test_a_launcher_that_is_killed_as_it_writes_down_a_run_is_not_in_its_way(fil
 
 @pytest.mark.parametrize(("code", "reported"), [(0, True), (1, False), (3, False), (130, True)])
 def test_a_runs_exit_code_is_the_commands_and_only_a_trained_run_is_summed_up(code, reported, cwd, reports):
-    assert app.run_single(composition().runs[0], trains(code)) == code
+    assert run_single(composition().runs[0], trains(code)) == code
     assert bool(reports) is reported
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named(cwd, reports, capsys):
     found = composition("-m", "method=lora,full", "tracking=none", "hydra.sweep.dir=sweep")
-    assert app.run_sweep(found, [], trains(1, 0)) == 1
+    assert run_sweep(found, [], trains(1, 0)) == 1
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
         "[1/2] method=lora -> sweep/0_method=lora",
@@ -103,7 +101,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named(cwd, reports, capsys
 
 def test_an_interrupted_run_ends_the_sweep(cwd, reports, capsys):
     found = composition("-m", "seed=0,1,2", "tracking=none", "hydra.sweep.dir=sweep")
-    assert app.run_sweep(found, [], trains(0, 130)) == 130
+    assert run_sweep(found, [], trains(0, 130)) == 130
     assert sorted(path.name for path in (cwd / "sweep").glob("*_*")) == ["0_seed=0", "1_seed=1"]
     assert "2 of 3 runs" in capsys.readouterr().err
 

@@ -12,23 +12,55 @@ import pytest
 
 from launcher.paths import ROOT
 
+# Functions that import a module by its name. A name that is given to a process (launcher.jobs.helper_process) is none.
+IMPORTING = {"import_module", "__import__", "find_spec", "runpy.run_module"}
 HEAVY = {"torch", "transformers", "mlflow", "numpy", "peft", "datasets", "accelerate"}
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names of all packages that a file imports, at any depth."""
+    """Top-level names of all packages that a file imports, at any depth, also by a name in a string."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Call) and called(node) in IMPORTING:
+            names |= {text.split(".")[0] for text in literals(node)}
     return names
+
+
+def called(node: ast.Call) -> str:
+    """The function's own name: import_module of importlib.import_module, and runpy.run_module whole."""
+    name = ast.unparse(node.func)
+    return name if name.startswith("runpy.") else name.rpartition(".")[2]
+
+
+def literals(node: ast.Call) -> list[str]:
+    """Strings, and beginnings of f-strings, in a call's arguments."""
+    parts = [*node.args, *(keyword.value for keyword in node.keywords)]
+    found = [each.value for part in parts for each in ast.walk(part) if isinstance(each, ast.Constant)]
+    return [text for text in found if isinstance(text, str)]
 
 
 @pytest.mark.parametrize("path", [ROOT / "launch.py", *sorted((ROOT / "launcher").rglob("*.py"))], ids=lambda p: p.name)
 def test_the_launcher_imports_nothing_that_comes_after_it(path):
     assert not imported(path) & (HEAVY | {"trainer", "postprocess", "cluster"})
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("importlib.import_module('trainer.train')", {"trainer"}),
+        ("import_module(f'postprocess.{name}', package=None)", {"postprocess"}),
+        ("runpy.run_module('trainer.train')", {"trainer"}),
+        ("__import__(NAMES.get(name, 'torch'))", {"torch"}),
+        ("run_module('trainer.tracking.sweep', request)", set()),
+    ],
+)
+def test_a_module_that_is_imported_by_its_name_is_seen_and_one_that_is_a_process_is_fine(line, found, tmp_path):
+    (tmp_path / "module.py").write_text(line)
+    assert imported(tmp_path / "module.py") == found
 
 
 def test_nothing_of_the_cluster_imports_what_trains():
@@ -72,16 +104,15 @@ PLANS = [
 
 
 def test_plans_and_submission_import_no_framework(tmp_path):
-    """A plan tokenizes with the tokenizers library alone, and asks a process of its own to probe a device: the one here
-    finds none."""
+    """A plan asks processes of their own for the shape of the data, and to probe a device: those here find none."""
     program = f"""
 from launcher.jobs import helper_process
 asked = []
 helper_process.python_module = lambda module, *_: asked.append(module) or [sys.executable, "-c", "print({{}})"]
 for arguments in {PLANS!r}:
     assert main(arguments) == 0, arguments
-    refuse({HEAVY - {"numpy"}!r})
-assert asked == ["trainer.probes.device"], asked
+    refuse({HEAVY!r})
+assert asked == ["trainer.probes.dataset"] * 3 + ["trainer.probes.device"], asked
 """
     done = loading(program, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

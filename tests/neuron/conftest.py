@@ -21,8 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher.executors.local import torchrun
 from launcher.jobs.helper_process import python_module
+from launcher.jobs.torchrun import torchrun
 from launcher.paths import ROOT
 from tests.limits import until
 

@@ -12,7 +12,7 @@ from launcher.plan.build import make
 from tests.launcher.conftest import single
 
 CALIBRATION = CalibrationConfig("of nothing", 1.0, 1.0, 1.0, 1.0, 0.5, 2.0)
-# The size of its data is known without them, so that only the machine's rates are asked.
+# The size of its data is known without looking at them.
 SIZED = ("experiment=tiny", "dataset=dolly15k")
 
 

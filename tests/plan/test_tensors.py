@@ -11,8 +11,10 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from launcher.architecture.tensors import base_tensors, count, modules
-from launcher.checks.validate import check_lora, fill_architecture, problems
+from launcher.architecture.parameters import count
+from launcher.architecture.tensors import base_tensors, modules
+from launcher.checks.training import check_lora
+from launcher.checks.validate import fill_architecture, problems
 from launcher.config.help import choices
 from launcher.config.schema import ArchitectureConfig
 from launcher.paths import CONF

@@ -42,7 +42,7 @@ _STAGES = (
     "sqlalchemy", "alembic.command", "matplotlib.pyplot", "jinja2", "rouge_score.rouge_scorer", "submitit",
 )  # fmt: skip
 # What the project's processes do between fork and exec.
-HOOKS = (("launcher.executors.local", "prepare_child"),)
+HOOKS = (("launcher.jobs.supervisor", "prepare_child"),)
 IMPORTED = {"launcher": _LAUNCHER, "stages": ("trainer.lean_imports", *_LAUNCHER, *_STAGES)}
 PR_SET_PDEATHSIG = 1
 _hooks: dict[tuple[str, str], Callable[[], None]] = {}

@@ -11,8 +11,8 @@ import sys
 import psutil
 import pytest
 
-from launcher.executors.local import prepare_child
 from launcher.jobs.helper_process import python_module
+from launcher.jobs.supervisor import prepare_child
 from launcher.paths import ROOT
 from tests.conftest import FORKS
 from tests.limits import PATIENCE

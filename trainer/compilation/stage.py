@@ -18,17 +18,10 @@ from typing import Any
 
 from launcher.config.schema import Config, world_size
 from launcher.errors import SUSPENDED, SuspendedError, TrntuneError
-from launcher.executors.local import (
-    available_cpus,
-    child_environment,
-    counting_interrupts,
-    kill_session,
-    prepare_child,
-    torchrun,
-)
-from launcher.executors.slurm.resources import processes_per_node
 from launcher.jobs.helper_process import python_module
-from launcher.jobs.run_stage import is_rank_zero
+from launcher.jobs.job import processes_per_node
+from launcher.jobs.supervisor import available_cpus, child_environment, counting_interrupts, kill_session, prepare_child
+from launcher.jobs.torchrun import is_rank_zero, torchrun
 from launcher.jobs.variables import COMPILE, TORCHRUN_OPTIONS
 from launcher.neuron.graphs import shapes
 from launcher.neuron.variables import graph_directory

@@ -18,16 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from launcher.architecture.adapters import (
-    MAX_NAMES,
-    Adapted,
-    Modules,
-    Trained,
-    faults,
-    last_parts,
-    peft_targets,
-    trained,
-)
+from launcher.architecture.adapter_faults import faults
+from launcher.architecture.adapters import MAX_NAMES, Adapted, Modules, Trained, last_parts, peft_targets, trained
 from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError, first
 

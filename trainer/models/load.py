@@ -18,7 +18,7 @@ from transformers.utils import logging
 from launcher.architecture.quantized import is_quantized
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError, in_first_line, in_one_line
-from launcher.jobs.run_stage import is_rank_zero
+from launcher.jobs.torchrun import is_rank_zero
 from launcher.model_dir.files import tokenizer_fault, vocabulary_of
 from launcher.model_dir.weights import incomplete, missing_text, refuse_unreadable, too_few_rows
 from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, size, train_in_fp32

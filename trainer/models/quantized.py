@@ -21,7 +21,7 @@ from launcher.architecture.adapters import MAX_NAMES, Modules
 from launcher.architecture.quantized import packed
 from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, first
-from launcher.jobs.run_stage import is_rank_zero
+from launcher.jobs.torchrun import is_rank_zero
 from launcher.model_dir.files import weight_files
 from trainer.models.adapt import is_packed, modules_of
 from trainer.models.stored import stored_tensors

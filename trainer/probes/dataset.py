@@ -1,6 +1,7 @@
 """The shape of a run's data without a model: what the plan needs to know of it, by the training stage's own steps.
 
-Free of torch, and of transformers for plain prompts: a plan is made in seconds.
+`python -m trainer.probes.dataset REQUEST` prints JSON: the plan starts it as a process of its own. Free of torch, and
+of transformers for plain prompts: a plan is made in seconds.
 """
 
 from __future__ import annotations
@@ -8,16 +9,18 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import json
-from dataclasses import dataclass
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
-from launcher.architecture.attention_pairs import Extents
-from launcher.config.schema import Config
-from launcher.errors import TrntuneError
+from launcher.architecture.attention_pairs import Extent, Extents
+from launcher.config.schema import Config, DatasetConfig, ModelConfig, TrainingConfig
+from launcher.errors import FAILED, TrntuneError, disk_fault
 from launcher.model_dir.weights import vocabulary_fault
+from launcher.plan.schedule import DataShape
 from trainer.data.content import file_sha256
 from trainer.data.corpus import Corpus, corpus_of, find_corpus
 from trainer.data.prepare import prepare_corpus
@@ -28,30 +31,6 @@ from trainer.fetch import stage as fetch
 
 # Rows that are tokenized at most; the rest is taken to be like them (they are chosen by a hash, not by their place).
 _MAX_ROWS = 5000
-
-
-@dataclass(frozen=True)
-class DataShape:
-    """One epoch of training rows; ``measured`` of the data set's ``available`` rows were tokenized."""
-
-    rows: int
-    """packed or padded rows, whole global batches"""
-    filled: int
-    """those of them that hold something"""
-    examples: float
-    tokens: float
-    """real ones"""
-    trained: float
-    """labels that the loss counts"""
-    pairs: float
-    """query/key pairs of causal attention inside the documents, as far as layers reach: the mean of the layers"""
-    eval_rows: int
-    measured: int
-    available: int
-    format: str
-    """of the rows"""
-    unused: dict[str, float]
-    """fields that aren't read, and their share of the text"""
 
 
 class PlainTokenizer:
@@ -161,3 +140,41 @@ class Smallest:
     def rows(self) -> list[Located]:
         """In the order in which they came."""
         return [located for *_, located in sorted(self._kept, key=lambda entry: -entry[2])]
+
+
+def config_of(request: dict[str, Any]) -> Config:
+    """The parts of a configuration that say what data are: of the request, as the launcher has checked them."""
+    kinds = {"model": ModelConfig, "dataset": DatasetConfig, "training": TrainingConfig}
+    parts: dict[str, Any] = {
+        name: OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), request[name]))
+        for name, kind in kinds.items()
+    }
+    return Config(**parts, seed=request["seed"])
+
+
+def look(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to the plan: the shape, the place of the tokenizer, or the error that the run would end with."""
+    config = config_of(request)
+    try:
+        shape = measure(config, tuple(Extent(*extent) for extent in request["extents"]))
+    except TrntuneError as error:
+        return {"error": str(error), "exit_code": error.exit_code}
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        return {"error": fault, "exit_code": FAILED}
+    tokenizer = fetch.tokenizer_at_hand(config.model)
+    return {
+        "shape": None if shape is None else dataclasses.asdict(shape),
+        "tokenizer": None if tokenizer is None else str(tokenizer),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Process entry."""
+    print(json.dumps(look(json.loads(arguments[0]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -16,6 +16,7 @@ from launcher.data.files import entries, is_file
 from launcher.errors import TrntuneError, UsageError
 from launcher.executors.slurm.asking import SUBMISSION_SECONDS, ask, words
 from launcher.executors.slurm.environment import submission_environment
+from launcher.jobs.executor import is_submitted
 
 if TYPE_CHECKING:
     from launcher.config.compose import Composition
@@ -38,7 +39,7 @@ _OWN_OPTIONS = {
 def check_cluster(config: Config) -> Iterator[Diagnostic]:
     """Settings of conf/cluster that are wrong whatever the cluster."""
     cluster = config.cluster
-    if cluster.name == "local":
+    if not is_submitted(cluster):
         if config.dry_run:
             yield Diagnostic("dry_run", "true", "cluster=local submits nothing", "take cluster=slurm, or plan=true")
         return

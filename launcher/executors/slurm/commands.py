@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import time
@@ -34,6 +33,7 @@ from launcher.executors.slurm.progress import (
 )
 from launcher.executors.slurm.progress import FAILED as RUN_FAILED
 from launcher.executors.slurm.states import State, cancel, states
+from launcher.jobs.helper_process import show
 from launcher.jobs.run_stage import patience
 from launcher.paths import shown
 from launcher.run_dir.layout import RunDir
@@ -132,7 +132,7 @@ def report(directory: Path) -> int:
     with RunLock(ledger.directory, "launcher report", patience=patience()):
         _note(ledgers.read(directory), ledger, codes)
     if any(state.state == DONE or (state.directory / "stages" / "train.json").exists() for state in found):
-        importlib.import_module("postprocess.compare").report_sweep_directory(ledger.directory)
+        show("postprocess.compare.publish", ledger.directory, "no report")
     print(summary(found))
     parent = parents.stored(ledger.directory)
     if parent is not None and all(state.ended for state in found):

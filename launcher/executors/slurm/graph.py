@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launcher.config.schema import Config
-from launcher.executors.slurm.resources import REPORT, Resources, resources
+from launcher.jobs.job import REPORT, Job, job_of
 from launcher.jobs.variables import variables
 
 # A run's name and a stage.
@@ -18,12 +18,15 @@ class PlannedJob:
     """A job before it is submitted."""
 
     run: str
-    stage: str
-    resources: Resources
+    job: Job
     configured: Mapping[str, str] = field(default_factory=dict)
     """variables that the configuration sets"""
     after_success: list[Key] = field(default_factory=list)
     after_end: list[Key] = field(default_factory=list)
+
+    @property
+    def stage(self) -> str:
+        return self.job.stage
 
     @property
     def key(self) -> Key:
@@ -54,8 +57,8 @@ def plan_jobs(
         blocked_by = [last[-max_parallel]] if max_parallel and len(last) >= max_parallel else []
         for number, stage in enumerate(stages):
             before = [(name, stages[number - 1])] if number else []
-            asked, configured = resources(stage, config), variables(stage, config)
-            jobs.append(PlannedJob(name, stage, asked, configured, before, [] if number else blocked_by))
+            job, configured = job_of(stage, config), variables(stage, config)
+            jobs.append(PlannedJob(name, job, configured, before, [] if number else blocked_by))
         if stages:
             last.append((name, stages[-1]))
     return [*jobs, report_job(report, last)] if report is not None and last else jobs
@@ -63,7 +66,7 @@ def plan_jobs(
 
 def report_job(config: Config, after_end: list[Key]) -> PlannedJob:
     """The comparison of a sweep."""
-    return PlannedJob(REPORT, REPORT, resources(REPORT, config), variables(REPORT, config), [], after_end)
+    return PlannedJob(REPORT, job_of(REPORT, config), variables(REPORT, config), [], after_end)
 
 
 def describe(jobs: Sequence[PlannedJob]) -> list[str]:
@@ -80,8 +83,8 @@ def describe(jobs: Sequence[PlannedJob]) -> list[str]:
     return lines
 
 
-def _sized(job: PlannedJob) -> str:
-    asked = job.resources
-    nodes = "1 node" if asked.nodes == 1 else f"{asked.nodes} nodes"
-    each = "" if asked.processes_per_node == 1 else f" x {asked.processes_per_node} processes"
+def _sized(planned: PlannedJob) -> str:
+    job = planned.job
+    nodes = "1 node" if job.nodes == 1 else f"{job.nodes} nodes"
+    each = "" if job.processes_per_node == 1 else f" x {job.processes_per_node} processes"
     return f"{job.stage} ({nodes}{each})"

@@ -1,73 +1,14 @@
-"""What a stage's job asks Slurm for, and its batch script: pure functions of the configuration."""
+"""What Slurm is asked for by a job, and its batch script: pure functions of the job and the configuration."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import ClusterConfig, Config, world_size
-from launcher.jobs.variables import ON_ACCELERATOR
-
-TRAIN, REPORT = "train", "report"
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Of one job."""
-
-    nodes: int
-    processes_per_node: int
-    """started by the one task that Slurm starts on each node"""
-    partition: str | None
-    time_limit_min: int
-    exclusive: bool = False
-    cpus: int | None = None
-    """on each node"""
-    memory_gb: int | None = None
-    """on each node; 0: all of it"""
-    gpus_per_node: int | None = None
-
-
-def processes_per_node(config: Config) -> int:
-    """Training processes on each node, at most all of them."""
-    world = world_size(config)
-    each = config.cluster.processes_per_node or config.accelerator.devices_per_instance or world
-    return min(each, world)
-
-
-def nodes_of_training(config: Config) -> int:
-    """Nodes of the training stage. The configuration is checked: the processes fill them."""
-    return world_size(config) // processes_per_node(config)
-
-
-def resources(stage: str, config: Config) -> Resources:
-    """What ``stage`` needs: training, and compiling for it, the accelerators' nodes, every other stage one process."""
-    cluster = config.cluster
-    if stage not in ON_ACCELERATOR:
-        small = cluster.small
-        return Resources(
-            nodes=1,
-            processes_per_node=1,
-            partition=small.partition or cluster.partition,
-            time_limit_min=small.time_limit_min,
-            cpus=small.cpus,
-            memory_gb=small.memory_gb,
-        )
-    each = processes_per_node(config)
-    return Resources(
-        nodes=nodes_of_training(config),
-        processes_per_node=each,
-        partition=cluster.partition,
-        time_limit_min=cluster.time_limit_min if stage == TRAIN else cluster.compile_time_limit_min,
-        exclusive=cluster.exclusive,
-        cpus=cluster.cpus,
-        # --exclusive alone takes all CPUs, but only the partition's default of memory.
-        memory_gb=0 if cluster.exclusive and cluster.memory_gb is None else cluster.memory_gb,
-        gpus_per_node=each if config.accelerator.device == "cuda" else None,
-    )
+from launcher.config.schema import ClusterConfig
+from launcher.jobs.job import Job, Resources
 
 
 def dependency(after_success: list[str], after_end: list[str]) -> str | None:
@@ -88,21 +29,21 @@ def sbatch_options(lines: list[str]) -> dict[str, Any]:
 
 def parameters(
     name: str,
-    asked: Resources,
+    job: Job,
     configured: Mapping[str, str],
     cluster: ClusterConfig,
     code: Path,
     depends_on: str | None = None,
 ) -> dict[str, Any]:
     """submitit's parameters of one job; ``configured`` are its variables, ``code`` is the snapshot that it runs."""
-    extra = sbatch_options(cluster.sbatch_args)
+    asked, extra = job.resources, sbatch_options(cluster.sbatch_args)
     return {
         "job_name": name,
         "partition": asked.partition,
         "account": cluster.account,
         "qos": cluster.qos,
         "time": asked.time_limit_min,
-        "nodes": asked.nodes,
+        "nodes": job.nodes,
         "ntasks_per_node": 1,
         "cpus_per_task": asked.cpus,
         "gpus_per_node": asked.gpus_per_node,

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.executors.local import is_elastic
 from launcher.executors.slurm.asking import SUBMISSION_SECONDS, ask, words
 from launcher.executors.slurm.environment import outside_of_jobs, submission_environment
 from launcher.executors.slurm.graph import Key, PlannedJob
 from launcher.executors.slurm.ledger import Job, Ledger
-from launcher.executors.slurm.resources import REPORT, batch_script, dependency, given, parameters
+from launcher.executors.slurm.resources import batch_script, dependency, given, parameters
 from launcher.executors.slurm.states import cancel
 from launcher.executors.slurm.task import Frozen, ReportTask, StageTask, frozen_of
+from launcher.jobs.job import REPORT
 from launcher.jobs.variables import ON_ACCELERATOR
 from launcher.paths import shown
 from launcher.run_dir.layout import RunDir
@@ -56,7 +56,7 @@ def _options(job: PlannedJob, composition: Composition, target: Target, ids: Map
         [ids[key] for key in job.after_success if key in ids], [ids[key] for key in job.after_end if key in ids]
     )
     cluster = composition.runs[0].config.cluster
-    return parameters(job.name, job.resources, job.configured, cluster, target.code, depends_on=waits)
+    return parameters(job.name, job.job, job.configured, cluster, target.code, depends_on=waits)
 
 
 def submit_all(
@@ -148,12 +148,12 @@ def _task(job: PlannedJob, config: Config | None, target: Target, environment: F
         job.stage,
         str(target.logs(job.run).parent),
         str(Path.cwd()),
-        job.resources.nodes,
-        job.resources.processes_per_node,
+        job.job.nodes,
+        job.job.processes_per_node,
         environment,
         config.cluster.rendezvous_address if job.stage in ON_ACCELERATOR else None,
         config.cluster.rendezvous_port if job.stage in ON_ACCELERATOR else None,
-        is_elastic(job.stage, config),
+        job.job.elastic,
     )
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CODE = "code"
 
 
-def submit(composition: Composition, overrides: list[str]) -> int:
+def execute(composition: Composition, overrides: list[str]) -> int:
     """Submit all runs, or print what would be submitted. Returns the exit code."""
     refuse_composition(composition)
     config = composition.runs[0].config
@@ -97,8 +97,8 @@ def _dry_run(composition: Composition, base: Path) -> int:
 
 
 def _submit_single(run: Composed) -> int:
-    from launcher import app
     from launcher.config.compose import Composition
+    from launcher.run import start
 
     if run.fixed_name:  # before anything is written there: a queued job runs the configuration of its submission
         _refuse_active(_ledger_of(run.directory, run))
@@ -119,7 +119,7 @@ def _submit_single(run: Composed) -> int:
         say_submitted(run_dir.path, chain)
         return 0
 
-    return app.start(run, run.directory, run.fixed_name, stages)[1]
+    return start(run, run.directory, run.fixed_name, stages)[1]
 
 
 def _submit_sweep(composition: Composition, overrides: list[str]) -> int:

@@ -21,12 +21,13 @@ from pathlib import Path
 
 from launcher.config.secrets import redact
 from launcher.errors import FAILED, SUSPENDED, TrntuneError, disk_fault
-from launcher.executors.local import Interrupts, counting_interrupts, run_command, run_stage, stage_command, torchrun
 from launcher.executors.slurm.asking import NoAnswer, ask, words
 from launcher.executors.slurm.rendezvous import Step, agree, call_off, this_step
-from launcher.executors.slurm.resources import TRAIN
 from launcher.jobs.helper_process import python_module
+from launcher.jobs.job import TRAIN
 from launcher.jobs.run_stage import patience
+from launcher.jobs.supervisor import Interrupts, counting_interrupts, run_command, run_stage
+from launcher.jobs.torchrun import stage_command, torchrun
 from launcher.jobs.variables import COMPILE, TORCHRUN_OPTIONS
 from launcher.paths import ROOT
 from launcher.run_dir.attempts import MAX_WITHOUT_PROGRESS, counted

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from launcher.executors import local
+from launcher.jobs import supervisor, torchrun
 from launcher.jobs.helper_process import python_module
 from launcher.jobs.variables import WAITING, variables
 from launcher.paths import ROOT
@@ -92,8 +93,8 @@ sys.exit(max(child.wait() for child in children))
 def test_numbers_of_another_launchers_processes_reach_no_stage(left, monkeypatch):
     for name, value in left.items():
         monkeypatch.setenv(name, value)
-    assert not left.keys() & local.child_environment(1).keys()
-    assert local.child_environment(1, {"RANK": "1"})["RANK"] == "1"  # of a node, in stage compile
+    assert not left.keys() & supervisor.child_environment(1).keys()
+    assert supervisor.child_environment(1, {"RANK": "1"})["RANK"] == "1"  # of a node, in stage compile
 
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "3"), ("RANK", "none"), ("WORLD_SIZE", "2")])
@@ -161,15 +162,15 @@ def test_torchruns_workers_are_interrupted_and_never_torchrun_itself(start, tmp_
 def test_the_first_node_does_not_wait_for_a_torchrun_that_waits_for_other_nodes(tmp_path, monkeypatch):
     """Their processes may have been told to leave before they could, and are gone: the job would reach its time limit,
     and not be started again."""
-    monkeypatch.setattr(local, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor, "LINGER_SECONDS", 0.2)
     lingering = AGENT.replace("sys.exit(", "codes = (") + (
         "import time; (pathlib.Path(here) / 'waits').touch(); time.sleep(3600)\n"
     )
-    interrupts = local.Interrupts(patient=True)
+    interrupts = supervisor.Interrupts(patient=True)
     interrupts.hurried = True
     interrupts(signal.SIGUSR2, None)
     command = [sys.executable, "-c", lingering, str(tmp_path)]
-    assert local.run_stage("train", RunDir(tmp_path), command, 2, interrupts) == 75
+    assert supervisor.run_stage("train", RunDir(tmp_path), command, 2, interrupts) == 75
     assert (tmp_path / "waits").exists()
 
 
@@ -235,8 +236,8 @@ def test_a_stage_finds_our_packages_and_not_the_users(cwd, tmp_path):
 
 
 def test_commands_of_the_stages():
-    one = local.stage_command("train", Path("/r"), 1)
-    two = local.stage_command("train", Path("/r"), 2)
+    one = torchrun.stage_command("train", Path("/r"), 1)
+    two = torchrun.stage_command("train", Path("/r"), 2)
     assert one[0] == sys.executable
     assert one[-3:] == ["launcher.jobs.run_stage", "train", "/r"]
     assert two[1:6] == ["-m", "torch.distributed.run", "--no-python", "--nproc-per-node=2", "--standalone"]
@@ -247,7 +248,7 @@ def test_a_stage_is_of_this_copy_of_the_project_also_without_safe_path(cwd, tmp_
     """As on Python 3.10, where -m would look in the working directory first."""
     (cwd / "launcher").mkdir()
     (cwd / "launcher" / "__init__.py").write_text("raise SystemExit('the wrong launcher')")
-    command = local.stage_command("train", tmp_path / "nothing", 1)
+    command = torchrun.stage_command("train", tmp_path / "nothing", 1)
     done = subprocess.run(command, cwd=cwd, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True)
     assert "the wrong launcher" not in done.stderr
     assert "run.lock" in done.stderr
@@ -256,16 +257,16 @@ def test_a_stage_is_of_this_copy_of_the_project_also_without_safe_path(cwd, tmp_
 def test_settings_of_accelerate_in_the_environment_do_not_reach_the_training(monkeypatch):
     """ACCELERATE_MIXED_PRECISION=bf16 would train a run in bf16 that says fp32."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert not [name for name in local.child_environment(1) if name.startswith("ACCELERATE")]
+    assert not [name for name in supervisor.child_environment(1) if name.startswith("ACCELERATE")]
 
 
 @pytest.mark.parametrize(("cpus", "replicas", "threads"), [(8, 1, "8"), (8, 2, "4"), (2, 4, "1")])
 def test_threads_are_shared_among_the_replicas(cpus, replicas, threads, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(local, "available_cpus", lambda: cpus)
-    assert local.child_environment(replicas)["OMP_NUM_THREADS"] == threads
+    monkeypatch.setattr(supervisor, "available_cpus", lambda: cpus)
+    assert supervisor.child_environment(replicas)["OMP_NUM_THREADS"] == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert local.child_environment(replicas)["OMP_NUM_THREADS"] == "7"
+    assert supervisor.child_environment(replicas)["OMP_NUM_THREADS"] == "7"
 
 
 def test_the_stage_process_tells_a_refusal_in_one_line(tmp_path, cwd):

@@ -7,12 +7,13 @@ import pytest
 from launcher.app import main
 from launcher.errors import UsageError
 from launcher.jobs import helper_process
+from launcher.plan import schedule
 from launcher.plan.build import known
 from launcher.sweep.parent_run import ParentRun, finish
 from tests.launcher.conftest import single
 
 TOKEN = "hf_abcdefghijklmnopqrstuv"
-# The size of its data is known without them, so that only the machine's rates are asked.
+# The size of its data is known without looking at them.
 SIZED = ("experiment=tiny", "dataset=dolly15k")
 
 
@@ -32,6 +33,7 @@ def ask(tmp_path, monkeypatch):
 def helper(monkeypatch):
     """Puts a Python program in the place of every helper."""
     helper_process.ask.cache_clear()
+    monkeypatch.setattr(schedule, "_measured", {})
 
     def put(program: str) -> None:
         monkeypatch.setattr(helper_process, "python_module", lambda *_: [helper_process.sys.executable, "-c", program])
@@ -89,14 +91,20 @@ def test_a_plan_whose_measurement_fails_is_still_a_plan(helper, cwd, capfd):
     helper("import os; os.kill(os.getpid(), 15)")
     assert main([*SIZED, "plan=true"]) == 0
     shown = capfd.readouterr()
-    assert shown.err == "warning: the plan has no time: trainer.probes.device failed (killed by SIGTERM)\n"
+    assert shown.err.splitlines() == [
+        "warning: the plan doesn't look at the data: trainer.probes.dataset failed (killed by SIGTERM)",
+        "warning: the plan has no time: trainer.probes.device failed (killed by SIGTERM)",
+    ]
     assert "not estimated: no cpu device could be measured here" in " ".join(shown.out.split())
 
 
 def test_a_sweep_is_told_once(helper, cwd, capfd):
     helper("raise SystemExit(3)")
     assert main(["-m", *SIZED, "method=lora,full", "plan=true"]) == 0
-    assert capfd.readouterr().err == "warning: the plan has no time: trainer.probes.device failed (exit code 3)\n"
+    assert capfd.readouterr().err.splitlines() == [
+        "warning: the plan doesn't look at the data: trainer.probes.dataset failed (exit code 3)",
+        "warning: the plan has no time: trainer.probes.device failed (exit code 3)",
+    ]
 
 
 def test_a_local_model_that_cannot_be_counted_is_refused_with_the_reason(helper, tmp_path):
@@ -114,3 +122,17 @@ def test_a_sweeps_parent_that_is_not_ended_is_told(helper, tmp_path, capfd):
         "ImportError: mlflow",
         "warning: the sweep's parent run in MLflow is not complete: trainer.tracking.sweep failed (exit code 1)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("print('shown')", ""),
+        ("raise SystemExit(3)", "warning: no summary: postprocess.summary failed (exit code 3)\n"),
+    ],
+)
+def test_what_a_process_shows_is_shown_and_its_failure_told(helper, tmp_path, capfd, program, told):
+    helper(program)
+    helper_process.show("postprocess.summary", tmp_path, "no summary")
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("" if told else "shown\n", told)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.architecture.tensors import count
+from launcher.architecture.parameters import count
 from launcher.config.schema import world_size
 from launcher.paths import ROOT
 from launcher.plan import scaling

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launcher.checks.validate import problems, refuse_absent
+from launcher.checks.sources import refuse_absent
+from launcher.checks.validate import problems
 from launcher.errors import TrntuneError, UsageError
 from launcher.model_dir.config_json import read_config_json
 from launcher.model_dir.files import vocabulary_of, weight_files

@@ -14,8 +14,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
+from launcher.architecture.parameters import count
 from launcher.architecture.quantized import BYTES_PER_WEIGHT, check_quantized
-from launcher.architecture.tensors import count
 from launcher.checks.validate import fill_architecture, problems
 from launcher.errors import TrntuneError
 from launcher.plan.memory import estimate

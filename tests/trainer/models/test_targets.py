@@ -6,7 +6,7 @@ import pytest
 from peft import get_peft_model
 from transformers import AutoConfig
 
-from launcher.architecture.adapters import own_choice
+from launcher.architecture.adapter_faults import own_choice
 from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError
 from trainer.families.small import small_config, small_model

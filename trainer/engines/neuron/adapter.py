@@ -18,10 +18,6 @@ from trainer.probes.model import on_meta
 
 Tensors = dict[str, torch.Tensor]
 
-# optimum-neuron makes one layer of these, which then has one lora_A.
-GATE_UP = ("gate_proj", "up_proj")
-QKV = ("q_proj", "k_proj", "v_proj")
-
 
 def initial_adapter(model_dir: Path, config: Config) -> Tensors:
     """The untrained adapter under peft's names, in host memory. The base's weights are not read, and take no memory."""

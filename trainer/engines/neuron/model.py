@@ -17,11 +17,12 @@ from optimum.neuron.peft import get_peft_model
 from peft.utils import set_peft_model_state_dict
 from torch import nn
 
+from launcher.architecture.family_table import GATE_UP, QKV
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.model_dir.weights import refuse_unreadable
 from trainer.engines.base import ParameterCounts
-from trainer.engines.neuron.adapter import GATE_UP, QKV, initial_adapter, share_first_half
+from trainer.engines.neuron.adapter import initial_adapter, share_first_half
 from trainer.engines.neuron.patches import is_split, mark_replicated
 from trainer.models.adapt import peft_config, refuse_faults
 from trainer.models.load import count_parameters, refuse_code_of_others, refuse_not_finite

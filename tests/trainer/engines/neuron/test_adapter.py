@@ -8,9 +8,10 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 
+from launcher.architecture.family_table import GATE_UP
 from launcher.config.schema import ArchitectureConfig, Config
 from tests.trainer.models.conftest import composed
-from trainer.engines.neuron.adapter import GATE_UP, initial_adapter, share_first_half
+from trainer.engines.neuron.adapter import initial_adapter, share_first_half
 from trainer.fetch.tiny_llama import build
 from trainer.models.load import apply_method, load_model
 

@@ -204,7 +204,7 @@ def run_all(
 
 def write_sweep(base: Path, overrides: list[str], finished: list[Finished], parent: ParentRun | None) -> None:
     """Write sweep.json after every run, so that a sweep that was killed is readable and can be started again."""
-    from launcher.run_dir.layout import write_json
+    from launcher.io import write_json
 
     runs = [
         {"directory": run.directory.name, "overrides": list(run.overrides), "exit_code": run.exit_code}

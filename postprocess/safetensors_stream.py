@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.errors import TrntuneError, first
+from launcher.io import fsync, write_durably
 from launcher.model_dir.files import INDEX, SINGLE, index_of, lost_shards, weights_fault
 from launcher.model_dir.safetensors_header import read_json_header
 from postprocess import page_cache
@@ -441,22 +442,5 @@ def _reading(file: Path) -> Iterator[int]:
         raise TrntuneError(f"{file} can't be read: {error.strerror}") from None
     try:
         yield handle
-    finally:
-        os.close(handle)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a text file and force it to disk: within a directory that is not in its place yet, that is enough."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def fsync(path: Path) -> None:
-    """Force a file's bytes, or a directory's entries, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
     finally:
         os.close(handle)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError, UsageError
+from launcher.io import write_atomic, write_json
 from launcher.model_dir.files import SINGLE
 from launcher.model_dir.generation_config import repair_of, repaired_texts
-from launcher.run_dir.layout import write_atomic, write_json
 from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint, verified
 from postprocess.consolidate.locate import Location, locate
 from postprocess.consolidate.neuron import open_neuron
@@ -22,8 +22,8 @@ from postprocess.consolidate.origin import base_of_run, origin_of_shards, stated
 from postprocess.consolidate.output import RESULT, finished, whole_directory
 from postprocess.consolidate.source import Source
 from postprocess.consolidate.writing import BlockWriter, one_thread
+from postprocess.outputs import check_apart
 from postprocess.safetensors_stream import plan_shards, total_bytes
-from postprocess.staged import check_apart
 from trainer.checkpoints.manifest import MANIFEST
 
 _TOKENIZER = (

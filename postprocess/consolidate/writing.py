@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from launcher.atomic_directory import note_whole, noted_whole
 from postprocess.safetensors_stream import ShardedWriter, TensorSpec, dtype_code
-from postprocess.staged import note_whole, noted_whole
 
 # Bytes a system call. For larger ones the kernel looks for larger pieces of free memory to cache the file in, and where
 # memory is fragmented that takes longer than copying: system time for 2.5 GB was 4.9 s at 4 MiB, 1.4 s at 256 KiB.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from launcher.errors import TrntuneError
-from launcher.run_dir.layout import write_json, write_jsonl
+from launcher.io import write_json, write_jsonl
 from postprocess.generate.answer import Answer, Sampling, answer, reference_losses
 from postprocess.generate.models import Answerers, ModelLocation
 from postprocess.generate.questions import Question

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from launcher import app
+from launcher.io import write_json
 from launcher.paths import ROOT
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.run_dir.layout import RunDir
 from tests.launcher.conftest import composition
 from tests.limits import PATIENCE
 

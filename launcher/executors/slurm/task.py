@@ -25,12 +25,13 @@ from launcher.executors.local import Interrupts, counting_interrupts, run_comman
 from launcher.executors.slurm.asking import NoAnswer, ask, words
 from launcher.executors.slurm.rendezvous import Step, agree, call_off, this_step
 from launcher.executors.slurm.resources import TRAIN
+from launcher.io import write_json
 from launcher.jobs.helper_process import python_module
 from launcher.jobs.run_stage import patience
 from launcher.jobs.variables import COMPILE, TORCHRUN_OPTIONS
 from launcher.paths import ROOT
 from launcher.run_dir.attempts import MAX_WITHOUT_PROGRESS, counted
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import RunLock
 from launcher.run_dir.provenance import installed, installed_packages
 from launcher.run_dir.resume import finished

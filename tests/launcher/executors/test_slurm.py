@@ -25,11 +25,12 @@ from launcher.executors.slurm.resources import batch_script, dependency, nodes_o
 from launcher.executors.slurm.sending import Target
 from launcher.executors.slurm.sending import script as script_of
 from launcher.executors.slurm.task import StageTask, frozen, frozen_of
+from launcher.io import write_atomic, write_json
 from launcher.jobs.variables import variables
 from launcher.neuron.graphs import directory_name
 from launcher.plan import build
 from launcher.run_dir.attempts import Attempts
-from launcher.run_dir.layout import RunDir, write_atomic, write_json
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import LockHeldError, RunLock, runs
 from tests.launcher.conftest import composition, single, slurm_commands
 from tests.launcher.run_dir.test_lock import hold

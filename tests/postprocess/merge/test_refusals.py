@@ -16,11 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from launcher.atomic_directory import MARKER, staged
 from launcher.config.schema import Config, MergeConfig
 from launcher.errors import TrntuneError, UsageError
-from launcher.run_dir.layout import RunDir, write_json
-from postprocess import staged
-from postprocess.merge import MergeOptions, logits, merge, room, stage
+from launcher.io import write_json
+from launcher.run_dir.layout import RunDir
+from postprocess.merge import MergeOptions, logits, merge, stage
 from postprocess.merge.__main__ import main
 from postprocess.merge.changes import LowRank
 from tests.limits import until
@@ -197,7 +198,7 @@ def test_what_is_in_the_way_of_the_work_stays(base: Path, adapter: Path, tmp_pat
     refused(base, adapter, r"out\.tmp is in the way")
     assert (tmp_path / "out.tmp" / "thesis.txt").read_text() == "x"
     elsewhere = (tmp_path / "out.tmp").rename(tmp_path / "elsewhere")
-    (elsewhere / staged.MARKER).touch()
+    (elsewhere / MARKER).touch()
     (tmp_path / "out.tmp").symlink_to(elsewhere)
     refused(base, adapter, r"out\.tmp is in the way")
     assert (elsewhere / "thesis.txt").read_text() == "x"
@@ -257,7 +258,7 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding(base: Path, adapter: Pa
 
 def test_too_little_room(base: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(base)._replace(free=1_000_000)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     refused(base, adapter, r"needs 0.00 GB, but only 0.00 GB are free|needs .* GB, but only")
 
 
@@ -299,7 +300,7 @@ def test_logits_are_left_out_where_memory_is_short(
 
 
 def test_a_directory_that_another_process_writes(base: Path, adapter: Path, tmp_path: Path) -> None:
-    with staged.staged(tmp_path / "out"):
+    with staged(tmp_path / "out"):
         with pytest.raises(TrntuneError, match="being written by another process"):
             merge(base, adapter, tmp_path / "out", QUICK)
 
@@ -311,13 +312,13 @@ def test_the_marker_of_unfinished_work_is_removed_last(tmp_path: Path, monkeypat
     monkeypatch.setattr(shutil, "rmtree", lambda path, **_: left.extend(file.name for file in path.iterdir()))
 
     def interrupted() -> None:
-        with staged.staged(tmp_path / "out"):
+        with staged(tmp_path / "out"):
             (work / "model.safetensors").touch()
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert left == [staged.MARKER]
+    assert left == [MARKER]
 
 
 def test_the_command_line(base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

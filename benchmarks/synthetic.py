@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from launcher.errors import TrntuneError
 from launcher.paths import CONF
-from postprocess.safetensors_stream import ShardedWriter, TensorSpec
+from postprocess.safetensors.header import TensorSpec
+from postprocess.safetensors.writer import ShardedWriter
 
 # Sizes by the model group's configurations, which have the shapes.
 SIZES = {"tiny": "tiny_llama", "1B": "llama32_1b", "3B": "llama32_3b", "8B": "llama3_8b"}

@@ -18,13 +18,9 @@ from postprocess.convert.originals import Originals, find
 from postprocess.merge.files import copy_side_files, is_side_file
 from postprocess.merge.layout import ties_of
 from postprocess.outputs import check_apart, check_room
-from postprocess.safetensors_stream import (
-    ShardedWriter,
-    plan_shards,
-    read_header,
-    tensor_bytes,
-    total_bytes,
-)
+from postprocess.safetensors.header import read_header
+from postprocess.safetensors.shards import plan_shards, total_bytes
+from postprocess.safetensors.writer import ShardedWriter, tensor_bytes
 from trainer.probes.model import on_meta
 
 RECORD = "convert.json"

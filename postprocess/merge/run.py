@@ -25,7 +25,8 @@ from postprocess.merge.files import (
 from postprocess.merge.options import DTYPES, MergeOptions
 from postprocess.merge.readahead import read_ahead
 from postprocess.outputs import check_apart, check_room
-from postprocess.safetensors_stream import SourceTensor, plan_shards, source_tensors, total_bytes
+from postprocess.safetensors.header import SourceTensor, source_tensors
+from postprocess.safetensors.shards import plan_shards, total_bytes
 from trainer.models.fingerprint import fingerprint
 
 if TYPE_CHECKING:

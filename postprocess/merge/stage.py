@@ -17,7 +17,7 @@ from postprocess.merge.files import RECORD, left_note
 from postprocess.merge.options import UNSTATED
 from postprocess.merge.run import check
 from postprocess.outputs import check_foreign, discard
-from postprocess.safetensors_stream import source_tensors
+from postprocess.safetensors.header import source_tensors
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:

@@ -363,7 +363,7 @@ def test_a_killed_merge_leaves_no_result_and_is_done_again(base: Path, adapter: 
 _SLOW_MERGE = """
 import sys, time
 from pathlib import Path
-from postprocess import safetensors_stream as stream
+from postprocess.safetensors import writer as stream
 take, count = stream.ShardedWriter._take, []
 def slow(self, name):
     count.append(name)

@@ -147,11 +147,6 @@ class Writer:
         assert self._current is None
         self._current = self._pool.submit(write, snapshot, self.store, self.peers, self.keep)
 
-    @property
-    def busy(self) -> bool:
-        """True while something is submitted and not collected."""
-        return self._current is not None
-
     def finished(self) -> bool:
         """True when there is something to collect without waiting."""
         return self._current is not None and self._current.done()

@@ -14,6 +14,7 @@ from unittest import mock
 
 import torch
 
+RANKS = 8
 _POOL_ELEMENTS = 1 << 25
 
 
@@ -40,7 +41,7 @@ SHAPES = {
 }
 
 
-def write_checkpoint(directory: Path, shape: Shape, tp: int = 8) -> int:
+def write_checkpoint(directory: Path, shape: Shape, tp: int = RANKS) -> int:
     """Write `config.json` and `shards/` below ``directory``, bf16, random. Returns the bytes of all tensor files.
 
     Memory: 64 MiB of random numbers that every tensor is cut from, and one rank's part of the largest tensor. ``tp``

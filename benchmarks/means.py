@@ -22,8 +22,8 @@ import torch
 from rich.table import Table
 
 from benchmarks.measure import show
-from benchmarks.training_cases import trntune_overrides
-from benchmarks.training_rows import packed
+from benchmarks.training.peers import trntune_overrides
+from benchmarks.training.workload import packed
 from launcher.cli import Parser, parse, process_entry
 from launcher.config.compose import compose
 from launcher.config.schema import ColumnsConfig, Config

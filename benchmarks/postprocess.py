@@ -1,16 +1,16 @@
-"""`python -m benchmarks.postprocess merge --size 1B`: what follows training against `cp` of the same bytes."""
+"""`python -m benchmarks.postprocess merge|consolidate --size 1B`: what follows training against `cp` of its bytes."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from benchmarks.measure import Case, as_json, run_interleaved, show, table
 from launcher.cli import Parser, process_entry
+from launcher.io import free_bytes
 from launcher.run_dir.provenance import software
 
 _PEFT = """
@@ -40,7 +40,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     merge = commands.add_parser("merge", help="base + LoRA adapter (rank 16 on q and v) against cp of the base")
     merge.add_argument("--with-peft", action="store_true", help="also peft: load, merge_and_unload, save_pretrained")
     merge.set_defaults(run=_merge)
-    for command in (merge,):
+    consolidate = commands.add_parser("consolidate", help="a model that 8 ranks have saved in parts against cp of them")
+    consolidate.set_defaults(run=_consolidate)
+    for command in (merge, consolidate):
         command.add_argument("--size", choices=("tiny", "1B", "3B", "8B"), default="1B")
         command.add_argument("--repeats", type=int, default=3)
         command.add_argument(
@@ -65,19 +67,31 @@ def _merge(arguments: argparse.Namespace, scratch: Path) -> None:
     _report("merge", arguments, cases, copy, description(size))
 
 
+def _consolidate(arguments: argparse.Namespace, scratch: Path) -> None:
+    from benchmarks.consolidate_data import RANKS, SHAPES, write_checkpoint
+    from benchmarks.synthetic import check_room
+
+    size, source, out = arguments.size, scratch / "checkpoint", scratch / "consolidated"
+    check_room(scratch, size, copies=2)
+    written = write_checkpoint(source, SHAPES[size])
+    copy = Case("cp -r", ["cp", "-r", str(source), str(scratch / "copy")], scratch / "copy", [source])
+    ours = [sys.executable, "-m", "postprocess.consolidate", str(source), str(out)]
+    model: dict[str, object] = {"size": size, "bytes": written, "ranks": RANKS}
+    _report("consolidate", arguments, [copy, Case("trntune consolidate", ours, out, [source])], copy, model)
+
+
 def _report(
     name: str, arguments: argparse.Namespace, cases: list[Case], reference: Case, model: dict[str, object]
 ) -> None:
     """Run the cases, print the table and leave everything measured as JSON."""
     run_interleaved(cases, arguments.repeats)
     show(table(f"{name}, {arguments.size}, {arguments.repeats} rounds", cases, reference))
-    free = shutil.disk_usage(arguments.directory).free
     result = {
         "benchmark": name,
         "model": model,
         "cases": as_json(cases, reference),
         "software": software(),
-        "free": free,
+        "free": free_bytes(arguments.directory),
     }
     file = arguments.directory / f"postprocess_{name}_{arguments.size}.json"
     file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

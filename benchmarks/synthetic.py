@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from launcher.errors import TrntuneError
+from launcher.io import free_bytes
 from launcher.paths import CONF
-from postprocess.safetensors_stream import ShardedWriter, TensorSpec
+from postprocess.safetensors.header import TensorSpec
+from postprocess.safetensors.writer import ShardedWriter
 
 # Sizes by the model group's configurations, which have the shapes.
 SIZES = {"tiny": "tiny_llama", "1B": "llama32_1b", "3B": "llama32_3b", "8B": "llama3_8b"}
@@ -84,11 +87,8 @@ def write_adapter(directory: Path, size: str, rank: int = 16) -> Path:
 
 def check_room(directory: Path, size: str, copies: int) -> None:
     """Raise TrntuneError unless ``copies`` models of ``size`` fit on the disk."""
-    import math
-    import shutil
-
     needed = copies * 2 * sum(math.prod(shape) for shape in parameters(llama_config(size)).values())
-    free = shutil.disk_usage(directory).free
+    free = free_bytes(directory)
     if free < needed:
         raise TrntuneError(f"{directory}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
 

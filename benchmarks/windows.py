@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from benchmarks.measure import show
-from benchmarks.training_rows import packed
+from benchmarks.training.workload import packed
 from launcher.cli import Parser, process_entry
 from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError, UsageError

@@ -6,7 +6,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
-EXPERIMENTS = "experiment"
 # A tree of its own, of `python -m cluster`: no group of a run.
 CLUSTER_SETUP = CONF / "cluster_setup"
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from launcher import units
 from launcher.cli import process_entry
-from postprocess.results import RunResult, read_run, read_samples
+from launcher.run_dir.layout import RunDir
 
 _ENDINGS = {
     "finished": "finished",
@@ -40,6 +43,30 @@ def main(argv: list[str] | None = None) -> int:
 def _shown(argv: list[str]) -> int:
     print_run(Path(argv[0]))
     return 0
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run: its directory, its resolved configuration, and the training stage's numbers (None: it has none)."""
+
+    directory: Path
+    config: dict[str, Any]
+    train: dict[str, Any] | None
+
+
+def read_run(directory: Path) -> RunResult:
+    """Read a run directory."""
+    run_dir = RunDir(directory)
+    config = yaml.safe_load(run_dir.config_file.read_text(encoding="utf-8"))
+    return RunResult(directory, config, run_dir.stage_result("train"))
+
+
+def read_samples(directory: Path) -> list[dict[str, str]]:
+    """The questions answered before and after, or none."""
+    file = RunDir(directory).samples
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 def print_run(directory: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from launcher.atomic_directory import replace_directory
 from launcher.errors import TrntuneError
 from launcher.paths import shown
-from trainer.checkpoints.durable import sync_directory, sync_tree
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.writer import PartFailed, together
 from trainer.engines.base import Engine
@@ -25,19 +25,6 @@ def save_sharded(engine: Engine, peers: Peers, final: Path) -> None:
         together(peers, lambda: replace_directory(temporary, final) if first else None)
     except PartFailed as error:
         raise TrntuneError(f"{shown(final)} can't be written: {error}; free room there") from None
-
-
-def replace_directory(temporary: Path, final: Path) -> None:
-    """Put ``temporary`` in the place of ``final``, which an earlier attempt may have left. On the disk, as the result
-    that says so will be: a finished run is not trained again."""
-    sync_tree(temporary)
-    old = final.with_name(f"{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    temporary.rename(final)
-    sync_directory(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _emptied(directory: Path) -> None:

@@ -13,13 +13,15 @@ from typing import Any, NoReturn
 import psutil
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
+from launcher.atomic_directory import replace_directory
 from launcher.config.schema import Config
 from launcher.config.secrets import redact
 from launcher.errors import SuspendedError, TrntuneError, in_one_line
+from launcher.io import write_jsonl
 from launcher.jobs.torchrun import is_rank_zero
 from launcher.paths import shown
 from launcher.plan.steps import refuse_few_rows
-from launcher.run_dir.layout import RunDir, write_jsonl
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.provenance import installed
 from trainer.attempt import History
 from trainer.checkpoints.checkpointer import RUN_FILE, STEPS_FILE, Checkpointer, identity
@@ -40,7 +42,7 @@ from trainer.models.load import run_tokenizer
 from trainer.rehearsal import MAX_WORDS, check_room, rehearse
 from trainer.result import train_result
 from trainer.samples import answers, side_by_side
-from trainer.saving import replace_directory, save_sharded
+from trainer.saving import save_sharded
 from trainer.signals import StopSignal
 from trainer.tracking.run import Tracker
 

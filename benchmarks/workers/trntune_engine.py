@@ -9,7 +9,7 @@ from common import Meter, examples, run
 
 
 def work(job: dict[str, Any], meter: Meter) -> None:
-    from benchmarks.training_rows import packed
+    from benchmarks.training.workload import packed
     from launcher.cli import parse
     from launcher.config.compose import compose
     from launcher.config.schema import Config

@@ -12,10 +12,11 @@ from typing import Any, Protocol, cast
 from launcher.config.schema import Config
 from launcher.config.secrets import redact
 from launcher.errors import FAILED, INTERRUPTED, SUSPENDED, SuspendedError, TrntuneError, UsageError, disk_fault
+from launcher.io import write_json
 from launcher.jobs.parent_death import die_with_parent, launcher_pids, parent_is_gone
 from launcher.jobs.torchrun import is_rank_zero
 from launcher.jobs.variables import TORCHRUN_OPTIONS
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import STALE_SECONDS, RunLock
 
 # A stage's name, and the module whose run(config, run_dir) is the stage. Named, not imported: the launcher is

@@ -4,12 +4,12 @@ and the training stage, which alone knows the sizes exactly."""
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.schema import Config
+from launcher.io import free_bytes
 from launcher.units import gigabytes
 
 SLACK = 256 << 10
@@ -89,8 +89,7 @@ def little_room(where: Path, rooms: Sequence[Room], there: int = 0) -> str | Non
 
     ``there``: bytes that the run has on that disk already, and that count as its own.
     """
-    existing = next(path for path in (where, *where.parents) if path.exists())
-    free = shutil.disk_usage(existing).free + there
+    free = free_bytes(where) + there
     needed = sum(room.kept for room in rooms) + max(room.most - room.kept for room in rooms)
     if needed <= free:
         return None

@@ -16,6 +16,7 @@ from typing import Any
 
 from launcher.config.secrets import redact
 from launcher.errors import INTERRUPTED, SUSPENDED, TrntuneError
+from launcher.io import flush
 from launcher.paths import shown
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.reached import furthest_step
@@ -108,8 +109,7 @@ class Attempts:
         separator = b"\n" if existing and not existing.endswith(b"\n") else b""
         with self.path.open("ab") as stream:
             stream.write(separator + json.dumps({"time": now, **record}).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+            flush(stream)
 
     def _lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():

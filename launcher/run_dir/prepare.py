@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.io import write_json
 from launcher.plan.build import preflight_json
 from launcher.run_dir.create import create, make_private
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import RunLock
 from launcher.run_dir.provenance import write_records
 from launcher.run_dir.resume import holds_run, record_changes

@@ -16,8 +16,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config.schema import Config
+from launcher.io import write_atomic, write_json
 from launcher.paths import ROOT
-from launcher.run_dir.layout import RunDir, write_atomic, write_json
+from launcher.run_dir.layout import RunDir
 
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "mlflow", "hydra-core", "omegaconf", "numpy", "safetensors", "gguf",

@@ -14,12 +14,13 @@ from omegaconf import OmegaConf
 from launcher.config.error_messages import first_line
 from launcher.config.schema import Config
 from launcher.errors import UsageError
+from launcher.io import write_atomic
 from launcher.jobs.run_stage import PREPARING, forget
 from launcher.neuron.graphs import shapes
 from launcher.paths import shown
 from launcher.run_dir.attempts import Attempts
 from launcher.run_dir.config_diff import ALLOW, Change, changes, refuse_changes
-from launcher.run_dir.layout import RunDir, write_atomic
+from launcher.run_dir.layout import RunDir
 
 PREFIX = "resume="
 COMPLETE = ("finished", "early_stopped")

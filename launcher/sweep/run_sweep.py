@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from launcher.config.sweep import label
 from launcher.errors import INTERRUPTED, SUSPENDED
+from launcher.io import write_json
 from launcher.jobs.helper_process import show
 from launcher.paths import shown
 from launcher.run import RunStages, has_trained, start
 from launcher.run_dir.create import create
-from launcher.run_dir.layout import write_json
 from launcher.run_dir.lock import RunLock
 from launcher.sweep import parent_run as parents
 

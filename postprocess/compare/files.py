@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.errors import TrntuneError, UsageError
+from launcher.io import write_atomic
 from launcher.paths import shown
-from launcher.run_dir.layout import write_atomic
 from postprocess.compare.analysis import Report
 from postprocess.compare.data import to_csv, to_json
 from postprocess.compare.html import to_html

@@ -16,7 +16,7 @@ from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir
 from postprocess.consolidate.origin import stated_base
 from postprocess.consolidate.source import Kind
-from postprocess.safetensors_stream import TensorSpec, read_header
+from postprocess.safetensors.header import TensorSpec, read_header
 from trainer.checkpoints.manifest import MANIFEST, InvalidCheckpointError, Manifest, verify
 
 _STEP = re.compile(r"step-(\d+)")

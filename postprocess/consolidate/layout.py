@@ -82,10 +82,6 @@ class LogicalTensor:
         own = self._own(parts if self.dim is not None else parts[:1])
         yield from self._across(own) if self.dim == 1 and len(own) > 1 else self._along(own)
 
-    def assemble(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The whole tensor."""
-        return torch.cat([block.clone() if block.dim() else block.reshape(1) for block in self.blocks(parts)])
-
     def replicas(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What must be equal: each rank's part of a replica, each copy of a repeated key or value."""
         if self.dim is None:

@@ -21,7 +21,7 @@ from postprocess.consolidate.replicas import Divergence, difference, diverged_me
 from postprocess.consolidate.shards import ShardTensor
 from postprocess.consolidate.source import Kind
 from postprocess.consolidate.stages import Stage, check_layers, open_stages, some
-from postprocess.safetensors_stream import TensorSpec, dtype_code
+from postprocess.safetensors.header import TensorSpec, dtype_code
 
 _OUTPUT, _INPUT = "lm_head.weight", "model.embed_tokens.weight"
 

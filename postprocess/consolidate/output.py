@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from launcher.atomic_directory import noted_whole, staged
 from launcher.errors import TrntuneError, UsageError
-from postprocess.staged import noted_whole, staged
+from launcher.io import free_bytes
 
 RESULT = "consolidate.json"
 _HEADROOM_BYTES = 64 << 20
@@ -47,7 +47,7 @@ def whole_directory(out: Path, fingerprint: str, needed_bytes: int) -> Generator
 
 
 def _check_space(work: Path, needed_bytes: int) -> None:
-    free = shutil.disk_usage(work).free
+    free = free_bytes(work)
     if free < needed_bytes + _HEADROOM_BYTES:
         raise TrntuneError(
             f"{work.parent} has {free / 1e9:.2f} GB free and {(needed_bytes + _HEADROOM_BYTES) / 1e9:.2f} GB are needed"

@@ -6,24 +6,27 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from launcher.errors import TrntuneError, UsageError
+from launcher.io import write_atomic, write_json
 from launcher.model_dir.files import SINGLE
 from launcher.model_dir.generation_config import repair_of, repaired_texts
-from launcher.run_dir.layout import write_atomic, write_json
 from postprocess.consolidate.checkpoint import locate_checkpoint, open_checkpoint, verified
 from postprocess.consolidate.locate import Location, locate
 from postprocess.consolidate.neuron import open_neuron
 from postprocess.consolidate.origin import base_of_run, origin_of_shards, stated_base
 from postprocess.consolidate.output import RESULT, finished, whole_directory
 from postprocess.consolidate.source import Source
-from postprocess.consolidate.writing import BlockWriter, one_thread
-from postprocess.safetensors_stream import plan_shards, total_bytes
-from postprocess.staged import check_apart
+from postprocess.outputs import check_apart
+from postprocess.safetensors.shards import plan_shards, total_bytes
+from postprocess.safetensors.writer import ShardedWriter
 from trainer.checkpoints.manifest import MANIFEST
 
 _TOKENIZER = (
@@ -155,14 +158,25 @@ def _work_content(fingerprint: str) -> str:
 
 def _write_tensors(source: Source, work: Path, shard_bytes: int) -> None:
     try:
-        with one_thread(), BlockWriter(work, source.specs, shard_bytes) as writer:
+        with _one_thread(), ShardedWriter(work, source.specs, shard_bytes, resume=True) as writer:
             for spec in filter(lambda spec: writer.lacks(spec.name), source.specs):
-                writer.write_blocks(spec.name, source.blocks(spec.name))
+                writer.write_rows(spec.name, source.blocks(spec.name), mapped=True)
                 writer.settle(spec.name)
         if source.kind == "adapter":
             (work / SINGLE).rename(work / _ADAPTER)
     except OSError as error:
         raise TrntuneError(f"{work} cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def _one_thread() -> Generator[None, None, None]:
+    """Copying is bound by memory: torch's threads would only wait for each other, long on a machine that does more."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 def _write_texts(source: Source, work: Path, out: Path) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-from postprocess.safetensors_stream import TensorSpec
+from postprocess.safetensors.header import TensorSpec
 
 Kind = Literal["model", "adapter"]
 

@@ -12,7 +12,7 @@ from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir
 from postprocess.consolidate.output import RESULT
 from postprocess.consolidate.run import Options, consolidate
-from postprocess.staged import discard, refuse_foreign
+from postprocess.outputs import check_foreign, discard
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def rehearse(config: Config, run_dir: RunDir, saved: Path | None) -> None:
     """Before training: raise TrntuneError where something is in the way of what will be made. ``saved`` is None where
     there is something to consolidate: the ranks of a split model save in parts."""
     if saved is None:
-        refuse_foreign(_made(config, run_dir), RESULT)
+        check_foreign(_made(config, run_dir), RESULT)
 
 
 def _made(config: Config, run_dir: RunDir) -> Path:

@@ -13,7 +13,7 @@ import torch
 from launcher.errors import TrntuneError, UsageError, first
 from launcher.model_dir.files import INDEX, PICKLE_INDEX, SINGLE, convertible, index_of, weights_fault
 from postprocess.consolidate.shards import load_mapped, load_safetensors
-from postprocess.safetensors_stream import TensorSpec, dtype_code
+from postprocess.safetensors.header import TensorSpec, dtype_code
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,19 @@ from typing import Any
 
 import torch
 
+from launcher.atomic_directory import staged
 from launcher.errors import TrntuneError, UsageError
+from launcher.io import write_durably
 from launcher.model_dir.chat_templates import FOLDER
 from launcher.model_dir.weights import refuse_quantized
 from launcher.run_dir.provenance import installed
 from postprocess.convert.originals import Originals, find
 from postprocess.merge.files import copy_side_files, is_side_file
 from postprocess.merge.layout import ties_of
-from postprocess.merge.room import check_room
-from postprocess.safetensors_stream import (
-    ShardedWriter,
-    plan_shards,
-    read_header,
-    tensor_bytes,
-    total_bytes,
-    write_durably,
-)
-from postprocess.staged import check_apart, staged
+from postprocess.outputs import check_apart, check_room
+from postprocess.safetensors.header import read_header
+from postprocess.safetensors.shards import plan_shards, total_bytes
+from postprocess.safetensors.writer import ShardedWriter, tensor_bytes
 from trainer.probes.model import on_meta
 
 RECORD = "convert.json"

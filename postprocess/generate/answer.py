@@ -53,7 +53,7 @@ def answer(
     drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     settings = drawn if sampling.temperature > 0 else greedy
-    answers: list[Answer] = []
+    generations: list[Answer] = []
     for start in range(0, len(prompts), batch_size):
         torch.manual_seed(sampling.seed * 1_000_003 + start)
         found = continuations(
@@ -65,8 +65,8 @@ def answer(
             max_new_tokens=sampling.max_new_tokens,
             **settings,
         )
-        answers += [_answer(ids, tokenizer, ends) for ids in found]
-    return answers
+        generations += [_answer(ids, tokenizer, ends) for ids in found]
+    return generations
 
 
 def _answer(ids: list[int], tokenizer: Any, ends: list[int]) -> Answer:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from launcher.errors import TrntuneError
-from launcher.run_dir.layout import write_json, write_jsonl
+from launcher.io import write_json, write_jsonl
 from postprocess.generate.answer import Answer, Sampling, answer, reference_losses
 from postprocess.generate.models import Answerers, ModelLocation
 from postprocess.generate.questions import Question
@@ -35,7 +35,7 @@ class Outcome:
     """Everything that was found out, by model: "base" and "tuned"."""
 
     questions: list[Question]
-    answers: dict[str, list[Answer]]
+    generations: dict[str, list[Answer]]
     losses: dict[str, list[tuple[float, int]]]
     rouge: dict[str, list[float | None]]
     """of each question; None where nobody has said what the right answer is"""
@@ -58,18 +58,18 @@ def generate(place: ModelLocation, questions: list[Question], options: Options) 
 def _ask(name: str, model: Any, answerers: Answerers, options: Options, outcome: Outcome) -> None:
     """Let one model answer, and score it where the right answer is known; fills its part of ``outcome``."""
     questions, tokenizer, prompt = outcome.questions, answerers.tokenizer, answerers.place.prompt
-    answers = answer(model, tokenizer, questions, prompt, options.sampling, options.batch_size, answerers.way(name))
-    outcome.answers[name] = answers
+    generations = answer(model, tokenizer, questions, prompt, options.sampling, options.batch_size, answerers.way(name))
+    outcome.generations[name] = generations
     known = {number: question for number, question in enumerate(questions) if question.reference is not None}
     losses, rouge = None, None
     if known:
         asked = list(known.values())
         losses = reference_losses(model, tokenizer, asked, prompt, options.max_length, options.batch_size)
-        rouge = rouge_l([each.reference or "" for each in asked], [answers[number].text for number in known])
+        rouge = rouge_l([each.reference or "" for each in asked], [generations[number].text for number in known])
         outcome.losses[name] = losses
         by_number = dict(zip(known, rouge, strict=True))
         outcome.rouge[name] = [by_number.get(number) for number in range(len(questions))]
-    outcome.summary[name] = summary(questions, answers, losses, rouge)
+    outcome.summary[name] = summary(questions, generations, losses, rouge)
 
 
 def records(outcome: Outcome) -> list[dict[str, Any]]:
@@ -81,9 +81,9 @@ def records(outcome: Outcome) -> list[dict[str, Any]]:
             "context": question.row.context,
             "reference": question.reference,
         }
-        for name, answers in outcome.answers.items():
-            record[name] = answers[number].text
-            record[f"{name}_ended"] = answers[number].ended
+        for name, generations in outcome.generations.items():
+            record[name] = generations[number].text
+            record[f"{name}_ended"] = generations[number].ended
             if name in outcome.rouge:
                 record[f"{name}_rouge_l"] = outcome.rouge[name][number]
         found.append(record)

@@ -14,17 +14,20 @@ ROUGE_L = {"measure": "F1 of the longest common subsequence of words", "tokenize
 """What a ROUGE-L of ours is, for everything that states one."""
 
 
-def rouge_l(references: list[str], answers: list[str]) -> list[float]:
+def rouge_l(references: list[str], generations: list[str]) -> list[float]:
     """ROUGE-L F1 of each answer: longest common subsequence of words, of every script, as rouge-score computes it."""
     scorer = RougeScorer(["rougeL"], tokenizer=words.UnicodeWords())
     return [
         float(scorer.score(reference, text)["rougeL"].fmeasure)
-        for reference, text in zip(references, answers, strict=True)
+        for reference, text in zip(references, generations, strict=True)
     ]
 
 
 def summary(
-    questions: list[Question], answers: list[Answer], losses: list[tuple[float, int]] | None, rouge: list[float] | None
+    questions: list[Question],
+    generations: list[Answer],
+    losses: list[tuple[float, int]] | None,
+    rouge: list[float] | None,
 ) -> dict[str, Any]:
     """Means; loss is a trained token's, so long answers weigh more, as in training. ``references_scored`` right answers
     have a loss (those with room in a row), ``rouge_l_scored`` were compared with what was answered."""
@@ -35,6 +38,6 @@ def summary(
         "reference_loss": sum(loss for loss, _ in losses) / tokens if losses and tokens else None,
         "rouge_l_scored": len(rouge) if rouge else 0,
         "rouge_l": sum(rouge) / len(rouge) if rouge else None,
-        "answer_tokens": sum(each.tokens for each in answers) / len(answers),
-        "ended_by_eos": sum(each.ended for each in answers) / len(answers),
+        "answer_tokens": sum(each.tokens for each in generations) / len(generations),
+        "ended_by_eos": sum(each.ended for each in generations) / len(generations),
     }

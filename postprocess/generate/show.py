@@ -30,8 +30,8 @@ def show(outcome: Outcome, most: int = 10) -> None:
             console.print(f"  context    {escape(question.row.context)}")
         if question.reference is not None:
             console.print(f"  reference  {escape(_flat(question.reference))}")
-        for name, answers in outcome.answers.items():
-            console.print(f"  {name:<10} {escape(_flat(answers[number].text) or '(an empty answer)')}")
+        for name, generations in outcome.generations.items():
+            console.print(f"  {name:<10} {escape(_flat(generations[number].text) or '(an empty answer)')}")
         console.print()
     left = len(outcome.questions) - most
     if left > 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.errors import TrntuneError
 from postprocess.merge.renames import Rename, rename_all, renamed_config
-from postprocess.safetensors_stream import HeaderEntry, SourceTensor, TensorSpec, read_header
+from postprocess.safetensors.header import HeaderEntry, SourceTensor, TensorSpec, read_header
 from trainer.models.fingerprint import BASE_FILE
 
 CONFIG = "adapter_config.json"

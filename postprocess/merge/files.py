@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError
+from launcher.io import fsync, write_durably
 from launcher.model_dir.chat_templates import FILE, FOLDER, SETTINGS
 from launcher.model_dir.files import VOCABULARIES
 from launcher.model_dir.weights import last_token
-from postprocess.safetensors_stream import fsync, write_durably
 from trainer.models.fingerprint import BASE_FILE
 
 RECORD = "merge.json"

@@ -26,7 +26,7 @@ from postprocess.merge.adapter import Adapter
 from postprocess.merge.apply import adapted
 from postprocess.merge.outputs import Outputs
 from postprocess.merge.vocabulary import Vocabulary, resize
-from postprocess.safetensors_stream import torch_dtype
+from postprocess.safetensors.header import torch_dtype
 from trainer.families.choose import plain_attention
 
 PROMPTS = (

@@ -12,7 +12,7 @@ from postprocess.merge.changes import Change, Replace
 from postprocess.merge.files import NO_NEW_ROWS
 from postprocess.merge.layout import Layout
 from postprocess.merge.verify import same_bytes
-from postprocess.safetensors_stream import SourceTensor, TensorSpec
+from postprocess.safetensors.header import SourceTensor, TensorSpec
 
 # Dtypes whose values can be added to and cast. Anything else in a model is an index, a mask or a quantized weight.
 FLOATS = frozenset(("F64", "F32", "F16", "BF16"))

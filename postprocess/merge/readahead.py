@@ -10,7 +10,7 @@ from threading import Thread
 
 import psutil
 
-from postprocess.safetensors_stream import SourceTensor
+from postprocess.safetensors.header import SourceTensor
 
 _STEP = 16 << 20
 # Of what is free: the rest is for the pages that are written meanwhile.

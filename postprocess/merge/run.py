@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.atomic_directory import MARKER, check_free, staged
 from launcher.errors import TrntuneError, UsageError
+from launcher.io import write_durably
 from launcher.model_dir.generation_config import repair_of, repaired_texts
 from launcher.run_dir.provenance import installed
 from postprocess.merge.adapter import Adapter, read_adapter, refuse_unmergeable
@@ -22,9 +24,9 @@ from postprocess.merge.files import (
 )
 from postprocess.merge.options import DTYPES, MergeOptions
 from postprocess.merge.readahead import read_ahead
-from postprocess.merge.room import check_room
-from postprocess.safetensors_stream import SourceTensor, plan_shards, source_tensors, total_bytes, write_durably
-from postprocess.staged import MARKER, check_apart, check_free, staged
+from postprocess.outputs import check_apart, check_room
+from postprocess.safetensors.header import SourceTensor, source_tensors
+from postprocess.safetensors.shards import plan_shards, total_bytes
 from trainer.models.fingerprint import fingerprint
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from postprocess.merge import MergeOptions, merge
 from postprocess.merge.files import RECORD, left_note
 from postprocess.merge.options import UNSTATED
 from postprocess.merge.run import check
-from postprocess.safetensors_stream import source_tensors
-from postprocess.staged import discard, refuse_foreign
+from postprocess.outputs import check_foreign, discard
+from postprocess.safetensors.header import source_tensors
 
 
 def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def rehearse(config: Config, run_dir: RunDir, saved: Path | None) -> None:
     if config.method.name == "full" or fetched is None:
         return
     base = Path(fetched["model_dir"])
-    refuse_foreign(run_dir.merged, RECORD)
+    check_foreign(run_dir.merged, RECORD)
     if saved is None:
         source_tensors(base)
     else:

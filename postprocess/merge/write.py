@@ -19,7 +19,8 @@ from postprocess.merge.adapter import Adapter
 from postprocess.merge.changes import Load, widen
 from postprocess.merge.outputs import Output, Outputs
 from postprocess.merge.verify import same_bytes
-from postprocess.safetensors_stream import ShardedWriter, SourceTensor, read_header, torch_dtype
+from postprocess.safetensors.header import SourceTensor, read_header, torch_dtype
+from postprocess.safetensors.writer import ShardedWriter
 
 # Elements changed at a time: in fp32 4 MB, which stay in a core's cache.
 _BLOCK = 1 << 20

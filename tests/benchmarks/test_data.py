@@ -6,12 +6,14 @@ import json
 
 import pytest
 
-from benchmarks import data, data_report
-from benchmarks.data_report import NOT_THE_SAME, report
+from benchmarks.data import report as data_report
+from benchmarks.data import rows
+from benchmarks.data.__main__ import main
+from benchmarks.data.report import NOT_THE_SAME, report
 
 
 def test_rows_are_the_same_every_time_and_conversations_have_one_to_four_answers(tmp_path):
-    for write in (data.write_rows, data.write_chats):
+    for write in (rows.write_rows, rows.write_chats):
         write(tmp_path / "a.jsonl", 50, 12)
         write(tmp_path / "b.jsonl", 50, 12)
         assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
@@ -44,5 +46,5 @@ def test_the_tables_have_medians_the_largest_memory_and_what_is_not_the_same_wor
 
 @pytest.mark.parametrize("wrong", [["--rows", "many"], ["--trl-at", "0"], ["--repeats", "0"], ["--words", "2"]])
 def test_usage(wrong, tmp_path, capsys):
-    assert data.main([*wrong, "--directory", str(tmp_path)]) == 2
+    assert main([*wrong, "--directory", str(tmp_path)]) == 2
     assert wrong[0] in capsys.readouterr().err

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import environments, means, training
+from benchmarks import environments, means
+from benchmarks.training import __main__ as training
 from launcher.errors import TrntuneError
 
 
@@ -65,7 +66,7 @@ def test_usage(wrong, rows, tmp_path, capsys):
 
 def test_peers_run_without_this_project():
     """A worker is started by another environment's Python: it must find nothing of ours missing."""
-    workers = Path(training.__file__).parent / "workers"
+    workers = Path(environments.__file__).parent / "workers"
     modules = ", ".join(file.stem for file in sorted(workers.glob("*.py")) if file.stem != "__init__")
     assert "hugging_face" in modules
     subprocess.run(

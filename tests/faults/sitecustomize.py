@@ -2,8 +2,8 @@
 
 TRNTUNE_FAULT is JSON: {"op": "open", "path": regular expression, "count": 3, "signal": 9} sends the process signal 9 at
 its third opening of a matching file; "errno" instead of "signal" lets the operation fail, "sleep" has it wait so many
-seconds; "from" instead of "count" does it every time from then on. Operations: open (its path is "PATH:MODE"), fsync,
-rename, mkdir, remove.
+seconds, "log" has the path added to that file; "from" instead of "count" does it every time from then on. Operations:
+open (its path is "PATH:MODE"), fsync, rename, mkdir, remove.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ def _at(op: str, path: object) -> None:
         return
     if "errno" in _fault:
         raise OSError(_fault["errno"], os.strerror(_fault["errno"]), os.fsdecode(path))
-    if "sleep" in _fault:
+    if "log" in _fault:
+        handle = os.open(_fault["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(handle, os.fsencode(path) + b"\n")
+        os.close(handle)
+    elif "sleep" in _fault:
         time.sleep(_fault["sleep"])
     else:
         os.kill(os.getpid(), _fault["signal"])

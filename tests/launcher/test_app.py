@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from launcher import app
+from launcher.io import write_json
 from launcher.paths import ROOT
 from launcher.run import run_single
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.run_dir.layout import RunDir
 from launcher.sweep.run_sweep import run_sweep
 from tests.launcher.conftest import composition
 from tests.limits import PATIENCE

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trainer.checkpoints.durable import digest
+from launcher.io import sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -115,7 +115,7 @@ def verify(directory: Path, contents: bool) -> Manifest:
             size = file.stat().st_size
             if size != entry.bytes:
                 raise InvalidCheckpointError(f"{name} has {size:,} bytes, not {entry.bytes:,}")
-            if contents and digest(file) != entry.sha256:
+            if contents and sha256(file) != entry.sha256:
                 raise InvalidCheckpointError(f"{name} is damaged: its SHA-256 is another one")
         except FileNotFoundError:
             raise InvalidCheckpointError(f"{name} is missing") from None
@@ -126,7 +126,7 @@ def verify(directory: Path, contents: bool) -> Manifest:
 
 def describe(file: Path) -> FileEntry:
     """Size and SHA-256 of a file that was written."""
-    return FileEntry(file.stat().st_size, digest(file))
+    return FileEntry(file.stat().st_size, sha256(file))
 
 
 def _checksum(content: dict[str, Any]) -> str:

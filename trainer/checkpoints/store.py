@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.atomic_directory import name_durably
+from launcher.io import fsync, write_durably
 from launcher.run_dir.reached import checkpoint_steps
-from trainer.checkpoints.durable import sync_directory
 from trainer.checkpoints.manifest import MANIFEST, InvalidCheckpointError, Manifest, to_text, verify
 
 
@@ -51,7 +51,7 @@ class Store:
         """An empty directory that is no checkpoint yet."""
         if not self.root.is_dir():
             self.root.mkdir(mode=0o700)
-            sync_directory(self.root.parent)
+            fsync(self.root.parent)
         temporary = self.temporary(step)
         if temporary.exists():
             shutil.rmtree(temporary)
@@ -65,13 +65,8 @@ class Store:
         directory, which is no checkpoint, or the whole one.
         """
         temporary, final = self.temporary(manifest.step), self.directory(manifest.step)
-        with (temporary / MANIFEST).open("w", encoding="utf-8") as stream:
-            stream.write(to_text(manifest))
-            stream.flush()
-            os.fsync(stream.fileno())
-        sync_directory(temporary)
-        temporary.rename(final)
-        sync_directory(self.root)
+        write_durably(temporary / MANIFEST, to_text(manifest))
+        name_durably(temporary, final)
         return final
 
     def discard(self, step: int) -> None:

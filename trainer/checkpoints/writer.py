@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 
+from launcher.io import fsync
 from trainer.checkpoints import durable
 from trainer.checkpoints.manifest import FileEntry, Manifest, describe
 from trainer.checkpoints.peers import Peers
@@ -97,11 +98,11 @@ def write_files(snapshot: Snapshot, directory: Path) -> dict[str, FileEntry]:
         # Some families' config.json has an infinite limit.
         durable.write_json(directory / name, value, allow_nan=name.startswith(WEIGHTS))
     if snapshot.beside is not None and snapshot.beside.exists():
-        durable.sync_file(snapshot.beside)
+        fsync(snapshot.beside)
     names = (*snapshot.tensors, *snapshot.documents)
     inside = {parent for name in names for parent in Path(name).parents}
     for folder in {directory / parent for parent in inside}:
-        durable.sync_directory(folder)
+        fsync(folder)
     return {name: describe(directory / name) for name in names}
 
 
@@ -145,11 +146,6 @@ class Writer:
         """Begin to write. The one before must have been collected."""
         assert self._current is None
         self._current = self._pool.submit(write, snapshot, self.store, self.peers, self.keep)
-
-    @property
-    def busy(self) -> bool:
-        """True while something is submitted and not collected."""
-        return self._current is not None
 
     def finished(self) -> bool:
         """True when there is something to collect without waiting."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from launcher.config.schema import Config
 from launcher.executors.slurm.snapshot import digest as code_digest
+from launcher.io import write_json
 from launcher.neuron.graphs import Shapes, differences, shapes
-from launcher.run_dir.layout import write_json
 from launcher.run_dir.provenance import installed
 from trainer.compilation.cache import Module, compiled
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from launcher.config.schema import Config
-from launcher.run_dir.layout import RunDir, write_atomic, write_json
+from launcher.io import write_atomic, write_json
+from launcher.run_dir.layout import RunDir
 
 
 def tracing() -> bool:

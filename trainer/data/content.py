@@ -7,11 +7,10 @@ import hashlib
 import json
 from pathlib import Path
 
-from launcher.run_dir.layout import write_json
+from launcher.io import sha256, write_json
 from trainer.fetch import cache
 
 _WORTH_KEEPING = 64 << 20
-_PIECE = 1 << 20
 
 
 def file_sha256(path: Path) -> str:
@@ -27,16 +26,8 @@ def _digest(path: Path, facts: str, keep: bool) -> str:
     memo = cache.root() / "digests" / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
     if keep and memo.is_file():
         return str(json.loads(memo.read_text(encoding="utf-8"))["sha256"])
-    found = _hash(path)
+    found = sha256(path)
     if keep:
         memo.parent.mkdir(parents=True, exist_ok=True)
         write_json(memo, {"sha256": found, "path": str(path)})
     return found
-
-
-def _hash(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(_PIECE):
-            found.update(piece)
-    return found.hexdigest()

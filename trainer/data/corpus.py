@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.run_dir.layout import write_json
+from launcher.io import write_json
 from trainer.data import build
 from trainer.data.content import file_sha256
 from trainer.data.rows import JsonLines, Located, Row

@@ -17,7 +17,7 @@ import numpy as np
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.run_dir.layout import write_json
+from launcher.io import write_json
 from trainer.data.corpus import Corpus
 from trainer.data.packing import alone, pack
 from trainer.data.spans import kept_lengths

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from launcher.config.schema import DatasetConfig
 from launcher.data.files import entries, hub_set, matching
 from launcher.errors import TrntuneError
-from launcher.run_dir.layout import write_json
+from launcher.io import write_json
 from trainer.data.content import file_sha256
 from trainer.data.readers import kind_of, lines, unit
 from trainer.fetch import cache

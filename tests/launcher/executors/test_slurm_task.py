@@ -16,9 +16,10 @@ from launcher.errors import TrntuneError
 from launcher.executors.slurm import rendezvous
 from launcher.executors.slurm.environment import submission_environment
 from launcher.executors.slurm.task import StageTask, frozen, frozen_of
+from launcher.io import write_atomic, write_json
 from launcher.jobs.supervisor import Interrupts
 from launcher.run_dir.attempts import Attempts
-from launcher.run_dir.layout import RunDir, write_atomic, write_json
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import LockHeldError, RunLock, runs
 from tests.launcher.conftest import single
 from tests.launcher.run_dir.test_lock import hold

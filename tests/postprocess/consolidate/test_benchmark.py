@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from benchmarks.consolidate_data import SHAPES, write_checkpoint
-from benchmarks.consolidation import main
 from postprocess.consolidate.run import consolidate
 from tests.postprocess.consolidate.neuron_shards import (
     consolidated_by_optimum_neuron,
@@ -24,10 +21,3 @@ def test_its_checkpoint_is_consolidated_as_optimum_neuron_does_it(tmp_path: Path
     shards = tmp_path / "run" / "shards"
     theirs = consolidated_by_optimum_neuron(rank_tensors(shards), [read_metadata(shards)], None)
     assert digests(result(tmp_path / "out")) == digests(theirs)
-
-
-def test_it_runs_and_cleans_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    numbers = tmp_path / "numbers.json"
-    assert main(["--size", "tiny", "--rounds", "1", "--directory", str(tmp_path), "--json", str(numbers)]) == 0
-    assert "peak anonymous memory" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == [numbers]

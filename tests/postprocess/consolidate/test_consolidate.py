@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from postprocess.consolidate import layout, writing
+from postprocess.consolidate import layout
 from postprocess.consolidate.__main__ import main
 from postprocess.consolidate.expected import read_config
 from postprocess.consolidate.run import Options, consolidate
-from postprocess.safetensors_stream import source_tensors
+from postprocess.safetensors import writer
+from postprocess.safetensors.header import source_tensors
 from tests.postprocess.consolidate.neuron_shards import (
     DATA,
     SHARDS,
@@ -59,7 +60,7 @@ def test_the_size_of_the_pieces_changes_nothing(
     name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layout, "_BLOCK_BYTES", size)
-    monkeypatch.setattr(writing, "_BUFFER_BYTES", max(size, 100))
+    monkeypatch.setattr(writer, "_CHUNK", max(size, 100))
     consolidate(DATA / name, tmp_path / "out")
     assert digests(result(tmp_path / "out")) == json.loads((DATA / name / "expected.json").read_text())
 

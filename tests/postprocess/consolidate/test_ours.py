@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.io import write_json
+from launcher.run_dir.layout import RunDir
 from postprocess.consolidate import stage
 from postprocess.consolidate.run import consolidate
 from postprocess.consolidate.shards import RankShard

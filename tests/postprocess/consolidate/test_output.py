@@ -15,13 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from launcher.atomic_directory import MARKER, noted_whole, work_of
 from launcher.errors import TrntuneError, UsageError
 from launcher.model_dir.files import INDEX
 from launcher.paths import ROOT
-from postprocess.consolidate import output
 from postprocess.consolidate.neuron import NeuronSource
 from postprocess.consolidate.run import Options, consolidate
-from postprocess.staged import MARKER, noted_whole, work_of
 from tests.limits import PATIENCE
 from tests.postprocess.consolidate.neuron_shards import DATA, copied, digests, result
 
@@ -187,7 +186,7 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_too_little_space_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(output.shutil, "disk_usage", lambda _: usage(10**9, 0, 10**6))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 0, 10**6))
     with pytest.raises(TrntuneError, match=r"has 0\.00 GB free and 0\.07 GB are needed"):
         consolidate(RUN, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

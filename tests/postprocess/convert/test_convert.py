@@ -19,7 +19,8 @@ from launcher.errors import TrntuneError, UsageError
 from launcher.model_dir.weights import refuse_unfit
 from postprocess.convert import convert
 from postprocess.convert.__main__ import main
-from postprocess.safetensors_stream import ShardedWriter, source_tensors
+from postprocess.safetensors.header import source_tensors
+from postprocess.safetensors.writer import ShardedWriter
 from tests.postprocess.merge.models import make_base
 
 Tensors = dict[str, torch.Tensor]

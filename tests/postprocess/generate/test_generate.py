@@ -97,7 +97,7 @@ def test_drawn_answers_depend_on_the_seed_alone(run):
 
     def texts(seed: int) -> list[str]:
         outcome = generate(place, questions, Options(Sampling(12, 1.0, 0.9, seed)))
-        return [each.text for each in outcome.answers["tuned"]]
+        return [each.text for each in outcome.generations["tuned"]]
 
     assert texts(1) == texts(1)
     assert texts(1) != texts(2)

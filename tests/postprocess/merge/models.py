@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from postprocess.safetensors_stream import source_tensors
+from postprocess.safetensors.header import source_tensors
 
 _SIZES: dict[str, Any] = {
     "hidden_size": 48,

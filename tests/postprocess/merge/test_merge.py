@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
-from launcher.errors import TrntuneError
-from postprocess.generate.models import ModelLocation
-from postprocess.merge import MergeOptions, merge, run
+from postprocess.merge import MergeOptions, merge
 from postprocess.merge import write as merge_write
-from postprocess.merge.__main__ import main
 from tests.postprocess.merge.models import adapted, load, make_adapter, make_base, peft_merge, stored
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -240,65 +233,3 @@ def test_the_same_merge_again_does_nothing(tmp_path: Path) -> None:
     _, second = merged(tmp_path, base, adapter)
     assert second == {**first, "reused": True}
     assert before == {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
-
-
-def save_tokenizer(directory: Path, *words: str, **settings: str) -> None:
-    vocabulary = {word: number for number, word in enumerate(("<unk>", "<eos>", *words))}
-    backend = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<eos>", **settings).save_pretrained(
-        directory
-    )
-
-
-def test_the_adapters_tokenizer_replaces_the_bases_as_a_whole(tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base", "llama")
-    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
-    save_tokenizer(base, "Paris")
-    for name in ("vocab.json", "LICENSE"):
-        (base / name).write_text("base")
-    plain = merge(base, adapter, tmp_path / "plain", MergeOptions(logits=False))["tokenizer"]
-    assert (plain["from"], plain["left"], plain["compared"]) == ("base", [], True)
-    assert (tmp_path / "plain" / "vocab.json").read_text() == "base"
-    save_tokenizer(adapter, "Italy", "is", pad_token="is", chat_template="adapter")
-    own = merge(base, adapter, tmp_path / "own", MergeOptions(logits=False))["tokenizer"]
-    assert (own["from"], own["left"], own["compared"]) == ("adapter", [], True)
-    assert AutoTokenizer.from_pretrained(tmp_path / "own").get_vocab() == {"<unk>": 0, "<eos>": 1, "Italy": 2, "is": 3}
-    assert (tmp_path / "own" / "chat_template.jinja").read_text() == "adapter"
-    assert (tmp_path / "own" / "LICENSE").read_text() == "base"
-    assert not (tmp_path / "own" / "vocab.json").exists()
-    assert not (tmp_path / "own" / "README.md").exists()
-
-
-def test_a_part_of_a_tokenizer_beside_the_adapter_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = make_base(tmp_path / "base", "llama")
-    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
-    save_tokenizer(base, "Paris")
-    save_tokenizer(adapter, "Paris", pad_token="<eos>")
-    (adapter / "tokenizer.json").unlink()
-    assert main([str(base), str(adapter), str(tmp_path / "out"), "--no-logits"]) == 0
-    assert (
-        "tokenizer     the base's: the adapter's special_tokens_map.json, tokenizer_config.json make no tokenizer"
-        in (capsys.readouterr().out)
-    )
-    assert AutoTokenizer.from_pretrained(tmp_path / "out")("Paris")["input_ids"] == [2]
-    assert json.loads((tmp_path / "out" / "merge.json").read_text())["tokenizer"]["from"] == "base"
-    assert ModelLocation(base, adapter, None, "plain", None).tokenizer == base
-
-
-def test_a_tokenizer_that_is_copied_wrong_is_no_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As when a directory is written to while it is merged."""
-    base = make_base(tmp_path / "base", "llama")
-    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
-    save_tokenizer(base, "Paris")
-    save_tokenizer(tmp_path / "other", "Italy")
-    copied = run.copy_side_files
-
-    def copy(files: list[Path], directory: Path, texts: dict[str, str | None]) -> None:
-        copied(files, directory, texts)
-        shutil.copyfile(tmp_path / "other" / "tokenizer.json", directory / "tokenizer.json")
-
-    monkeypatch.setattr(run, "copy_side_files", copy)
-    with pytest.raises(TrntuneError, match="encodes otherwise"):
-        merge(base, adapter, tmp_path / "out", MergeOptions(logits=False))
-    assert not (tmp_path / "out").exists()

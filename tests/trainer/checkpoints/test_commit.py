@@ -224,7 +224,6 @@ def test_training_goes_on_while_a_save_is_written(tmp_path):
 
     store.begin = held  # type: ignore[method-assign]
     writer.submit(snapshot(3))
-    assert writer.busy
     assert not writer.finished()
     assert store.steps() == [1, 2]
     gate.send(b"x")

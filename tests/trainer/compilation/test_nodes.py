@@ -14,11 +14,12 @@ import psutil
 from launcher.config.schema import Config, NeuronConfig
 from launcher.errors import SUSPENDED
 from launcher.executors.slurm.rendezvous import free_port
+from launcher.io import write_json
 from launcher.jobs.helper_process import python_module
 from launcher.jobs.variables import variables
 from launcher.neuron.variables import graph_directory
 from launcher.paths import ROOT
-from launcher.run_dir.layout import RunDir, write_json
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.provenance import write_records
 from tests.launcher.conftest import single
 from tests.limits import PATIENCE, until

@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 
 from launcher.config.schema import Config, NeuronConfig
 from launcher.executors.local import run_stages
+from launcher.io import write_atomic
 from launcher.neuron.variables import graph_directory
 from launcher.run_dir.attempts import Attempts
-from launcher.run_dir.layout import RunDir, write_atomic
+from launcher.run_dir.layout import RunDir
 from launcher.run_dir.provenance import write_records
 from tests.launcher.conftest import single
 

@@ -49,6 +49,31 @@ def test_a_failed_build_leaves_nothing(empty_cache):
     assert [path.name for path in empty_cache.iterdir() if "lock" not in path.name] == []
 
 
+def test_an_entry_is_on_the_disk_before_it_has_its_name(empty_cache, monkeypatch):
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(handle: int) -> None:
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        sync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(f"-> {target.name}")
+        return rename(path, target)
+
+    def build(directory: Path) -> None:
+        (directory / "inner").mkdir()
+        (directory / "inner" / "weights").write_text("whole")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    cache.entry("thing", build)
+    named = done.index("-> thing")
+    assert {"inner", "weights"} <= set(done[:named])
+    assert done[named - 1].startswith(".thing.building-")
+    assert done[named + 1 :] == [empty_cache.name]
+
+
 BUILDER = """
 import sys, time
 from pathlib import Path

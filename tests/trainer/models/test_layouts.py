@@ -22,7 +22,7 @@ from launcher.model_dir.files import vocabulary_of, weight_files
 from launcher.model_dir.weights import refuse_unfit, stored_shapes
 from launcher.plan.disk import merged_bytes
 from postprocess.generate.models import Answerers, ModelLocation
-from postprocess.safetensors_stream import source_tensors
+from postprocess.safetensors.header import source_tensors
 from tests.postprocess.merge.models import make_base
 from tests.trainer.models.conftest import composed
 from trainer.families.choose import found_way

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trainer.saving import replace_directory
+from launcher.atomic_directory import replace_directory
 
 
 def test_everything_is_on_the_disk_before_it_is_named_and_the_name_after_it(tmp_path, monkeypatch):

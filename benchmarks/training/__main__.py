@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -20,17 +18,17 @@ from typing import Any
 
 from benchmarks import environments
 from benchmarks.measure import show
-from benchmarks.training_cases import CASES, ROWS_PER_STEP, Case, trntune_overrides
-from benchmarks.training_report import comparison_table, matrix_shapes, summary
-from benchmarks.training_rows import TokenFile, write_tokens
+from benchmarks.training.gemm_ceiling import ceiling, reason, run
+from benchmarks.training.peers import CASES, ROWS_PER_STEP, Case, trntune_overrides
+from benchmarks.training.report import comparison_table, summary
+from benchmarks.training.workload import TokenFile, write_tokens
 from launcher.cli import Parser, parse, process_entry
 from launcher.config.compose import compose
 from launcher.config.schema import ColumnsConfig, Config
 from launcher.errors import TrntuneError, UsageError
-from launcher.paths import ROOT
 from launcher.run_dir.provenance import software
 
-_WORKERS = Path(__file__).parent / "workers"
+_WORKERS = Path(__file__).parents[1] / "workers"
 _LORA = {"r": 16, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"]}
 _MAX_LENGTH = 1024
 
@@ -149,48 +147,19 @@ class Comparison:
         file = scratch / "job.json"
         file.write_text(json.dumps(job), encoding="utf-8")
         command = [*shlex.split(self.arguments.prefix), self.pythons[case.environment], str(_WORKERS / case.worker)]
-        done = subprocess.run(
-            [*command, str(file)], cwd=ROOT, env=self._environment(case), capture_output=True, text=True
-        )
+        done = run([*command, str(file)], self.arguments.threads, ours=case.environment is None)
         result = file.with_suffix(".result.json")
         if done.returncode or not result.is_file():
-            self.failures[case.name] = _reason(done)
+            self.failures[case.name] = reason(done)
             print(f"{case.name}: {self.failures[case.name]}", flush=True)
             return
         measured = {**json.loads(result.read_text(encoding="utf-8")), "ceiling_flops_per_second": ceiling}
         self.results[case.name].append(measured)
         print(f"round {number + 1}  {case.name:<40} {self.data.tokens / measured['seconds']:7.1f} tokens/s", flush=True)
 
-    def _run(self, command: list[str], case: Case) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=ROOT, env=self._environment(case), capture_output=True, text=True)
-
-    def _environment(self, case: Case) -> dict[str, str]:
-        own = {"PYTHONPATH": str(ROOT)} if case.environment is None else {}
-        threads = {"OMP_NUM_THREADS": str(self.arguments.threads), "HF_HUB_OFFLINE": "1"}
-        return {**{name: value for name, value in os.environ.items() if name != "PYTHONPATH"}, **own, **threads}
-
     def _ceiling(self) -> float:
-        """FLOP/s of the model's own matrix products, with nothing between them (trainer.probes.device)."""
-        request = {
-            "shapes": matrix_shapes(self.architecture),
-            "tokens": _MAX_LENGTH,
-            "device": self.arguments.device,
-            "precision": self.arguments.precision,
-        }
-        command = [
-            *shlex.split(self.arguments.prefix),
-            sys.executable,
-            "-m",
-            "trainer.probes.device",
-            json.dumps(request),
-        ]
-        done = self._run(command, CASES[0])
-        if done.returncode:
-            raise TrntuneError(f"the ceiling can't be measured: {_reason(done)}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        if not found:
-            raise TrntuneError(f"the ceiling can't be measured: there is no {self.arguments.device} device here")
-        return float(found["flops_per_second"])
+        given = self.arguments
+        return ceiling(self.architecture, _MAX_LENGTH, given.device, given.precision, given.prefix, given.threads)
 
     def _report(self) -> None:
         """The table, what could not run and why, what is not the same work, and the JSON file."""
@@ -225,12 +194,6 @@ class Comparison:
         what = f"{given.method}, {given.model}, {given.device}, {given.precision}, threads: {given.threads}"
         mean, trained = data.tokens / data.samples, data.trained / data.tokens
         return f"{what}; {data.samples} samples of {mean:.0f} tokens, {trained:.0%} trained on, {given.repeats} rounds"
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line of what a process complained of."""
-    lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else f"exit code {done.returncode}"
 
 
 if __name__ == "__main__":

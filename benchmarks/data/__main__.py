@@ -16,34 +16,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import itertools
 import json
 import os
-import random
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks import environments
-from benchmarks.data_report import report
+from benchmarks.data.parts import PARTS, measure_part
+from benchmarks.data.report import report
+from benchmarks.data.rows import write_chats, write_pairs, write_rows
 from launcher.cli import Parser, process_entry
 from launcher.config.compose import Composer
-from launcher.config.schema import ColumnsConfig, Config
 from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
 from launcher.run_dir.provenance import software
-from trainer.data.rows import InstructionRow
 
-_BASELINE_ROWS = 20_000
-_READ = 200  # packed rows
 _LENGTH = 1024
 _OFTEN = 100_000
 """Sizes up to it are measured more than once."""
@@ -70,7 +64,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--directory", type=Path, default=Path("outputs/benchmarks"), help="of environments and numbers"
     )
-    parser.add_argument("--part", choices=("alone", "prepare", "again", "streaming"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     for name in ("rows", "map_at", "trl_at"):
@@ -92,7 +86,7 @@ def _sizes(name: str, text: str) -> list[int]:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.part:
-        print(json.dumps(_part(arguments)))
+        print(json.dumps(measure_part(arguments.part, arguments.file, arguments.model, _LENGTH)))
         return 0
     arguments.directory.mkdir(parents=True, exist_ok=True)
     file = arguments.directory / f"data_{'chats' if arguments.chats else 'instructions'}.json"
@@ -114,7 +108,7 @@ def _measured(arguments: argparse.Namespace, size: int, scratch: Path) -> dict[s
     ways: dict[str, Callable[[], dict[str, Any]]] = {"trntune": lambda: _measure(arguments, size, file, scratch)}
     if not arguments.chats and size in {*arguments.map_at, *arguments.trl_at}:
         peers = scratch / f"{size}-peers.jsonl"
-        _write_pairs(file, peers)
+        write_pairs(file, peers)
         if size in arguments.map_at:
             ways["datasets.map"] = functools.partial(_peer, arguments, "datasets_map.py", None, peers, scratch, 1)
         for processes in (1, len(os.sched_getaffinity(0))) if size in arguments.trl_at else ():
@@ -129,18 +123,6 @@ def _measured(arguments: argparse.Namespace, size: int, scratch: Path) -> dict[s
             print(f"{size:,} rows, round {number + 1}: {name}: {samples[name][-1]['seconds']:.1f} s", flush=True)
     file.unlink()
     return {"rows": size, "samples": samples}
-
-
-def _write_pairs(file: Path, pairs: Path) -> None:
-    """The same texts as peers take them: prompts written, so that they need not."""
-    from trainer.data.prompts import plain
-    from trainer.data.rows import JsonLines
-
-    with pairs.open("w", encoding="utf-8") as stream:
-        for _, row in JsonLines(file, ColumnsConfig(), "stop"):
-            assert isinstance(row, InstructionRow)
-            prompt, answer = plain(row)
-            stream.write(json.dumps({"prompt": prompt, "completion": answer}) + "\n")
 
 
 def _peer(
@@ -159,7 +141,7 @@ def _peer(
     file.write_text(json.dumps({**job, "processes": processes if processes > 1 else None}), encoding="utf-8")
     own = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_CACHE": str(cache)}
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [python or sys.executable, str(Path(__file__).parent / "workers" / worker), str(file)]
+    command = [python or sys.executable, str(Path(__file__).parents[1] / "workers" / worker), str(file)]
     found = _output(command, {**variables, **own}, f"{worker} of {rows.name}")
     shutil.rmtree(cache)
     return found
@@ -217,125 +199,12 @@ def _measure(arguments: argparse.Namespace, size: int, file: Path, scratch: Path
     }
 
 
-def write_rows(file: Path, rows: int, words: int) -> None:
-    """Instruction rows of ``words`` words on average, half to one and a half times as long, drawn from docstrings."""
-    texts = _texts(rows, words)
-    with file.open("w", encoding="utf-8") as stream:
-        for number in range(rows):
-            asked, answer = next(texts)
-            stream.write(json.dumps({"instruction": f"{number}: {asked}", "response": answer}) + "\n")
-
-
-def write_chats(file: Path, rows: int, words: int) -> None:
-    """Conversations of 1 to 4 such rows."""
-    texts, draw = _texts(rows, words), random.Random(-rows)
-    with file.open("w", encoding="utf-8") as stream:
-        for number in range(rows):
-            said = []
-            for asked, answer in itertools.islice(texts, draw.randint(1, 4)):
-                said += [{"role": "user", "content": f"{number}: {asked}"}, {"role": "assistant", "content": answer}]
-            stream.write(json.dumps({"messages": said}) + "\n")
-
-
-def _texts(seed: int, words: int) -> Iterator[tuple[str, str]]:
-    """Questions and answers without end."""
-    from trainer.fetch.python_docs import build_rows
-
-    known = [word for row in build_rows() for word in f"{row.instruction} {row.context} {row.response}".split()]
-    draw = random.Random(seed)
-    while True:
-        count = draw.randint(words // 2, words + words // 2)
-        start = draw.randrange(len(known) - 2 * words)
-        text = known[start : start + count]
-        yield " ".join(text[: count // 3]), " ".join(text[count // 3 :])
-
-
 def _child(arguments: argparse.Namespace, part: str, file: Path, scratch: Path) -> dict[str, Any]:
     """One part in a process of its own, so that its peak memory is its own."""
     command = [sys.executable, "-m", "benchmarks.data", "--part", part, "--file", str(file), "--model", arguments.model]
     cache = scratch / ("streaming" if part == "streaming" else "cache")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRNTUNE_BENCHMARK_CACHE": str(cache)}
     return _output(command, environment, f"part {part} of {file.name}")
-
-
-def _part(arguments: argparse.Namespace) -> dict[str, Any]:
-    from trainer.fetch.stage import fetch_model
-    from trainer.models.load import load_tokenizer
-
-    streaming = arguments.part == "streaming"
-    lines = [
-        "dataset=jsonl", f"dataset.path={arguments.file}", f"model={arguments.model}", f"dataset.streaming={streaming}",
-        f"training.max_length={_LENGTH}", "accelerator=cpu",
-    ]  # fmt: skip
-    config = Composer().compose(lines, multirun=False).runs[0].config
-    tokenizer = load_tokenizer(fetch_model(config.model))
-    # The model's own cache is the user's; what is measured begins with an empty one.
-    os.environ["TRNTUNE_CACHE"] = os.environ["TRNTUNE_BENCHMARK_CACHE"]
-    return _alone(config, tokenizer) if arguments.part == "alone" else _prepare(config, tokenizer)
-
-
-def _alone(config: Config, tokenizer: Any) -> dict[str, float]:
-    """The library's batch call on texts in memory."""
-    from trainer.data.build import BATCH
-    from trainer.data.source import Source
-
-    assert config.dataset.path is not None
-    source = Source.of(config, Path(config.dataset.path))
-    encoder = source.encoder(tokenizer)
-    rows = [row for _, row in _first(iter(source.lines()))]
-    batches = [encoder.texts(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-    chats = source.found.conversational
-    tokens = 0
-    with encoder.ready():
-        backend = tokenizer.backend_tokenizer
-        # A conversation is one text to the library.
-        texts = [[each.text for each in batch[0]] for batch in batches] if chats else []
-        calls = [functools.partial(encoder.start, *batch) for batch in batches]
-        if chats:
-            calls = [lambda t=t: (backend.encode_batch_fast(t, add_special_tokens=False),) for t in texts]  # type: ignore[misc]
-        calls[0]()
-        began, cpu = time.perf_counter(), time.process_time()
-        for call in calls:
-            tokens += sum(len(each) for part in call() for each in part)
-        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    tokens += 0 if chats else len(rows)  # their EOS, which the preparation adds
-    return {"seconds_a_token": seconds / tokens, "cpu_seconds_a_token": cpu / tokens}
-
-
-def _first(rows: Iterator[Any]) -> Iterator[Any]:
-    return (row for _, row in zip(range(_BASELINE_ROWS), rows, strict=False))
-
-
-def _prepare(config: Config, tokenizer: Any) -> dict[str, Any]:
-    """All that the training stage does with its data, and rows read back in the order of training."""
-    from trainer.data.prepare import prepare
-    from trainer.fetch import cache
-
-    assert config.dataset.path is not None
-    start_rss = _peak_rss()
-    began, cpu = time.perf_counter(), time.process_time()
-    data = prepare(config, Path(config.dataset.path), tokenizer)
-    data.digest()
-    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    peak = _peak_rss()
-    held = data.eval.sums().tokens
-    began = time.perf_counter()
-    read = sum(len(example.input_ids) for row in data.train[:_READ] for example in row)
-    read_seconds = time.perf_counter() - began
-    return {
-        "seconds": seconds,
-        "cpu_seconds": cpu,
-        "tokens": data.report.train_tokens + held,
-        "padding_fraction": data.report.padding_fraction,
-        "start_rss_bytes": start_rss,
-        "peak_rss_bytes": peak,
-        "read_tokens_per_second": read / read_seconds,
-        "cache_bytes": sum(file.stat().st_size for file in cache.root().rglob("*.bin")),
-    }
-
-
-def _peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""A directory that exists whole or not at all, and what it must not be mixed up with."""
+"""A directory that exists whole or not at all, whoever crashes or comes at the same time, and whatever the power does.
+
+``put_in_place`` is what it comes to: everything in the directory is on the disk before the directory has its name, and
+the name is once the function has returned. Around it: ``replace_directory`` for what an earlier attempt may have left,
+``staged`` where a second process is refused and a killed one's files may be gone on with, ``build_once`` where a
+second process waits and takes what the first has made.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +12,75 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from launcher.errors import TrntuneError, UsageError
-from postprocess.safetensors_stream import fsync
+from launcher.errors import TrntuneError
+from launcher.io import flush, fsync
 
 # In a directory that is being filled. Its presence is the only proof that the directory is a leftover of ours, which
 # may be removed; its lock that a process is still at work. Its lines: what the directory becomes, then the files that
 # are whole and on disk.
 MARKER = ".trntune_unfinished"
+
+
+def sync_tree(root: Path) -> None:
+    """Wait until everything in a directory is on the disk."""
+    for path in [*root.rglob("*"), root]:
+        if path.exists():  # a link may lead nowhere
+            fsync(path)
+
+
+def put_in_place(work: Path, final: Path) -> None:
+    """Have everything in ``work`` on the disk, then give it the name ``final``, which nothing has."""
+    sync_tree(work)
+    name_durably(work, final)
+
+
+def name_durably(work: Path, final: Path) -> None:
+    """``put_in_place`` of a directory in which every file and folder is on the disk already."""
+    fsync(work)
+    work.rename(final)
+    fsync(final.parent)
+
+
+def replace_directory(work: Path, final: Path) -> None:
+    """``put_in_place`` over what an earlier attempt may have left."""
+    sync_tree(work)
+    old = final.with_name(f"{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    name_durably(work, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def build_once(final: Path, build: Callable[[Path], None]) -> None:
+    """Have ``build(directory)`` fill ``final``, unless it is there, or another process does so meanwhile: wait for it.
+
+    What a builder left that died is removed by the next one. Raises OSError, and what ``build`` raises.
+    """
+    from filelock import FileLock
+
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(final.with_name(f".{final.name}.lock")):
+        if not final.is_dir():
+            _build(final, build)
+
+
+def _build(final: Path, build: Callable[[Path], None]) -> None:
+    # Under the lock nobody else builds this one: whatever lies here is a dead builder's.
+    for leftover in final.parent.glob(f".{final.name}.building-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.building-"))
+    try:
+        build(work)
+        put_in_place(work, final)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def work_of(out: Path) -> Path:
@@ -38,13 +101,10 @@ def staged(out: Path, content: str = "") -> Iterator[Path]:
     with _claimed(work, content):
         try:
             yield work
-            for path in (*work.iterdir(), work):
-                fsync(path)
-            work.rename(out)
+            put_in_place(work, out)
             # After the rename: a kill before it leaves a leftover that is known, one after it a whole result.
             (out / MARKER).unlink()
             fsync(out)
-            fsync(out.parent)
         except OSError as error:
             _remove(work)
             raise _not_written(out, error) from None
@@ -59,23 +119,13 @@ def note_whole(work: Path, name: str) -> None:
     fsync(work)
     with (work / MARKER).open("a", encoding="utf-8") as stream:
         stream.write(f"{name}\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+        flush(stream)
 
 
 def noted_whole(work: Path) -> list[str]:
     """The files of a staged directory that were noted and are there."""
     names = (work / MARKER).read_text(encoding="utf-8", errors="replace").split("\n")[1:-1]
     return [name for name in names if (work / name).is_file()]
-
-
-def check_apart(out: Path, inputs: Iterable[Path]) -> None:
-    """Raise UsageError where ``out``, or where it is written, is an input directory, lies in one or holds one."""
-    for given in inputs:
-        for place in (out, work_of(out)):
-            here, there = place.resolve(), given.resolve()
-            if here == there or here in there.parents or there in here.parents:
-                raise UsageError(f"{place} overlaps the input {given}: give an output directory apart from it")
 
 
 def check_free(out: Path) -> None:
@@ -87,39 +137,11 @@ def check_free(out: Path) -> None:
         )
 
 
-def refuse_foreign(result: Path, record: str) -> None:
-    """Raise TrntuneError for a stage's output directory that holds something without the stage's own ``record``, which
-    the stage neither replaces nor removes, and for what is in the way of writing it."""
-    if os.path.lexists(result) and not (result / record).is_file() and not _is_empty(result):
-        raise TrntuneError(f"{result} is in the way: it has no {record}, so no such stage made it: move it")
-    check_free(result)
-
-
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
 def is_leftover(work: Path) -> bool:
     """Whether a killed process of ours left this directory; an empty one was to get its marker, and holds nothing."""
     if work.is_symlink() or not work.is_dir():
         return False
     return (work / MARKER).is_file() or not any(work.iterdir())
-
-
-def discard(result: Path, record: str) -> None:
-    """Remove a stage's earlier result, which has the file ``record``; nothing else.
-
-    It is renamed before: a kill then doesn't leave half of it in the way of the next result.
-    """
-    away = result.with_name(f".{result.name}.discarded")
-    try:
-        if away.is_dir():  # a removal was killed
-            shutil.rmtree(away)
-        if (result / record).is_file():
-            result.rename(away)
-            shutil.rmtree(away)
-    except OSError as error:
-        raise TrntuneError(f"{result}: the earlier result can't be removed: {error}; check the directory") from None
 
 
 @contextmanager
@@ -148,8 +170,7 @@ def _take_up(stream: IO[str], work: Path, content: str) -> None:
     kept = noted_whole(work) if content and before == content else []
     stream.truncate(0)
     stream.write("".join(f"{line}\n" for line in (content, *kept)))
-    stream.flush()
-    os.fsync(stream.fileno())
+    flush(stream)
     _empty(work, kept)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.training_cases import OURS, REFERENCE
-from benchmarks.training_rows import TokenFile
+from benchmarks.training.gemm_ceiling import parameters
+from benchmarks.training.peers import OURS, REFERENCE
+from benchmarks.training.workload import TokenFile
 from launcher.units import DASH
 from trainer.metrics.throughput import percentile
 
@@ -36,19 +37,6 @@ def summary(
         "peak_rss_bytes": max(result["peak_rss_bytes"] for result in results),
         "mean_loss": statistics.fmean(loss for result in results for loss in result["losses"]),
     }
-
-
-def matrix_shapes(architecture: Any) -> list[list[int]]:
-    """[outputs, inputs] of one layer's weights."""
-    hidden, wide, size = architecture.hidden_size, architecture.intermediate_size, architecture.head_dim
-    attention = [[architecture.heads * size, hidden], *[[architecture.kv_heads * size, hidden]] * 2]
-    return [*attention, [hidden, architecture.heads * size], [wide, hidden], [wide, hidden], [hidden, wide]]
-
-
-def parameters(architecture: Any) -> int:
-    """Parameters that are multiplied with: the layers' and the head's."""
-    layer = sum(outputs * inputs for outputs, inputs in matrix_shapes(architecture))
-    return int(architecture.layers * layer + architecture.vocab_size * architecture.hidden_size)
 
 
 def comparison_table(summaries: dict[str, dict[str, Any]], title: str) -> Table:

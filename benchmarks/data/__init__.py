@@ -1,0 +1,1 @@
+"""Tokenizing and packing against the tokenizer alone: `python -m benchmarks.data`."""

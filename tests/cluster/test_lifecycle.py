@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from launcher.paths import ROOT
-from tests.limits import PATIENCE
-from tests.slurm.cluster import free_ports, sbin, until
+from tests.limits import PATIENCE, until
 from tests.slurm.conftest import require
+from tests.slurm.programs import free_ports, sbin
 
 # What a container can't do, or shall not: recorded instead.
 RECORDED = ("systemctl", "modprobe", "mount")

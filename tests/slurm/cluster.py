@@ -1,19 +1,17 @@
 """A private Slurm on this machine for the tests: munged, slurmctld, a slurmd for each node, and slurmdbd if wanted.
 
 Everything lies in one directory and listens on the loopback interface; no root, systemd or cgroups are needed. A node
-is a slurmd with a port of its own. What makes that work is said where it is set.
+is a slurmd with a port of its own.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import socket
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,65 +20,15 @@ import psutil
 
 from launcher.jobs.parent_death import die_with_parent
 from tests.limits import PATIENCE, until
+from tests.slurm.configuration import slurm_conf, slurmdbd_conf
+from tests.slurm.programs import SRUN, free_ports, sbin
 
-DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
-ACCOUNTING_DAEMONS = ("slurmdbd", "mariadbd", "mariadb-install-db")
-
-PORTS = (10000, 15000)
-WORKERS = 10
 STARTS = 4
 """times that a cluster is started before the tests give up on it"""
 
 
 class DaemonEnded(Exception):
     """A daemon of a cluster that is being started is gone."""
-
-
-# HyperPod's srun has an option --auto-resume, by a plugin: a step that failed while a node had a hardware fault is run
-# again in the same allocation, on a replaced node. Here a node has a fault while a file faults/NODE exists.
-SRUN = r"""#!/usr/bin/env python3
-import os, pathlib, subprocess, sys
-here = pathlib.Path(__file__).resolve().parent
-path = [part for part in os.environ["PATH"].split(":") if pathlib.Path(part).resolve() != here]
-environment = {**os.environ, "PATH": ":".join(path)}
-wanted = "--auto-resume=1" in sys.argv
-command = ["srun", *[word for word in sys.argv[1:] if word != "--auto-resume=1"]]
-while True:
-    code = subprocess.call(command, env=environment)
-    faulty = list((here.parent / "faults").iterdir())
-    if not (wanted and code and faulty):
-        sys.exit(code)
-    for node in faulty:
-        print(f"auto-resume: node {node.name} is replaced, the step is run again", file=sys.stderr, flush=True)
-        node.unlink()
-"""
-
-
-def sbin() -> str:
-    """PATH with the places of daemons, which a user's has not."""
-    return os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
-
-
-def missing(accounting: bool = False) -> list[str]:
-    """Programs that aren't installed."""
-    wanted = (*DAEMONS, *ACCOUNTING_DAEMONS) if accounting else DAEMONS
-    return [name for name in wanted if shutil.which(name, path=sbin()) is None]
-
-
-def free_ports(count: int) -> list[int]:
-    """Below the range that Linux takes for outgoing connections; each worker of pytest-xdist has a range of its own,
-    as a port that is free now and bound later could be another's in between."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
-    width = (PORTS[1] - PORTS[0]) // WORKERS
-    first = PORTS[0] + worker * width
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randrange(first, first + width)
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            if port not in found:
-                found.append(port)
-    return found
 
 
 def _name(process: subprocess.Popen[bytes]) -> str:
@@ -213,7 +161,7 @@ class Slurm:
         self._until((self.directory / "sock").exists)
         if self.accounting:
             self._start_accounting()
-        (self.directory / "slurm.conf").write_text("\n".join(self._configuration()) + "\n")
+        (self.directory / "slurm.conf").write_text(self._configuration())
         self._spawn("slurmctld", "-D", "-f", str(self.directory / "slurm.conf"))
         for name in self.names:
             (self.directory / "spool" / name).mkdir()
@@ -251,59 +199,9 @@ class Slurm:
                 )
             )
 
-    def _configuration(self) -> Iterator[str]:
-        here, user = self.directory, psutil.Process().username()
-        yield from (
-            "ClusterName=tests",
-            # submitit's files are named by job id: a stale one must not be taken for this cluster's.
-            f"FirstJobId={random.randrange(1, 60_000_000)}",
-            "SlurmctldHost=localhost(127.0.0.1)",
-            f"SlurmctldPort={self._ports[0]}",
-            f"SlurmUser={user}",
-            f"SlurmdUser={user}",
-            "AuthType=auth/munge",
-            # A job that is requeued waits until its old credentials have expired.
-            f"AuthInfo=socket={here / 'sock'},cred_expire=5",
-            "CredType=cred/munge",
-            "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",  # loopback only
-            f"StateSaveLocation={here / 'state'}",
-            f"SlurmdSpoolDir={here / 'spool'}/%n",
-            f"SlurmctldPidFile={here / 'slurmctld.pid'}",
-            f"SlurmdPidFile={here}/slurmd.%n.pid",
-            f"SlurmctldLogFile={here / 'log' / 'slurmctld.log'}",
-            f"SlurmdLogFile={here / 'log'}/slurmd.%n.log",
-            "ProctrackType=proctrack/linuxproc",
-            "TaskPlugin=task/none",
-            "JobAcctGatherType=jobacct_gather/none",
-            "SwitchType=switch/none",
-            "MpiDefault=none",
-            "SelectType=select/cons_tres",
-            "SelectTypeParameters=CR_CPU",
-            "SlurmdParameters=config_overrides",  # a machine of 2 CPUs poses as one of 128
-            "SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1",
-            "SlurmdTimeout=8",  # seconds until a node that doesn't answer is lost; a loaded machine's answers are late
-            "MessageTimeout=4",
-            "KillWait=30",  # Slurm's default: what is told to leave has time to save, also on a loaded machine
-            "UnkillableStepTimeout=20",
-            "CompleteWait=0",
-            "InactiveLimit=0",
-            "ReturnToService=2",
-            "PreemptType=preempt/partition_prio",
-            "PreemptMode=REQUEUE",
-            f"MinJobAge={self.min_job_age}",
-        )
-        if self.accounting:
-            yield "AccountingStorageType=accounting_storage/slurmdbd"
-            yield "AccountingStorageHost=127.0.0.1"
-            yield f"AccountingStoragePort={self._ports[1]}"
-            yield f"AccountingStoragePass={here / 'sock'}"
-        for name, port in zip(self.names, self._ports[3:], strict=True):
-            yield (
-                f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=128 RealMemory=500000 "
-                "State=UNKNOWN"
-            )
-        yield "PartitionName=dev Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE"
-        yield "PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF"
+    def _configuration(self) -> str:
+        lines = slurm_conf(self.directory, self.names, self._ports, self.min_job_age, self.accounting)
+        return "\n".join(lines) + "\n"
 
     def _start_accounting(self) -> None:
         here, user, port = self.directory, psutil.Process().username(), self._ports[2]
@@ -325,16 +223,9 @@ class Slurm:
         self._until(lambda: subprocess.run([*client, "SELECT 1"], capture_output=True, check=False).returncode == 0)
         subprocess.run([*client, grant], check=True, capture_output=True)
         configuration = here / "slurmdbd.conf"
-        settings = {
-            "AuthType": "auth/munge", "AuthInfo": f"socket={here / 'sock'}", "DbdHost": "localhost",
-            "DbdAddr": "127.0.0.1", "DbdPort": self._ports[1], "SlurmUser": user, "PidFile": here / "slurmdbd.pid",
-            "LogFile": here / "log" / "slurmdbd.log", "StorageType": "accounting_storage/mysql",
-            "StorageHost": "127.0.0.1", "StoragePort": port, "StorageUser": "slurm", "StoragePass": "tests",
-            "StorageLoc": "slurm_acct_db",
-        }  # fmt: skip
-        configuration.write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+        configuration.write_text(slurmdbd_conf(here, self._ports))
         configuration.chmod(0o600)  # slurmdbd refuses to start when others can read it
-        (here / "slurm.conf").write_text("\n".join(self._configuration()) + "\n")
+        (here / "slurm.conf").write_text(self._configuration())
         self._spawn("slurmdbd", "-D")
         self._until(lambda: "tests" in self.run("sacctmgr", "-n", "-i", "add", "cluster", "tests", check=False)
                     or "tests" in self.run("sacctmgr", "-n", "show", "cluster", check=False), every=0.5)  # fmt: skip

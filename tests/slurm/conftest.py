@@ -15,7 +15,8 @@ import pytest
 
 from launcher.executors.slurm.ledger import Ledger, read
 from launcher.paths import ROOT
-from tests.slurm.cluster import PATIENCE, Slurm, missing
+from tests.slurm.cluster import PATIENCE, Slurm
+from tests.slurm.programs import missing
 
 # Two random layers: what Slurm does with a run is the same as for a real model, in seconds.
 QUICK = ("experiment=tiny", "tracking=none", "tracking.samples=1", "tracking.sample_tokens=4", "cluster=slurm")

@@ -18,7 +18,7 @@ from launcher.config.secrets import redact
 from launcher.errors import SuspendedError, TrntuneError, in_one_line
 from launcher.jobs.run_stage import is_rank_zero
 from launcher.paths import shown
-from launcher.plan.steps import refuse_few_rows
+from launcher.plan.steps import refuse_few_rows, total_steps
 from launcher.run_dir.layout import RunDir, write_jsonl
 from launcher.run_dir.provenance import installed
 from trainer.attempt import History
@@ -135,7 +135,7 @@ class TrainRun:
             self.engine.load(model_dir, tokenizer)
         if self.tracker is not None:
             self.tracker.begin()
-        progress = Progress(self.engine.total_steps(len(data.train)), visible=self.writes)
+        progress = Progress(total_steps(self.config, len(data.train)), visible=self.writes)
         self._introduce(model_dir, progress, data, template_faults)
         metrics = self.run_dir.metrics if self.writes else None
         recorder = Recorder(metrics, self.tracker, progress, self.config.tracking.log_every, self.stop, data.lines)
@@ -415,7 +415,7 @@ class TrainRun:
         config, run_dir, engine, peers = self.config, self.run_dir, self.engine, checkpointer.peers
         with self._kept(checkpointer):
             beside = rehearse(config, run_dir, engine, peers, tokenizer, model_dir, data.held_out[0])
-        fault = check_room(config, run_dir, engine, peers, model_dir, engine.total_steps(len(data.train)), beside)
+        fault = check_room(config, run_dir, engine, peers, model_dir, total_steps(config, len(data.train)), beside)
         if fault is not None:
             progress.message(f"warning: {fault}")
 

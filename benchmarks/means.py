@@ -29,8 +29,8 @@ from launcher.config.compose import compose
 from launcher.config.schema import ColumnsConfig, Config
 from launcher.errors import UsageError
 from launcher.run_dir.provenance import software
+from trainer.data.json_lines import read_jsonl
 from trainer.data.packed import Row
-from trainer.data.rows import read_jsonl
 from trainer.data.tokenize import tokenize
 from trainer.engines.base import create_engine
 from trainer.fetch.stage import fetch_dataset, fetch_model

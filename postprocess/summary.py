@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from launcher import units
+from launcher.run_dir.result import RunStatus
 from postprocess.results import RunResult, read_run, read_samples
 
 _ENDINGS = {
-    "finished": "finished",
-    "early_stopped": "stopped early: the held-out loss no longer fell",
-    "interrupted": "interrupted: what was reached is saved",
+    RunStatus.FINISHED: "finished",
+    RunStatus.EARLY_STOPPED: "stopped early: the held-out loss no longer fell",
+    RunStatus.INTERRUPTED: "interrupted: what was reached is saved",
 }
 # Names of the parts of the wall time, in the order in which they happen.
 PARTS = {

@@ -11,12 +11,12 @@ import psutil
 
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.config.schema import Config
-from launcher.config.secrets import redact
-from launcher.errors import SuspendedError, TrntuneError
+from launcher.errors import TrntuneError
 from launcher.jobs.run_stage import is_rank_zero
 from launcher.plan.steps import refuse_few_rows, total_steps
 from launcher.run_dir.layout import RunDir, write_jsonl
-from trainer.attempt import History
+from launcher.run_dir.result import RunStatus
+from trainer.attempt import History, ending_of
 from trainer.checkpoint_session import CheckpointSession
 from trainer.checkpoints.checkpointer import identity
 from trainer.compilation.trial import tracing
@@ -54,20 +54,11 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
         result = _train(config, run_dir, fetched, stop, history)
     except BaseException as error:
         if history is not None:
-            history.end(*_ending(error))
+            history.end(*ending_of(error))
         raise
     if history is not None:
         history.end(result["status"])
     return result
-
-
-def _ending(error: BaseException) -> tuple[str, str | None]:
-    """Outcome and reason of an attempt that ended without a result."""
-    if isinstance(error, SuspendedError):
-        return "suspended", None
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", None
-    return "failed", redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 def _train(
@@ -166,8 +157,8 @@ class TrainRun:
         began_as = self._checksums("load")
         outcome = self._fit(data, recorder, session, progress)
         if tracing():  # nothing was executed: there is nothing to save
-            return {"status": "traced"}
-        if outcome.status == "suspended":
+            return {"status": RunStatus.TRACED}
+        if outcome.status == RunStatus.SUSPENDED:
             session.suspend(outcome)
         changed = self._checksums("save") != began_as
         if not changed and outcome.steps:
@@ -179,7 +170,7 @@ class TrainRun:
             saved = self._save(model_dir, session)
         # From here on what was reached is on disk.
         loss_after = self._evaluate(data, recorder, outcome.best_step or outcome.steps)
-        if outcome.status != "interrupted":
+        if outcome.status != RunStatus.INTERRUPTED:
             self._record_samples(data, session.generations_before, self._generations(tokenizer, data))
         with self.stopwatch.part("save"):
             session.checkpointer.wait()
@@ -290,7 +281,7 @@ class TrainRun:
         result["wall_seconds"] = session.wall_seconds()
         if self.tracker is not None:
             self.tracker.log_result(self.run_dir, result)
-            self.close("KILLED" if result["status"] == "interrupted" else "FINISHED")
+            self.close("KILLED" if result["status"] == RunStatus.INTERRUPTED else "FINISHED")
             result["mlflow"] = self.tracker.reference()
 
     def close(self, status: str) -> None:

@@ -28,6 +28,7 @@ from launcher.paths import ROOT, shown
 from launcher.run_dir.attempts import Attempts, counted
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import runs
+from launcher.run_dir.result import RunStatus
 from launcher.run_dir.resume import finished
 
 POLL_SECONDS = 0.1
@@ -205,7 +206,7 @@ def exit_code(stage: str, code: int, interrupts: Interrupts, outcome: str | None
     """What the run exits with for a stage that failed; tells of a signal in one line."""
     if code in (INTERRUPTED, SUSPENDED):
         return code
-    if outcome == "failed":
+    if outcome == RunStatus.FAILED:
         # On the way out it is one all the same: the checkpoint may not be there.
         return max(code, FAILED)
     if interrupts.count:
@@ -220,7 +221,7 @@ def exit_code(stage: str, code: int, interrupts: Interrupts, outcome: str | None
 
 def was_interrupted(run_dir: RunDir, stage: str) -> bool:
     """True when the stage ended in order, but before its work was done."""
-    return (run_dir.stage_result(stage) or {}).get("status") == "interrupted"
+    return (run_dir.stage_result(stage) or {}).get("status") == RunStatus.INTERRUPTED
 
 
 def outcome_of(run_dir: RunDir, stage: str) -> str | None:
@@ -241,7 +242,7 @@ def run_stage(
     code = run_command(command, replicas, interrupts, configured)
     if code != 0:
         return exit_code(stage, code, interrupts, outcome_of(run_dir, stage))
-    if outcome_of(run_dir, stage) == "suspended":
+    if outcome_of(run_dir, stage) == RunStatus.SUSPENDED:
         return SUSPENDED
     return INTERRUPTED if was_interrupted(run_dir, stage) else 0
 

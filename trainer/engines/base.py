@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
+from launcher.run_dir.result import RunStatus
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import Checkpoints
 from trainer.metrics.throughput import ModelSize, StepReport, Stopwatch
@@ -49,8 +50,8 @@ class TrainingCallback(Protocol):
 class FitResult:
     """How training ended, the same on every rank."""
 
-    status: str
-    """finished, early_stopped, interrupted, or suspended: its last state is with the checkpoints, saved or being so"""
+    status: RunStatus
+    """FINISHED, EARLY_STOPPED, INTERRUPTED, or SUSPENDED: its last state is with the checkpoints, saved or being so"""
     steps: int
     best_step: int | None
     """the evaluation whose weights are kept, with early stopping"""

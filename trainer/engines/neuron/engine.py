@@ -15,6 +15,7 @@ from transformers import set_seed
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.plan.steps import total_steps, warmup_steps
+from launcher.run_dir.result import RunStatus
 from trainer.checkpoints.peers import Peers, SingleProcess
 from trainer.checkpoints.state import Checkpoints, RestoredState
 from trainer.data.collate import Collator
@@ -136,10 +137,10 @@ class NeuronEngine:
             trainer._train()  # train() only adds a cache of graphs on the Hub: ours is the file system's
         steps = trainer.state.global_step
         if trainer.stop == Stop.CHECKPOINT_AND_EXIT:
-            return FitResult("suspended", steps, best.step)
+            return FitResult(RunStatus.SUSPENDED, steps, best.step)
         best.restore_best()
-        finished = "early_stopped" if best.patience_ended else "finished"
-        return FitResult("interrupted" if trainer.stop == Stop.SAVE_AND_FINISH else finished, steps, best.step)
+        finished = RunStatus.EARLY_STOPPED if best.patience_ended else RunStatus.FINISHED
+        return FitResult(RunStatus.INTERRUPTED if trainer.stop == Stop.SAVE_AND_FINISH else finished, steps, best.step)
 
     def checksums(self) -> dict[str, int]:
         return checksums(trained_weights(self.trainer.model))

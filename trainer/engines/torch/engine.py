@@ -19,6 +19,7 @@ from launcher.architecture.adapters import Modules
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.plan.steps import total_steps
+from launcher.run_dir.result import RunStatus
 from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import Checkpoints
@@ -123,10 +124,10 @@ class TorchEngine:
         trainer.train_from(resumed, total)
         steps, stop = trainer.state.global_step, trainer.step.stop
         if stop == Stop.CHECKPOINT_AND_EXIT:
-            return FitResult("suspended", steps, best.step)
+            return FitResult(RunStatus.SUSPENDED, steps, best.step)
         best.restore_best()
-        finished = "early_stopped" if best.patience_ended else "finished"
-        return FitResult("interrupted" if stop == Stop.SAVE_AND_FINISH else finished, steps, best.step)
+        finished = RunStatus.EARLY_STOPPED if best.patience_ended else RunStatus.FINISHED
+        return FitResult(RunStatus.INTERRUPTED if stop == Stop.SAVE_AND_FINISH else finished, steps, best.step)
 
     def checksums(self) -> dict[str, int]:
         return checksums(state.live_weights(self.model))

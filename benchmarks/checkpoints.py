@@ -23,7 +23,7 @@ from trainer.checkpoints.manifest import Manifest, Position, World
 from trainer.checkpoints.peers import SingleProcess
 from trainer.checkpoints.store import Store
 from trainer.checkpoints.writer import Snapshot, Writer
-from trainer.engines.torch.state import Tensors, copied
+from trainer.engines.state import Tensors, copied
 
 _SIDE = 1024
 

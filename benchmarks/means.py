@@ -29,8 +29,8 @@ from launcher.config.compose import compose
 from launcher.config.schema import ColumnsConfig, Config
 from launcher.errors import UsageError
 from launcher.run_dir.provenance import software
+from trainer.data.json_lines import read_jsonl
 from trainer.data.packed import Row
-from trainer.data.rows import read_jsonl
 from trainer.data.tokenize import tokenize
 from trainer.engines.base import create_engine
 from trainer.fetch.stage import fetch_dataset, fetch_model
@@ -90,7 +90,7 @@ def _prepared(arguments: argparse.Namespace) -> tuple[Any, list[Row], list[Row]]
     measured = rows_of_run[middle : middle + arguments.rows]
     engine: Any = create_engine(config)
     engine.load(model_dir, tokenizer)
-    engine.module.train()
+    engine.replica.module.train()
     return engine, measured, [[example] for example in measured[0]][:2]
 
 
@@ -108,21 +108,21 @@ def _means(engine: Any) -> dict[str, Off]:
 
 @contextmanager
 def _dense_loss(engine: Any) -> Iterator[None]:
-    engine.module.plain_head = False
+    engine.replica.module.plain_head = False
     try:
         yield
     finally:
-        engine.module.plain_head = True
+        engine.replica.module.plain_head = True
 
 
 def _pass(engine: Any, rows: list[Row]) -> float:
     """Processor seconds a real token of a forward and a backward pass over each row."""
     tokens = sum(len(example.input_ids) for row in rows for example in row)
-    batches = [engine.collator([row]) for row in rows]
+    batches = [engine.replica.collator([row]) for row in rows]
     start = time.process_time()
     for batch in batches:
-        (engine.module(**{name: batch[name] for name in MODEL_INPUTS}) / tokens).backward()
-        engine.module.zero_grad(set_to_none=True)
+        (engine.replica.module(**{name: batch[name] for name in MODEL_INPUTS}) / tokens).backward()
+        engine.replica.module.zero_grad(set_to_none=True)
     return (time.process_time() - start) / tokens
 
 

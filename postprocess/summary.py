@@ -17,11 +17,12 @@ from rich.table import Table
 from launcher import units
 from launcher.cli import process_entry
 from launcher.run_dir.layout import RunDir
+from launcher.run_dir.result import RunStatus
 
 _ENDINGS = {
-    "finished": "finished",
-    "early_stopped": "stopped early: the held-out loss no longer fell",
-    "interrupted": "interrupted: what was reached is saved",
+    RunStatus.FINISHED: "finished",
+    RunStatus.EARLY_STOPPED: "stopped early: the held-out loss no longer fell",
+    RunStatus.INTERRUPTED: "interrupted: what was reached is saved",
 }
 # Names of the parts of the wall time, in the order in which they happen.
 PARTS = {

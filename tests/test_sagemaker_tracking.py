@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from tests.conftest import TINY, command, environment
 from tests.limits import PATIENCE
-from tests.test_runs import ALONE, call, free_port
+from tests.test_runs_in_mlflow import ALONE, call, free_port
 
 ARN = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-tracking-server/mine"
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from launcher.paths import ROOT
 from tests.conftest import TINY, launch
-from tests.test_runs import free_port
+from tests.test_runs_in_mlflow import free_port
 
 pytestmark = pytest.mark.long
 

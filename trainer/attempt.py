@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
+from launcher.config.secrets import redact
+from launcher.errors import SuspendedError
 from launcher.run_dir.attempts import Attempts, launch
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.reached import furthest_step, last_record
+from launcher.run_dir.result import RunStatus
 
 
 class History:
@@ -51,3 +54,12 @@ class History:
         if self.number:
             with suppress(OSError):  # what went wrong must not be hidden by a full disk
                 self.attempts.end(self.number, outcome, self.step, reason)
+
+
+def ending_of(error: BaseException) -> tuple[RunStatus, str | None]:
+    """Outcome and reason of an attempt that ended without a result."""
+    if isinstance(error, SuspendedError):
+        return RunStatus.SUSPENDED, None
+    if isinstance(error, KeyboardInterrupt):
+        return RunStatus.INTERRUPTED, None
+    return RunStatus.FAILED, redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]

@@ -11,7 +11,7 @@ from trainer.data.tokenize import end_ids, prompt_ids
 from trainer.engines.base import Engine
 
 
-def answers(engine: Engine, tokenizer: Any, rows: Sequence[Row], config: Config) -> list[str]:
+def generations(engine: Engine, tokenizer: Any, rows: Sequence[Row], config: Config) -> list[str]:
     """The model's greedy answer to each row's prompt, the very prompt that training uses. Texts ask nothing."""
     rows = asked(rows)
     if not rows:

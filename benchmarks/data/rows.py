@@ -47,8 +47,8 @@ def _texts(seed: int, words: int) -> Iterator[tuple[str, str]]:
 
 def write_pairs(file: Path, pairs: Path) -> None:
     """The same texts as peers take them: prompts written, so that they need not."""
+    from trainer.data.json_lines import JsonLines
     from trainer.data.prompts import plain
-    from trainer.data.rows import JsonLines
 
     with pairs.open("w", encoding="utf-8") as stream:
         for _, row in JsonLines(file, ColumnsConfig(), "stop"):

@@ -7,6 +7,7 @@ import signal
 from launcher.errors import FAILED, INTERRUPTED, SUSPENDED
 from launcher.run_dir.attempts import Attempts
 from launcher.run_dir.layout import RunDir
+from launcher.run_dir.result import RunStatus
 
 
 def exit_code(code: int, asked: int | None, run_dir: RunDir, stage: str) -> int:
@@ -15,7 +16,7 @@ def exit_code(code: int, asked: int | None, run_dir: RunDir, stage: str) -> int:
     outcome = outcome_of(run_dir, stage)
     if code != 0:
         return failure_code(code, asked, outcome)
-    if outcome == "suspended":
+    if outcome == RunStatus.SUSPENDED:
         return SUSPENDED
     return INTERRUPTED if was_interrupted(run_dir, stage) else 0
 
@@ -24,7 +25,7 @@ def failure_code(code: int, asked: int | None, outcome: str | None) -> int:
     """exit_code of a stage that has not ended in order: ``code`` is not 0."""
     if code in (INTERRUPTED, SUSPENDED):
         return code
-    if outcome == "failed":
+    if outcome == RunStatus.FAILED:
         # On the way out it is one all the same: the checkpoint may not be there.
         return max(code, FAILED)
     if asked is not None:
@@ -34,7 +35,7 @@ def failure_code(code: int, asked: int | None, outcome: str | None) -> int:
 
 def death(code: int, asked: int | None, outcome: str | None) -> str | None:
     """By which signal a stage was killed, in words; None for one that wasn't, or whose end was asked for."""
-    if code >= 0 or asked is not None or outcome == "failed":
+    if code >= 0 or asked is not None or outcome == RunStatus.FAILED:
         return None
     name = signal.Signals(-code).name
     return f"killed by {name}" + (": likely out of memory" if name == "SIGKILL" else "")
@@ -42,7 +43,7 @@ def death(code: int, asked: int | None, outcome: str | None) -> str | None:
 
 def was_interrupted(run_dir: RunDir, stage: str) -> bool:
     """True when the stage ended in order, but before its work was done."""
-    return (run_dir.stage_result(stage) or {}).get("status") == "interrupted"
+    return (run_dir.stage_result(stage) or {}).get("status") == RunStatus.INTERRUPTED
 
 
 def outcome_of(run_dir: RunDir, stage: str) -> str | None:

@@ -20,12 +20,13 @@ from launcher.io import flush
 from launcher.paths import shown
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.reached import furthest_step
+from launcher.run_dir.result import COMPLETE, RunStatus
 
 MAX_WITHOUT_PROGRESS = 3
 ATTEMPT = "TRNTUNE_ATTEMPT"
 """the number of the start, for the process that is started"""
 # Ends that the user or the work itself brought about: they say nothing about the next attempt.
-GOOD = ("finished", "early_stopped", "interrupted")
+GOOD = (*COMPLETE, RunStatus.INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def launch(run_dir: RunDir) -> int:
     attempts = Attempts(run_dir.attempts)
     past = attempts.read()
     if past and past[-1].outcome is None:
-        attempts.end(past[-1].number, "died", furthest_step(run_dir))
+        attempts.end(past[-1].number, RunStatus.DIED, furthest_step(run_dir))
     if reason := verdict(attempts.read(), Path(shown(run_dir.attempts))):
         raise TrntuneError(f"{shown(run_dir.path)}: {reason}")
     return attempts.launch()
@@ -151,10 +152,10 @@ def counted(run_dir: RunDir, start: Callable[[Mapping[str, str]], int]) -> int:
     try:
         code = start({ATTEMPT: str(number)})
     except TrntuneError as error:
-        Attempts(run_dir.attempts).end_unbegun(number, "failed", step, redact(str(error))[:300])
+        Attempts(run_dir.attempts).end_unbegun(number, RunStatus.FAILED, step, redact(str(error))[:300])
         raise
     if code != 0:
-        outcome = {INTERRUPTED: "interrupted", SUSPENDED: "suspended"}.get(code, "failed")
+        outcome = {INTERRUPTED: RunStatus.INTERRUPTED, SUSPENDED: RunStatus.SUSPENDED}.get(code, RunStatus.FAILED)
         why = f"it ended before it could begin to train, with exit code {code}: its log says why"
         Attempts(run_dir.attempts).end_unbegun(number, outcome, step, why)
     return code

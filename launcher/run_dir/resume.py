@@ -21,9 +21,9 @@ from launcher.paths import shown
 from launcher.run_dir.attempts import Attempts
 from launcher.run_dir.config_diff import ALLOW, Change, changes, refuse_changes
 from launcher.run_dir.layout import RunDir
+from launcher.run_dir.result import COMPLETE
 
 PREFIX = "resume="
-COMPLETE = ("finished", "early_stopped")
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from launcher.run_dir.result import COMPLETE
+
 CONFIG, TRAIN, METRICS = "config.yaml", "train.json", "metrics.jsonl"
 FILES = (CONFIG, TRAIN, METRICS)
-COMPLETE = ("finished", "early_stopped")
 
 # Without these no one can tell whether two runs may be put into one ratio.
 _NEEDED_RESULTS = ("status", "definitions", "steps", "data.sha256", "hardware")

@@ -10,6 +10,7 @@ from typing import Any
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir
+from launcher.run_dir.result import RunStatus
 from postprocess.consolidate.output import RESULT
 from postprocess.consolidate.run import Options, consolidate
 from postprocess.outputs import check_foreign, discard
@@ -22,13 +23,13 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     if fetched is None or trained is None:
         raise TrntuneError(f"{run_dir.path}: stage consolidate needs the result of stage train: stages=[fetch,train]")
     if trained["saved"] != run_dir.sharded.name:
-        return {"status": "finished", "saved": trained["saved"], "seconds": 0.0}
+        return {"status": RunStatus.FINISHED, "saved": trained["saved"], "seconds": 0.0}
     final = _made(config, run_dir)
     discard(final, RESULT)  # of shards that have been trained on since
     base = Path(fetched["model_dir"])
     record = consolidate(run_dir.sharded, final, Options(base=base), lambda text: print(text, file=sys.stderr))
     print(f"consolidated into {final}: {record['tensors']} tensors of {record['input']['tensor_parallel_ranks']} ranks")
-    return {"status": "finished", "saved": final.name, "seconds": time.perf_counter() - start}
+    return {"status": RunStatus.FINISHED, "saved": final.name, "seconds": time.perf_counter() - start}
 
 
 def rehearse(config: Config, run_dir: RunDir, saved: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir
+from launcher.run_dir.result import RunStatus
 from postprocess.generate.answer import Sampling
 from postprocess.generate.models import locate
 from postprocess.generate.questions import held_out
@@ -31,7 +32,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     show(outcome, most=3)
     seconds = time.perf_counter() - start
     scores = {"scores": outcome.summary, "rouge_l": ROUGE_L}
-    return {"status": "finished", "settings": asdict(settings), **scores, "seconds": seconds}
+    return {"status": RunStatus.FINISHED, "settings": asdict(settings), **scores, "seconds": seconds}
 
 
 def rehearse(config: Config, run_dir: RunDir, saved: Path | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir
+from launcher.run_dir.result import RunStatus
 from launcher.sizes import parse_size
 from postprocess.merge import MergeOptions, merge
 from postprocess.merge.files import RECORD, left_note
@@ -31,7 +32,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
         raise TrntuneError(
             f"{run_dir.sharded} is of several ranks: first stage consolidate, stages=[consolidate,merge]"
         )
-    settings = {"status": "finished", "settings": asdict(config.merge)}
+    settings = {"status": RunStatus.FINISHED, "settings": asdict(config.merge)}
     if config.method.name == "full":
         return {**settings, "model": str(run_dir.model), "seconds": 0.0}
     discard(run_dir.merged, RECORD)  # of an adapter that has been trained on since, or of other settings

@@ -8,9 +8,10 @@ import torch
 from launcher.plan.activations import kept_by_layer, reached_layers
 from tests.launcher.conftest import single
 from trainer.data.tokenize import Example
-from trainer.engines.torch.engine import MODEL_INPUTS, TorchEngine
+from trainer.engines.torch.engine import TorchEngine
 from trainer.fetch.stage import fetch_model
 from trainer.models import loss
+from trainer.models.causal_lm import MODEL_INPUTS
 from trainer.models.load import load_tokenizer
 
 LENGTH = 512
@@ -28,10 +29,10 @@ def saved_bytes(layers: int, arguments: tuple[str, ...]) -> int:
     engine = TorchEngine(config)
     directory = fetch_model(config.model)
     engine.load(directory, load_tokenizer(directory))
-    engine.module.train()
+    engine.replica.module.train()
     document = Example([5] * (LENGTH // 2), [5] * (LENGTH // 2))
-    batch = engine.collator([[document, document]])
-    parameters = {p.untyped_storage().data_ptr() for p in engine.module.parameters()}
+    batch = engine.replica.collator([[document, document]])
+    parameters = {p.untyped_storage().data_ptr() for p in engine.replica.module.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,8 +40,8 @@ def saved_bytes(layers: int, arguments: tuple[str, ...]) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), engine._autocast():
-        engine.module(**{name: batch[name] for name in MODEL_INPUTS})
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), engine.replica.autocast():
+        engine.replica.module(**{name: batch[name] for name in MODEL_INPUTS})
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

@@ -16,9 +16,9 @@ from filelock import FileLock
 from launcher.paths import ROOT
 from launcher.run_dir.attempts import Attempts
 from tests.limits import PATIENCE, until
+from tests.resuming import DROPOUT, SETTINGS, assert_same, start
 from tests.slurm.cluster import signal_job
 from tests.slurm.conftest import User
-from tests.test_resume import DROPOUT, SETTINGS, assert_same, start
 
 TWO_NODES = ("parallelism=ddp2", "cluster.processes_per_node=1")
 

@@ -18,9 +18,9 @@ from launcher.paths import shown
 from launcher.run_dir.config_diff import ALLOW, config_sha256, fixed_part, since, under
 from trainer.checkpoints.manifest import InvalidCheckpointError, Manifest, Position, World
 from trainer.checkpoints.peers import Peers
+from trainer.checkpoints.state import EngineState
 from trainer.checkpoints.store import Rejected, Selection, Store
 from trainer.checkpoints.writer import Outcome, Snapshot, Writer
-from trainer.engines.base import EngineState
 
 PACKAGES = ("trntune", "torch", "transformers", "peft", "accelerate", "numpy")
 STEPS_FILE, RUN_FILE = "steps.safetensors", "run.json"

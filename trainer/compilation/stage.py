@@ -27,6 +27,7 @@ from launcher.neuron.graphs import shapes
 from launcher.neuron.variables import graph_directory
 from launcher.paths import shown
 from launcher.run_dir.layout import RunDir
+from launcher.run_dir.result import RunStatus
 from trainer.compilation import record, trial
 from trainer.compilation.cache import Module, compiled, modules
 
@@ -62,7 +63,7 @@ def _result(
     if seconds:
         _say(f"{len(found)} graphs, {len(new)} of them compiled now, in {seconds:.0f} s ({directory})")
     return {
-        "status": "finished",
+        "status": RunStatus.FINISHED,
         "shapes": shapes(config),
         "directory": str(directory),
         "compiler": sorted({module.compiler for module in found.values()}),

@@ -21,8 +21,8 @@ from launcher.run_dir.layout import RunDir
 from trainer.compilation import record
 from trainer.compilation.cache import Module, busy_seconds, compiled
 from trainer.compilation.trial import tracing
-from trainer.engines.base import StepReport, TrainingCallback
-from trainer.metrics.throughput import Stopwatch
+from trainer.engines.base import TrainingCallback
+from trainer.metrics.throughput import StepReport, Stopwatch
 from trainer.signals import Stop
 
 Say = Callable[[str], None]

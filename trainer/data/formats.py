@@ -1,43 +1,21 @@
-"""The formats that rows come in: which one it is, found from the columns of the first rows, and how one is read."""
+"""The formats that rows come in: which one it is, found from the columns of the first rows."""
 
 from __future__ import annotations
 
-import string
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.config.schema import ColumnsConfig, DatasetConfig
 from launcher.data.files import template_fields
 from launcher.errors import TrntuneError, first, nearest
-from trainer.data.conversations import conversation, turns
-from trainer.data.rows import (
-    BadRowError,
-    InstructionRow,
-    Parse,
-    Row,
-    Uses,
-    among,
-    encodable,
-    instruction_rows,
-    instruction_uses,
-    looks_like_context,
-    text_of,
-)
 
 SAMPLE = 100
 """Rows that are looked at."""
 _MAX_NAMES = 40
 _TURNS = ("messages", "conversations", "conversation")
 _TEXT, _LIST = "text", "list"
-# How to take a field that looks like a context.
-_AS_INSTRUCTION = (
-    "take it with dataset.format=instruction dataset.columns.response=output dataset.columns.context={name}"
-)
-_INTO_TEMPLATE = "write it as {{{name}}} into dataset.prompt_template"
-_INTO_PROMPT = "write the prompt by a dataset.prompt_template that names it, {{{name}}}"
-_INTO_TURNS = "write it into the turns of the prompt"
 
 
 @dataclass(frozen=True)
@@ -57,64 +35,10 @@ class Found:
         return f"format {self.format}, {how}"
 
 
-@dataclass(frozen=True)
-class PairRow:
-    """A prompt and what follows it, both exactly as they are trained on."""
-
-    prompt: str
-    completion: str
-    own_prompt: bool = False
-    """written by dataset.prompt_template"""
-    line: int = field(default=0, compare=False)
-
-    @property
-    def instruction(self) -> str:
-        return self.prompt
-
-    @property
-    def context(self) -> str:
-        return ""
-
-    @property
-    def response(self) -> str:
-        return self.completion
-
-    def hashed(self) -> tuple[str, str]:
-        return self.prompt, self.completion
-
-
-@dataclass(frozen=True)
-class TextRow:
-    """A text, every token of which is trained on."""
-
-    text: str
-    line: int = field(default=0, compare=False)
-
-    @property
-    def instruction(self) -> str:
-        return self.text
-
-    @property
-    def context(self) -> str:
-        return ""
-
-    @property
-    def response(self) -> str:
-        return ""
-
-    def hashed(self) -> tuple[str, str]:
-        return self.text, ""
-
-
 def nested(dataset: DatasetConfig) -> tuple[str, ...]:
     """The names that may be paths to fields within fields, such as data.q."""
     fields = template_fields(dataset.prompt_template) if dataset.prompt_template else []
     return tuple(dict.fromkeys(name for name in (*asdict(dataset.columns).values(), *fields) if name and "." in name))
-
-
-def alpaca_columns() -> ColumnsConfig:
-    """Alpaca's names of the three fields of an instruction row."""
-    return ColumnsConfig(instruction="instruction", context="input", response="output")
 
 
 def needed(columns: ColumnsConfig, fields: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -271,99 +195,3 @@ def _nearness(name: str, allowed: tuple[str, ...], kinds: Mapping[str, str | Non
     if name in kinds:
         return 1.0 if kinds[name] in allowed else 0.8
     return 0.4 if nearest(name, [each for each, kind in kinds.items() if kind in allowed]) else 0.0
-
-
-def parser(found: Found, dataset: DatasetConfig, columns: ColumnsConfig) -> Parse:
-    """Reads rows of this format."""
-    if found.format in ("messages", "sharegpt"):
-        return _conversations(found, dataset)
-    if dataset.prompt_template:
-        return _own_prompt(dataset.prompt_template, found.columns[-1])
-    if found.format == "prompt_completion":
-        return _conversation_pairs(found, dataset) if found.conversational else _pairs(columns)
-    if found.format == "text":
-        return lambda record, line: TextRow(text_of(record, columns.text, "text"), line)
-    return instruction_rows(alpaca_columns() if found.format == "alpaca" else columns)
-
-
-def _refuse_tools(record: Mapping[str, Any]) -> None:
-    if record.get("tools"):
-        raise BadRowError("has 'tools', and calls of tools aren't trained on yet")
-
-
-def _conversations(found: Found, dataset: DatasetConfig) -> Parse:
-    name, sharegpt = found.columns[0], found.format == "sharegpt"
-
-    def parse(record: dict[str, Any], line: int) -> Row:
-        _refuse_tools(record)
-        if name not in record:
-            raise BadRowError(
-                f"no field {name!r} (there are: {', '.join(map(repr, record)) or 'none'}); "
-                "another name is dataset.columns.messages=NAME"
-            )
-        return conversation(turns(record[name], name, sharegpt), 0, dataset.thinking, line)
-
-    return parse
-
-
-def _conversation_pairs(found: Found, dataset: DatasetConfig) -> Parse:
-    def parse(record: dict[str, Any], line: int) -> Row:
-        _refuse_tools(record)
-        asked, answer = (turns(record.get(name), name, False) for name in found.columns)
-        return conversation([*asked, *answer], len(asked), dataset.thinking, line)
-
-    return parse
-
-
-def _pairs(columns: ColumnsConfig) -> Parse:
-    def parse(record: dict[str, Any], line: int) -> Row:
-        prompt = text_of(record, columns.prompt, "prompt")
-        return PairRow(prompt, text_of(record, columns.completion, "completion"), line=line)
-
-    return parse
-
-
-class _Named(string.Formatter):
-    """Fields by their whole names: a dot in one is no attribute."""
-
-    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return kwargs[field_name], field_name
-
-
-def _own_prompt(template: str, answer: str) -> Parse:
-    """Rows whose prompt dataset.prompt_template writes; the answer is in the column ``answer``."""
-    fields = template_fields(template)
-
-    def parse(record: dict[str, Any], line: int) -> Row:
-        values = {name: _value(record, name) for name in fields}
-        return PairRow(_Named().vformat(template, (), values), text_of(record, answer, "response"), True, line)
-
-    return parse
-
-
-def _value(record: Mapping[str, Any], name: str) -> str:
-    """A field of the prompt; it may be empty."""
-    if name not in record or not isinstance(record[name], str):
-        missing = f"is missing ({among(name, record)})"
-        what = f"must be text, not {type(record[name]).__name__}" if name in record else missing
-        raise BadRowError(f"field {name!r}, which dataset.prompt_template names, {what}")
-    return encodable(record[name], name)
-
-
-def uses_of(found: Found, dataset: DatasetConfig, columns: ColumnsConfig) -> Uses:
-    """The fields that this format reads, and what to do about a context that it has no place for."""
-    fields = template_fields(dataset.prompt_template) if dataset.prompt_template else []
-    if found.format == "instruction" and not fields:
-        return instruction_uses(columns)
-    if found.format in ("messages", "sharegpt", "text") or columns.context is None:
-        return Uses((*found.columns, *(["input"] if found.format == "alpaca" and not fields else [])))
-    if fields:
-        like = (name for name in fields if looks_like_context(name) or name == columns.context)
-        # The question is in the only field of a template.
-        return Uses(found.columns, tuple(like) if len(fields) > 1 else (), None, _INTO_TEMPLATE)
-    if found.format == "alpaca":
-        return Uses((*found.columns, "input"), ("input",), None, _AS_INSTRUCTION)
-    return Uses(found.columns, (), None, _INTO_TURNS if found.conversational else _INTO_PROMPT)
-
-
-__all__ = ["Found", "InstructionRow", "PairRow", "TextRow", "find", "parser", "uses_of"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.errors import SuspendedError, TrntuneError
-from trainer.data.formats import PairRow, TextRow
-from trainer.data.rows import InstructionRow, Row
+from trainer.data.rows import InstructionRow, PairRow, Row, TextRow
 from trainer.data.template_faults import chosen_template, template_fault
 
 

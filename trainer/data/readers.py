@@ -18,7 +18,7 @@ from launcher.data import kinds as file_kinds
 from launcher.errors import TrntuneError
 
 BROKEN = "\0broken"
-"""The one key of a line that stands for a row which can't be read; its value says why, for trainer.data.rows."""
+"""The one key of a line that stands for a row which can't be read; its value says why, for trainer.data.json_lines."""
 _BOM = b"\xef\xbb\xbf"
 _PIECE = 1 << 20
 _BATCH = 1000

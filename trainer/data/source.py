@@ -9,9 +9,11 @@ from typing import Any
 
 from launcher.config.schema import ColumnsConfig, Config, DatasetConfig
 from trainer.data import imports
-from trainer.data.formats import SAMPLE, Found, find, nested, parser, uses_of
+from trainer.data.formats import SAMPLE, Found, find, nested
 from trainer.data.imports import Origins
-from trainer.data.rows import JsonLines, Parse, Row, Uses, first_records, read_at
+from trainer.data.json_lines import JsonLines, first_records, read_at
+from trainer.data.parsers import parser, uses_of
+from trainer.data.rows import Parse, Row, Uses
 from trainer.data.tokenize import Encoder
 
 
@@ -32,7 +34,7 @@ class Source:
     origins: Origins | None
     """of the file's lines, where it was put together from others"""
     nested: tuple[str, ...]
-    """as for trainer.data.rows.lifted"""
+    """as for trainer.data.json_lines.lifted"""
     parse: Parse = field(compare=False, repr=False)
     uses: Uses
 

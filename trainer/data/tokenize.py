@@ -16,9 +16,8 @@ import numpy as np
 
 from launcher.errors import TrntuneError
 from trainer.data.conversations import ChatRow
-from trainer.data.formats import PairRow, TextRow
 from trainer.data.prompts import render
-from trainer.data.rows import BadRowError, Row
+from trainer.data.rows import BadRowError, PairRow, Row, TextRow
 from trainer.data.template_faults import refuse_without_question
 from trainer.data.turn_end import turn_end
 

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from launcher.config.schema import Config
 from launcher.plan.steps import warmup_steps
-from trainer.engines.torch.state import restore_scheduler
+from trainer.engines.state import restore_scheduler
 
 
 def begin_above_zero(scheduler: LambdaLR, config: Config, steps: int) -> None:

@@ -14,9 +14,8 @@ import torch
 
 from launcher.errors import TrntuneError
 from launcher.paths import shown
-from trainer.engines.base import StepReport
 from trainer.metrics.progress import Progress
-from trainer.metrics.throughput import Counts, Step, rates
+from trainer.metrics.throughput import Counts, Step, StepReport, rates
 from trainer.signals import Stop, StopSignal
 from trainer.tracking.run import Tracker
 

@@ -48,6 +48,20 @@ class Step:
     seconds: float
 
 
+@dataclass(frozen=True)
+class StepReport:
+    """One finished optimizer step, the counts summed over all replicas."""
+
+    step: int
+    epoch: float
+    counts: Counts
+    seconds: float
+    learning_rate: float
+    grad_norm: float | None
+    rows: list[int]
+    """indices of the training rows, all replicas together, in order"""
+
+
 @dataclass
 class Stopwatch:
     """Seconds of a stage by part. Parts don't nest: time in an inner part is not counted in the outer one."""

@@ -20,7 +20,8 @@ from postprocess.generate.answer import Answer, Sampling
 from postprocess.generate.questions import Question
 from postprocess.generate.score import rouge_l, summary
 from tests.launcher.conftest import single
-from trainer.data.rows import InstructionRow, read_jsonl
+from trainer.data.json_lines import read_jsonl
+from trainer.data.rows import InstructionRow
 from trainer.fetch.stage import fetch_dataset
 
 WORDS = {

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import Config
+from tests.trainer.data.files import ROWS, write_jsonl
 from tests.trainer.models.conftest import composed
+from trainer.data.prepare import PreparedData, prepare
 from trainer.fetch.tiny_llama import byte_tokenizer
 
 
@@ -55,3 +57,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "cache"
     monkeypatch.setenv("TRNTUNE_CACHE", str(directory))
     return directory
+
+
+@pytest.fixture
+def expected(tmp_path: Path, tokenizer: Any) -> PreparedData:
+    path = tmp_path / "expected.jsonl"
+    write_jsonl(path, ROWS)
+    return prepare(config_for(path), path, tokenizer)

@@ -3,55 +3,23 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.errors import TrntuneError
+from tests.trainer.data.chats import TURNS, by_template, encoded, messages, row_of
 from tests.trainer.data.conftest import config_for
 from tests.trainer.data.families import BYTES, CONTROL, TEMPLATES
 from tests.trainer.data.families import tokenizer as of_family
 from trainer.data import chat
 from trainer.data.chat_encoder import ChatEncoder
-from trainer.data.conversations import ChatRow, conversation, turns
-from trainer.data.prepare import data_notes, prepare
+from trainer.data.conversations import conversation, turns
+from trainer.data.prepare import prepare
 from trainer.data.rows import BadRowError
-from trainer.data.tokenize import IGNORE, end_ids, prompt_ids, tokenize
+from trainer.data.tokenize import end_ids, prompt_ids
 
-TURNS = (
-    ("user", "What is a river?"),
-    ("assistant", "It is water."),
-    ("user", "And a lake?"),
-    ("assistant", "Water that stays."),
-)
 FAMILIES = list(CONTROL)
-
-
-def messages(*given: tuple[str, str]) -> list[dict[str, Any]]:
-    return [{"role": role, "content": content} for role, content in given]
-
-
-def row_of(*given: tuple[str, str], thinking: bool | None = None) -> ChatRow:
-    return conversation(turns(messages(*given), "messages", False), 0, thinking, 1)
-
-
-def encoded(tokenizer: Any, row: ChatRow) -> tuple[list[int], list[list[int]]]:
-    """All ids, and those that are trained on, answer by answer."""
-    [prompt], [rest], [spans] = ChatEncoder(tokenizer, row.thinking).encode([row])
-    ids = [*prompt, *rest]
-    [example] = tokenize([row], "plain", "response", 4096, tokenizer).examples
-    assert example.input_ids == ids
-    trained = {place for begin, end in spans for place in range(begin, end)}
-    assert example.labels == [each if place in trained else IGNORE for place, each in enumerate(ids)]
-    return ids, [ids[begin:end] for begin, end in spans]
-
-
-def by_template(tokenizer: Any, given: list[dict[str, Any]], **more: Any) -> list[int]:
-    """As generation tokenizes them."""
-    ids: list[int] = tokenizer.apply_chat_template(given, tokenize=True, strftime_now=chat._DATE.strftime, **more)
-    return ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -292,94 +260,6 @@ def test_turns_that_are_weighted_with_0_are_context_only():
 def test_what_follows_the_last_answer_is_left_out():
     tokenizer = of_family("qwen3")
     assert encoded(tokenizer, row_of(*THOUGHT, ("user", "Thanks!"))) == encoded(tokenizer, row_of(*THOUGHT))
-
-
-@pytest.fixture
-def chats(tmp_path: Path) -> Path:
-    """60 conversations of 1 to 4 exchanges."""
-    path = tmp_path / "chats.jsonl"
-    rows = []
-    for number in range(60):
-        exchanges = [
-            turn
-            for i in range(number % 4 + 1)
-            for turn in (("user", f"question {number} {i}"), ("assistant", "x" * (number % 17 + 1)))
-        ]
-        rows.append({"messages": messages(("system", "Short."), *exchanges)})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def trained_text(tokenizer: Any, example: Any) -> str:
-    return str(tokenizer.decode([label for label in example.labels if label != IGNORE]))
-
-
-@pytest.mark.parametrize("streaming", ["true", "false"])
-@pytest.mark.parametrize("packing", ["true", "false"])
-def test_a_run_trains_on_the_answers_of_its_file(chats, tokenizer, packing, streaming):
-    config = config_for(
-        chats, f"dataset.packing={packing}", f"dataset.streaming={streaming}", "training.max_length=512"
-    )
-    data = prepare(config, chats, tokenizer)
-    assert data.report.format == "messages"
-    assert data.report.found == "format messages, found from the columns messages"
-    records = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
-    examples = [example for row in [*data.train, *data.eval] for example in row]
-    assert len(examples) == 60
-    for example in examples:
-        answers = [each["content"] for each in records[example.line - 1] if each["role"] == "assistant"]
-        assert trained_text(tokenizer, example) == "".join(f"{answer}<|im_end|>" for answer in answers)
-    trained = sum(label != IGNORE for row in data.train for example in row for label in example.labels[1:])
-    assert data.train.sums().trained == trained
-    again = prepare(config, chats, tokenizer)
-    assert (again.digest(), list(again.train), again.report) == (data.digest(), list(data.train), data.report)
-    other = prepare(config_for(chats, "dataset.loss_on=all", "training.max_length=512"), chats, tokenizer)
-    assert all(example.labels == example.input_ids for row in other.train for example in row)
-
-
-def test_a_long_conversation_is_cut_at_a_turn_and_a_long_first_answer_loses_its_end(chats, tokenizer):
-    with chats.open("a") as stream:
-        for length, asked in ((400, "a"), (3, "a" * 400)):
-            row = messages(("user", asked), ("assistant", "y" * length), ("user", "b"), ("assistant", "c"))
-            stream.write(json.dumps({"messages": row}) + "\n")
-    whole = prepare(config_for(chats, "training.max_length=2048", "dataset.packing=false"), chats, tokenizer)
-    data = prepare(config_for(chats, "training.max_length=128", "dataset.packing=false"), chats, tokenizer)
-    lengths = {e.line: len(e.input_ids) for rows in (whole.train, whole.eval) for row in rows for e in row}
-    cut = [e for rows in (data.train, data.eval) for row in rows for e in row if len(e.input_ids) < lengths[e.line]]
-    assert len(cut) > 20
-    for example in cut:
-        text = trained_text(tokenizer, example)
-        if example.line == 61:
-            assert text == "y" * text.count("y")
-            assert len(example.input_ids) == 128
-        else:
-            assert text.endswith("<|im_end|>")
-            assert example.labels[-1] == 2
-    assert (data.report.truncated, data.report.turns_cut, data.report.dropped) == (1, len(cut) - 1, 1)
-    trained = sum(label != IGNORE for row in data.train for example in row for label in example.labels[1:])
-    assert data.train.sums().trained == trained
-    assert data_notes(data.report)[:3] == [
-        "1 examples were cut at training.max_length, in an answer",
-        f"{len(cut) - 1} conversations lost their last turns at training.max_length",
-        "1 examples were dropped: their prompt alone fills training.max_length",
-    ]
-
-
-def test_rows_that_the_template_refuses_stop_the_run_or_are_skipped_and_counted(chats):
-    tokenizer = of_family("gemma")
-    with pytest.raises(TrntuneError, match=r"chats\.jsonl:1: the chat template refuses it: there is no system role"):
-        prepare(config_for(chats), chats, tokenizer)
-    with chats.open("a") as stream:
-        for number in range(20):
-            row = messages(("user", f"question {number}"), ("assistant", "x"))
-            stream.write(json.dumps({"messages": row}) + "\n")
-    data = prepare(config_for(chats, "dataset.on_bad_row=skip"), chats, tokenizer)
-    assert (data.report.rows_read, data.report.rows_skipped) == (20, 60)
-
-
-def test_a_base_model_without_a_template_is_told_what_to_do(chats, tokenizer_without_template):
-    with pytest.raises(TrntuneError, match=r"has no chat template.*dataset\.chat_template=FILE"):
-        prepare(config_for(chats), chats, tokenizer_without_template)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,107 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import gzip
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 
 from launcher.errors import TrntuneError
-from tests.trainer.data.conftest import config_for
+from tests.trainer.data.files import (
+    KINDS,
+    ROWS,
+    prepared,
+    write_arrow,
+    write_csv,
+    write_json,
+    write_jsonl,
+    write_parquet,
+)
 from tests.trainer.models.conftest import composed
 from trainer.data import readers
 from trainer.data.content import file_sha256
-from trainer.data.prepare import PreparedData, data_notes, prepare
+from trainer.data.prepare import data_notes, prepare
 from trainer.fetch.stage import dataset_at_hand, fetch_dataset
 from trainer.probes.dataset import shape_of
-
-ROWS = [
-    {
-        "instruction": f"question {i}",
-        "response": ("2024-01-31", "007", "1e5", "true", "null", 'a "b",\nc', "é 🦙")[i % 7],
-    }
-    for i in range(50)
-]
-"""Answers that readers take for dates, numbers and the like."""
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def write_json(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_tsv(path: Path, rows: list[dict[str, Any]]) -> None:
-    write_csv(path, rows, "\t")
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=7)
-
-
-def write_arrow(path: Path, rows: list[dict[str, Any]]) -> None:
-    table = pa.Table.from_pylist(rows)
-    with pa.ipc.new_file(path, table.schema) as out:
-        out.write_table(table, max_chunksize=9)
-
-
-def write_stream(path: Path, rows: list[dict[str, Any]]) -> None:
-    """As datasets writes it."""
-    table = pa.Table.from_pylist(rows)
-    with pa.ipc.new_stream(path, table.schema) as out:
-        out.write_table(table, max_chunksize=9)
-
-
-def write_gz(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
-
-
-KINDS: dict[str, Callable[[Path, list[dict[str, Any]]], None]] = {
-    "rows.jsonl": write_jsonl,
-    "rows.json": write_json,
-    "lines.json": write_jsonl,
-    "rows.csv": write_csv,
-    "rows.tsv": write_tsv,
-    "rows.parquet": write_parquet,
-    "rows.arrow": write_arrow,
-    "stream.arrow": write_stream,
-    "rows.jsonl.gz": write_gz,
-    "array-without-ending": write_json,
-    "parquet-without-ending": write_parquet,
-}
-
-
-def prepared(tokenizer: Any, path: Any, *more: str) -> PreparedData:
-    """As a run does it."""
-    written = path if isinstance(path, str | Path) else f"[{','.join(map(str, path))}]"
-    config = composed(
-        "dataset=files", f"dataset.path={written}", "dataset.eval_samples=7", "training.max_length=256",
-        "training.global_batch_size=4", *more,
-    )  # fmt: skip
-    return prepare(config, fetch_dataset(config.dataset), tokenizer)
-
-
-@pytest.fixture
-def expected(tmp_path: Path, tokenizer: Any) -> PreparedData:
-    path = tmp_path / "expected.jsonl"
-    write_jsonl(path, ROWS)
-    return prepare(config_for(path), path, tokenizer)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -326,62 +248,6 @@ def test_too_long_rows_are_left_out_or_stop_the_run(tmp_path, tokenizer):
     assert max(len(example.input_ids) for row in data.train for example in row) < 256
     with pytest.raises(TrntuneError, match=r"rows\.csv, row \d+: \d+ tokens are more than training\.max_length=256"):
         prepared(tokenizer, tmp_path / "rows.csv", "dataset.too_long=error")
-
-
-NESTED = ("dataset.columns.instruction=data.q", "dataset.columns.response=data.answers.best")
-
-
-def nested(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"id": str(number), "data": {"q": row["instruction"], "answers": {"best": row["response"]}, "source": "web"}}
-        for number, row in enumerate(rows)
-    ]
-
-
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet", "rows.arrow", "stream.arrow"])
-def test_a_nested_column_is_read_by_its_path_in_every_kind_of_file(tmp_path, tokenizer, expected, name):
-    KINDS[name](tmp_path / name, nested(ROWS))
-    data = prepared(tokenizer, tmp_path / name, *NESTED)
-    assert data.digest() == expected.digest()
-    assert [row.response for row in data.held_out] == [row.response for row in expected.held_out]
-    # What isn't read of the field around them is told of, and nothing of what is.
-    web, numbers = sum(len("web") for _ in ROWS), sum(len(row["id"]) for row in nested(ROWS))
-    text = sum(len(row["instruction"]) + len(row["response"]) for row in ROWS) + web + numbers
-    assert data.report.unused == {"data": pytest.approx(web / text), "id": pytest.approx(numbers / text)}
-    own = "dataset.prompt_template='Q: {name} A: '"
-    flat = prepared(tokenizer, tmp_path / "expected.jsonl", own.replace("name", "instruction"))
-    assert prepared(tokenizer, tmp_path / name, NESTED[1], own.replace("name", "data.q")).digest() == flat.digest()
-
-
-def test_a_column_that_is_called_so_goes_before_a_path(tmp_path, tokenizer):
-    rows = [{"data.q": f"right {i}", "data": {"q": "wrong", "r": {"a.b": "an answer"}}} for i in range(20)]
-    write_parquet(tmp_path / "rows.parquet", rows)
-    settings = ("dataset.columns.instruction=data.q", "dataset.columns.response=data.r.a.b")
-    data = prepared(tokenizer, tmp_path / "rows.parquet", *settings)
-    assert {row.instruction[:5] for row in data.held_out} == {"right"}
-    assert {row.response for row in data.held_out} == {"an answer"}
-    own = prepared(tokenizer, tmp_path / "rows.parquet", settings[1], "dataset.prompt_template='{data.q}?'")
-    assert {row.instruction[:5] for row in own.held_out} == {"right"}
-    write_csv(tmp_path / "rows.csv", [{"data.q": f"right {i}", "response": "b"} for i in range(20)])
-    assert len(prepared(tokenizer, tmp_path / "rows.csv", settings[0]).held_out) == 7
-
-
-@pytest.mark.parametrize(
-    ("row", "says"),
-    [
-        ({"data": {"question": "a"}}, r"no field 'data\.q' \(in 'data' there are: 'question'"),
-        ({"data": "a"}, r"no field 'data\.q' \('data' is no object, but str\); another name is"),
-        ({"data": {"q": 3}}, r"field 'data\.q' must be text, not int"),
-        ({"id": "a"}, r"no field 'data\.q' \(there are: 'id', 'response'"),
-    ],
-)
-def test_what_is_wrong_with_a_path_is_told(tmp_path, tokenizer, row, says):
-    write_jsonl(tmp_path / "rows.jsonl", [*[{"data": {"q": "a"}, "response": "b"}] * 5, {**row, "response": "b"}])
-    with pytest.raises(TrntuneError, match=rf"rows\.jsonl:6: {says}"):
-        prepared(tokenizer, tmp_path / "rows.jsonl", "dataset.columns.instruction=data.q")
-    if "another" not in says and "must" not in says:
-        with pytest.raises(TrntuneError, match=r"rows\.jsonl:6: field 'data\.q', which .* is missing \(.*there are: "):
-            prepared(tokenizer, tmp_path / "rows.jsonl", "dataset.prompt_template='{data.q}'")
 
 
 def test_content_goes_before_an_ending_that_says_something_else(tmp_path, tokenizer, expected):

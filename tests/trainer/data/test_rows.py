@@ -6,7 +6,8 @@ import pytest
 
 from launcher.config.schema import ColumnsConfig
 from launcher.errors import TrntuneError
-from trainer.data.rows import InstructionRow, JsonLines, read_jsonl
+from trainer.data.json_lines import JsonLines, read_jsonl
+from trainer.data.rows import InstructionRow
 
 GOOD = {"instruction": "What?", "context": "", "response": "That."}
 

@@ -11,7 +11,8 @@ from launcher.config.schema import DatasetConfig
 from launcher.errors import TrntuneError
 from tests.trainer.data.conftest import config_for
 from trainer.data.held_out import held_out_rows
-from trainer.data.rows import InstructionRow, read_jsonl
+from trainer.data.json_lines import read_jsonl
+from trainer.data.rows import InstructionRow
 from trainer.data.source import Source
 from trainer.data.split import WINDOW, keys, split
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from launcher.config.schema import Config
 from tests.launcher.conftest import single
 from tests.postprocess.merge.models import make_base
 from trainer.fetch.stage import fetch_model
+from trainer.models.load import load_model
 
 
 def composed(*arguments: str) -> Config:
@@ -38,3 +40,21 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own."""
     monkeypatch.setenv("TRNTUNE_CACHE", os.fspath(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    return fetch_model(composed("model=tiny_llama").model)
+
+
+@pytest.fixture
+def base(tiny: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny, tmp_path / "base"))
+
+
+def config_of(base: Path, *arguments: str):
+    return composed("model=local", f"model.path={base}", "training.max_length=128", *arguments)
+
+
+def load(base: Path):
+    return load_model(base, config_of(base), "eager")

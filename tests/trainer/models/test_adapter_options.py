@@ -19,7 +19,7 @@ from tests.launcher.conftest import single
 from tests.postprocess.merge.models import load, peft_merge, stored
 from trainer.data.collate import Collator
 from trainer.data.tokenize import Example
-from trainer.engines.base import ParameterCounts, model_size
+from trainer.engines.state import copied, put
 from trainer.engines.torch import state
 from trainer.families.proof import Way
 from trainer.families.small import small_config, small_model
@@ -27,6 +27,7 @@ from trainer.fetch.stage import fetch_model
 from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
 from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.models.load import apply_method, count_parameters, load_model, load_tokenizer
+from trainer.models.size import ParameterCounts, model_size
 from trainer.probes.model import describe
 
 ALONE = Way(packed="one at a time is enough here", alone=None, attention="sdpa", plain_head=True)
@@ -117,7 +118,7 @@ def test_an_option_trains_what_the_plan_counts_and_saves_resumes_and_merges_it(n
     assert torch.equal(logits(again), logits(model))
 
     resumed = adapted(base, config)
-    state.put(state.live_weights(resumed), state.copied(live))
+    put(state.live_weights(resumed), copied(live))
     assert torch.equal(logits(resumed.eval()), logits(model))
 
     record = merge(base, tmp_path / "adapter", tmp_path / "merged", MergeOptions())

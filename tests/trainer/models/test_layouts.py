@@ -3,7 +3,6 @@ training alike."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,38 +20,16 @@ from launcher.model_dir.config_json import read_config_json
 from launcher.model_dir.files import vocabulary_of, weight_files
 from launcher.model_dir.weights import refuse_unfit, stored_shapes
 from launcher.plan.disk import merged_bytes
-from postprocess.generate.models import Answerers, ModelLocation
 from postprocess.safetensors.header import source_tensors
 from tests.postprocess.merge.models import make_base
-from tests.trainer.models.conftest import composed
-from trainer.families.choose import found_way
+from tests.trainer.models.conftest import config_of, load
 from trainer.fetch.local import check_directory
-from trainer.fetch.stage import fetch_model
 from trainer.models.fingerprint import fingerprint
-from trainer.models.load import load_model, load_tokenizer
+from trainer.models.load import load_tokenizer
 from trainer.probes.dataset import measure
-from trainer.probes.model import on_meta
 
 Change = Callable[[Path], object]
 SHARDS = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
-
-
-@pytest.fixture(scope="module")
-def tiny() -> Path:
-    return fetch_model(composed("model=tiny_llama").model)
-
-
-@pytest.fixture
-def base(tiny: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny, tmp_path / "base"))
-
-
-def config_of(base: Path, *arguments: str):
-    return composed("model=local", f"model.path={base}", "training.max_length=128", *arguments)
-
-
-def load(base: Path):
-    return load_model(base, config_of(base), "eager")
 
 
 def shard(base: Path) -> None:
@@ -280,68 +257,6 @@ def test_a_tokenizer_that_no_fast_one_can_be_made_of(base):
     (base / "vocab.json").rename(base / "tokenizer.model")
     with pytest.raises(TrntuneError, match=r"of tokenizer\.model: copy it from the model"):
         load_tokenizer(base)
-
-
-QUANTIZED = {
-    "bitsandbytes, 4 bits": {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-    "bitsandbytes, 8 bits": {"quantization_config": {"load_in_8bit": True}},
-    "GPTQ, 4 bits": {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}},
-    "AWQ, 4 bits": {"quantization_config": {"quant_method": "awq", "bits": 4, "version": "gemm"}},
-    "FP8": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}},
-    "MXFP4": {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}},
-    "compressed-tensors, pack-quantized": {
-        "quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}}
-    },
-    "compressed-tensors": {"compression_config": {"quant_method": "compressed-tensors"}},
-    "MLX, 4 bits": {"quantization": {"group_size": 64, "bits": 4}},
-    "hqq": {"text_config": {"quantization_config": {"quant_method": "hqq"}}},
-}
-
-
-@pytest.mark.parametrize("kind", QUANTIZED)
-def test_a_quantized_base_is_refused_by_name_wherever_it_is_read(kind, base):
-    config_json = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config_json, **QUANTIZED[kind]}))
-    instead = "a copy of it in bf16" if kind == "MXFP4" else "the unquantized model that it was made from"
-    if kind != "MXFP4":
-        instead += " (lora=qlora packs it while it trains)"
-    says = f"its weights are quantized ({kind}), which nothing here trains, merges or answers with: take {instead}"
-    [problem] = problems(config_of(base))
-    assert str(problem) == f"model.path={base}: {says}"
-    with pytest.raises(TrntuneError) as fetched:
-        check_directory(str(base))
-    assert str(fetched.value) == f"model.path={base}: {says}"
-    answerers = Answerers(ModelLocation(None, None, base, "plain", None), torch.float32, "cpu")
-    for read in (load, refuse_unfit, on_meta, lambda base: found_way(base, 64), lambda _: _enter(answerers)):
-        with pytest.raises(TrntuneError) as caught:
-            read(base)
-        assert str(caught.value) == f"{base}: {says}"
-
-
-def _enter(answerers: Answerers) -> None:
-    with answerers.model("tuned"):
-        pass
-
-
-def test_an_entry_that_transformers_raises_a_traceback_for(base):
-    config_json = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config_json, "quantization_config": None}))
-    [problem] = problems(config_of(base))
-    assert problem.why.startswith('its config.json gives "quantization_config" as no object')
-    with pytest.raises(TrntuneError, match="take it away"):
-        load(base)
-
-
-def test_quantized_weights_that_config_json_does_not_speak_of_are_named(base):
-    def rename(name: str) -> str:
-        return name.replace("q_proj.weight", "q_proj.qweight")
-
-    tensors = load_file(base / "model.safetensors")
-    save_file({rename(name): tensor for name, tensor in tensors.items()}, base / "model.safetensors", {"format": "pt"})
-    [problem] = problems(config_of(base))
-    assert problem.why.endswith(
-        "the files have names of quantized weights; take the unquantized model that it was made from"
-    )
 
 
 def test_the_saved_tokenizer_of_such_a_base_is_the_same(merges, tmp_path):

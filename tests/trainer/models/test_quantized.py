@@ -23,12 +23,13 @@ from postprocess.merge import MergeOptions, merge
 from tests.launcher.conftest import single
 from tests.postprocess.merge.models import load, make_base
 from tests.trainer.models.test_adapter_options import ALL, adapted, config_of, logits, train
-from trainer.engines.base import ParameterCounts, model_size
+from trainer.engines.state import copied, put
 from trainer.engines.torch import state
 from trainer.families.small import small_config, small_model
 from trainer.models.adapt import is_packed, modules_of, size
 from trainer.models.load import count_parameters, load_model
 from trainer.models.quantized import has_even_scales
+from trainer.models.size import ParameterCounts, model_size
 from trainer.probes.model import describe
 
 NF4 = "lora.quantize_base=nf4"
@@ -81,7 +82,7 @@ def test_a_packed_base_trains_every_adapter_which_then_serves_the_base_itself(na
     assert not torch.equal(logits(model), before)
 
     resumed = adapted(base, config)
-    state.put(state.live_weights(resumed), state.copied(live))
+    put(state.live_weights(resumed), copied(live))
     assert torch.equal(logits(resumed.eval()), logits(model))
 
     state.save_weights(model, tmp_path / "adapter")

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from launcher.config.schema import Config
-from trainer.engines.torch.state import adapter_document
+from trainer.engines.state import adapter_document
 from trainer.models.adapt import modules_of, peft_config
 from trainer.models.load import apply_method, weight_dtype
 from trainer.probes.model import on_meta

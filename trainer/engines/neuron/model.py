@@ -21,11 +21,11 @@ from launcher.architecture.family_table import GATE_UP, QKV
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.model_dir.weights import refuse_unreadable
-from trainer.engines.base import ParameterCounts
 from trainer.engines.neuron.adapter import initial_adapter, share_first_half
 from trainer.engines.neuron.patches import is_split, mark_replicated
 from trainer.models.adapt import peft_config, refuse_faults
 from trainer.models.load import count_parameters, refuse_code_of_others, refuse_not_finite
+from trainer.models.size import ParameterCounts
 from trainer.probes.model import on_meta
 
 # What the kernel takes: neuronx_distributed/kernels/flash_attn.py.

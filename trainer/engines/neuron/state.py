@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.engines.torch.state import Tensors
+from trainer.engines.state import Tensors
 
 STEP, MASTER = "step", "master"
 

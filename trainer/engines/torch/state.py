@@ -7,26 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from trainer.checkpoints import rng
-from trainer.engines.base import RestoredState
+from trainer.engines.state import Tensors, adapter_document, copied
 from trainer.models.adapt import left_out
 
-Tensors = dict[str, torch.Tensor]
-
-OPTIMIZER, ENGINE, BEST = "optimizer.safetensors", "engine.json", "best.safetensors"
+OPTIMIZER, BEST = "optimizer.safetensors", "best.safetensors"
 # As Hugging Face names them: every checkpoint's weights/ can be loaded by peft or transformers as it is.
 ADAPTER, MODEL = "weights/adapter_model.safetensors", "weights/model.safetensors"
 ADAPTER_CONFIG, MODEL_CONFIG = "weights/adapter_config.json", "weights/config.json"
-
-
-def rng_file(rank: int) -> str:
-    """The file with the random generators of a rank."""
-    return f"rng-{rank:05d}.safetensors"
 
 
 def live_weights(model: PreTrainedModel | PeftModel) -> Tensors:
@@ -61,32 +53,11 @@ def config_document(model: PreTrainedModel | PeftModel) -> tuple[str, Any]:
     return MODEL_CONFIG, json.loads(model.config.to_json_string(use_diff=True))
 
 
-def adapter_document(config: PeftConfig) -> dict[str, Any]:
-    """adapter_config.json of a finished adapter."""
-    settings = config.to_dict()
-    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    return {**plain, "inference_mode": True}
-
-
-def copied(tensors: Tensors) -> Tensors:
-    """Copies in host memory."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-
-
 def first_numbers(model: nn.Module) -> Tensors:
     """The first number of each tensor, by the names that a model is saved by, in the storage of the whole: what shares
     one still does."""
     found = model.state_dict()
     return {name: tensor.detach().as_strided((min(1, tensor.numel()),), (1,)) for name, tensor in found.items()}
-
-
-def put(tensors: Tensors, stored: Tensors) -> None:
-    """Copy ``stored`` into ``tensors`` in place. Raises KeyError or RuntimeError where names or shapes differ."""
-    if tensors.keys() != stored.keys():
-        raise KeyError(f"other tensors: {sorted(tensors.keys() ^ stored.keys())[:3]}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(stored[name])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> Tensors:
@@ -114,22 +85,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, store
         if names[id(parameter)] in by_parameter
     }
     optimizer.load_state_dict(content)
-
-
-def restore_scheduler(scheduler: torch.optim.lr_scheduler.LambdaLR, step: int) -> None:
-    """Put the schedule where it stands after ``step`` optimizer steps: it is a function of the step alone."""
-    scheduler.last_epoch = step
-    scheduler._step_count = step + 1
-    rates = [base * scale(step) for base, scale in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
-    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    scheduler._last_lr = rates
-
-
-def restore_rng(restored: RestoredState, rank: int) -> bool:
-    """Put this rank's generators back. False when the checkpoint was written by fewer ranks: the rank then keeps its
-    own."""
-    if not restored.has(rng_file(rank)):
-        return False
-    rng.restore(restored.tensors(rng_file(rank)))
-    return True

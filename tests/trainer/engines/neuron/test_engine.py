@@ -12,7 +12,7 @@ from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from tests.trainer.models.conftest import composed
 from trainer.engines.base import create_engine
-from trainer.engines.neuron.engine import NeuronEngine
+from trainer.engines.neuron.part import Part
 from trainer.metrics.throughput import Counts
 from trainer.signals import Stop
 
@@ -31,10 +31,10 @@ class Recorded:
         return [value, *self.others]
 
 
-def bare(settings: Config, peers: Recorded) -> NeuronEngine:
-    engine = NeuronEngine.__new__(NeuronEngine)
-    engine.config, engine.together, engine.replicas, engine.shapes = settings, peers, 2, {}
-    return engine
+def bare(settings: Config, peers: Recorded) -> Part:
+    part = Part(settings, 0, peers)
+    part.replicas = 2
+    return part
 
 
 def test_it_wants_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,15 +67,15 @@ def test_counts_are_those_of_one_rank_of_each_replica_and_one_wish_stops_all() -
     # tp 2, dp 2: ranks 0 and 1 have the rows of the first replica, 2 and 3 those of the second.
     mine, second = Counts(examples=3, trained=30, loss_sum=90.0), Counts(examples=2, trained=10, loss_sum=20.0)
     others = [(mine.as_list(), Stop.NO), (second.as_list(), Stop.CHECKPOINT_AND_EXIT), (second.as_list(), Stop.NO)]
-    engine = bare(composed(*NEURON), Recorded(*others))
-    counts, stop = engine.agree(mine, Stop.NO)
+    part = bare(composed(*NEURON), Recorded(*others))
+    counts, stop = part.agree(mine, Stop.NO)
     assert (counts.examples, counts.trained, counts.loss_sum) == (5, 40, 110.0)
     assert stop == Stop.CHECKPOINT_AND_EXIT
 
 
 def test_a_batch_of_another_shape_would_be_another_graph_and_ends_the_run() -> None:
-    engine = bare(composed(*NEURON), Recorded())
-    engine.note_shapes({"input_ids": torch.zeros(1, 8), "labels": torch.zeros(1, 8)})
-    engine.note_shapes({"input_ids": torch.ones(1, 8), "labels": torch.zeros(1, 8)})
+    part = bare(composed(*NEURON), Recorded())
+    part.note_shapes({"input_ids": torch.zeros(1, 8), "labels": torch.zeros(1, 8)})
+    part.note_shapes({"input_ids": torch.ones(1, 8), "labels": torch.zeros(1, 8)})
     with pytest.raises(TrntuneError, match="a batch has shapes"):
-        engine.note_shapes({"input_ids": torch.zeros(1, 4), "labels": torch.zeros(1, 4)})
+        part.note_shapes({"input_ids": torch.zeros(1, 4), "labels": torch.zeros(1, 4)})

@@ -13,9 +13,11 @@ from torch import nn
 
 from tests.trainer.engines.neuron.test_state import make, started, train
 from tests.trainer.models.conftest import composed
+from trainer.checkpoints.peers import SingleProcess
 from trainer.engines.neuron import state as neuron_state
 from trainer.engines.neuron.engine import NeuronEngine
 from trainer.engines.neuron.layout import rank_of
+from trainer.engines.neuron.part import Part
 from trainer.fetch.tiny_llama import build
 from trainer.models.load import load_tokenizer
 
@@ -26,8 +28,9 @@ def bare(model: nn.Module, rank: int, *overrides: str, tensor_parallel: int = 1)
     """One rank's engine with its part of a model; nothing of it needs a device."""
     engine: Any = NeuronEngine.__new__(NeuronEngine)
     engine.config = composed("accelerator=trn1_32xlarge", *overrides)
-    engine.rank, engine.replicas, engine.place = rank, 2, rank_of(rank, tensor_parallel, 1)
-    engine.dtype = next(model.parameters()).dtype
+    engine.rank, engine.part = rank, Part(engine.config, rank, SingleProcess())
+    engine.part.replicas, engine.part.place = 2, rank_of(rank, tensor_parallel, 1)
+    engine.part.dtype = next(model.parameters()).dtype
     engine.trainer = SimpleNamespace(model=model)
     return engine
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer.engines.neuron import state as neuron_state
-from trainer.engines.torch.state import copied, put
+from trainer.engines.state import copied, put
 
 
 class Zero1:

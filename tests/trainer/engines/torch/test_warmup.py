@@ -7,7 +7,7 @@ import torch
 from transformers import get_scheduler
 
 from tests.launcher.conftest import single
-from trainer.engines.torch.state import restore_scheduler
+from trainer.engines.state import restore_scheduler
 from trainer.engines.warmup import begin_above_zero
 
 PEAK, STEPS, WARM = 0.5, 10, 4

@@ -1,0 +1,50 @@
+"""This process among the ranks: which rows it takes, which part of the model it has, and what it agrees on."""
+
+from __future__ import annotations
+
+import torch
+
+from launcher.config.schema import Config
+from launcher.errors import TrntuneError
+from trainer.checkpoints.peers import Peers
+from trainer.engines.neuron.layout import optimizer_file, rank_of
+from trainer.metrics.throughput import Counts
+from trainer.signals import Stop
+
+
+class Part:
+    """What training, evaluation and checkpoints take of the engine."""
+
+    def __init__(self, config: Config, rank: int, together: Peers) -> None:
+        parallel = config.parallelism
+        self.config, self.rank, self.together = config, rank, together
+        self.replicas: int = parallel.data_parallel
+        self.place = rank_of(rank, parallel.tensor_parallel, parallel.pipeline_parallel)
+        self.dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        """of the batches until now, by the name of the input"""
+
+    @property
+    def optimizer_file(self) -> str:
+        return optimizer_file(self.place, self.config.parallelism.zero_1)
+
+    def agree(self, counts: Counts, wish: Stop) -> tuple[Counts, Stop]:
+        """The counts of all replicas, and the strongest wish of all ranks. All ranks call it."""
+        answers: list[tuple[list[float], int]] = self.together.all_gather((counts.as_list(), int(wish)))
+        first_of_replicas = answers[:: len(answers) // self.replicas]
+        summed = sum((Counts.from_list(values) for values, _ in first_of_replicas), Counts())
+        return summed, Stop(max(wish for _, wish in answers))
+
+    def summed(self, values: list[float]) -> list[float]:
+        """``values`` summed over the replicas, the same on every rank. All ranks call it."""
+        answers: list[list[float]] = self.together.all_gather(values)
+        return [sum(column) for column in zip(*answers[:: len(answers) // self.replicas], strict=True)]
+
+    def note_shapes(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Raise TrntuneError when a batch has another shape than those before: the compiler would begin again."""
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
+        self.shapes = self.shapes or shapes
+        if shapes != self.shapes:
+            raise TrntuneError(
+                f"a batch has shapes {shapes}, those before had {self.shapes}: this is a fault of trntune"
+            )

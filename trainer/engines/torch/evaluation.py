@@ -1,0 +1,47 @@
+"""The held-out loss, exact over all rows and replicas."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from launcher.errors import TrntuneError
+from trainer.checkpoints.writer import not_finite
+from trainer.engines.base import Rows
+from trainer.engines.torch.replica import Replica
+from trainer.engines.torch.state import live_weights
+from trainer.models.causal_lm import MODEL_INPUTS
+
+
+def held_out_loss(replica: Replica, rows: Rows) -> float:
+    """Mean negative log-likelihood a trained token over all ``rows``, nats, the same on every rank. All ranks call it.
+
+    Every replica takes its share of the rows and sums are added: no replica's mean weighs more than others'. Raises
+    TrntuneError on every rank where the mean is not finite.
+    """
+    group, size = replica.group, replica.config.training.micro_batch_size
+    share = rows[group.rank :: group.replicas]
+    totals = torch.zeros(2, dtype=torch.float64, device=group.device)
+    replica.module.eval()
+    with torch.inference_mode(), replica.autocast():
+        for start in range(0, len(share), size):
+            batch = replica.collator(share[start : start + size])
+            loss: torch.Tensor = replica.module(**{name: batch[name].to(group.device) for name in MODEL_INPUTS})
+            totals += torch.stack([loss.double(), batch["num_trained"].double().to(group.device)])
+    group.all_reduce(totals)
+    mean = float(totals[0] / totals[1])
+    if not math.isfinite(mean):
+        raise TrntuneError(f"the held-out loss is {mean}: {_why_not_finite(replica)}")
+    return mean
+
+
+def _why_not_finite(replica: Replica) -> str:
+    """The base's weights were finite when they were loaded."""
+    if bad := not_finite(live_weights(replica.model)):
+        return f"{bad} holds numbers that are not finite; lower training.learning_rate"
+    if replica.updated:
+        return "the weights are finite, but too large; lower training.learning_rate"
+    precision = replica.config.training.precision
+    advice = "take training.precision=fp32" if precision != "fp32" else "take another model"
+    return f"the base's own, though its weights are finite, with training.precision={precision}; {advice}"

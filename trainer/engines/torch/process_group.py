@@ -1,0 +1,65 @@
+"""The processes of a run on CPUs or CUDA devices, one a replica: torchrun starts them when there are several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from launcher.config.schema import Config
+from trainer.checkpoints.peers import Peers, SingleProcess
+from trainer.engines.gloo import GlooPeers
+
+# As long as transformers, which joins again where the Trainer is made, lets a collective wait.
+TIMEOUT = timedelta(minutes=30)
+
+
+def backend_of(config: Config) -> str | None:
+    """What collectives are made with. None in one process: accelerate would refuse to name one that it doesn't use."""
+    return config.accelerator.backend if config.parallelism.data_parallel > 1 else None
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """This process among the replicas."""
+
+    rank: int
+    replicas: int
+    device: torch.device
+
+    def all_reduce(self, values: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+        """``values``, reduced over the replicas in place. All ranks call it, with equal shapes and dtypes."""
+        if self.replicas > 1:
+            dist.all_reduce(values, op)
+        return values
+
+    def spread(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Give rank 0's ``tensors`` to all ranks, in place. All ranks call it, with equal names, shapes and dtypes."""
+        if self.replicas > 1:
+            for tensor in tensors.values():
+                dist.broadcast(tensor, src=0)
+
+    def peers(self) -> Peers:
+        """The ranks, for another thread than the training's. All of them call it."""
+        return SingleProcess() if self.replicas == 1 else GlooPeers(self.rank)
+
+
+def join(config: Config) -> ProcessGroup:
+    """Join torchrun's process group, if there is one, and take this process's device."""
+    cpu = config.accelerator.device == "cpu"
+    state = PartialState(cpu=cpu, backend=backend_of(config), timeout=TIMEOUT)
+    device: torch.device = state.device
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+        torch.cuda.set_device(device)
+    return ProcessGroup(state.process_index, state.num_processes, device)
+
+
+def leave() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -21,6 +21,9 @@ from tests import observed
 from tests.limits import PATIENCE
 from tests.warm import popen
 
+# Its assertions are read like those of a test.
+pytest.register_assert_rewrite("tests.resuming")
+
 # submitit configures logging when it is imported, and logging then closes every handler there is. absl's, which comes
 # with rouge-score, closes its stream with itself unless that is standard error at this moment: in a test with capsys it
 # isn't, and pytest's own capture would be closed for good. So submitit comes before whatever imports absl.

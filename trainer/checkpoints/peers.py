@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Peers(Protocol):
-    """All ranks call ``exchange`` equally often, in the same order."""
+    """All ranks call ``all_gather`` equally often, in the same order."""
 
     rank: int
 

@@ -152,7 +152,7 @@ def measured(config: MistralConfig, load: Load, repeats: int) -> dict[str, list[
             losses[name] = ways[name]()
             times[name].append((time.process_time() - start) / tokens)
             print(f"{load.name}, round {number + 1}, {name}: {1000 * times[name][-1]:.2f} ms a token", flush=True)
-        _refuse_other_work(load.name, losses)
+        _check_same_work(load.name, losses)
     return times
 
 
@@ -160,7 +160,7 @@ def _cut(example: Example) -> Example:
     return Example(example.input_ids[:64], example.input_ids[:64])
 
 
-def _refuse_other_work(load: str, losses: dict[str, float]) -> None:
+def _check_same_work(load: str, losses: dict[str, float]) -> None:
     for name in sorted({LONGEST, ROW} & set(losses)):
         if not abs(losses[name] - losses[OURS]) <= _TOLERANCE * abs(losses[OURS]):
             raise TrntuneError(f"{load}: the loss is {losses[OURS]:.4f} {OURS}, and {losses[name]:.4f} {name}")

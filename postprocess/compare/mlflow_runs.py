@@ -36,7 +36,7 @@ def tracking_uri(given: str | None) -> str:
 
 def collect_experiment(experiment: str, uri: str) -> Collection:
     """The runs of an experiment. Raises UsageError for an unknown one, TrntuneError when MLflow does not answer."""
-    _refuse_missing_file(uri)
+    _check_file(uri)
     with _told_in_one_line(uri):
         client = _client(uri)
         found = client.get_experiment_by_name(experiment)
@@ -50,7 +50,7 @@ def collect_experiment(experiment: str, uri: str) -> Collection:
         return collection
 
 
-def _refuse_missing_file(uri: str) -> None:
+def _check_file(uri: str) -> None:
     """MLflow would create the database that it was asked to read."""
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not Path(uri[len(prefix) :]).is_file():

@@ -152,7 +152,7 @@ def changes_base(config: Mapping[str, Any]) -> bool:
     return str(config.get("init_lora_weights", "")).lower().startswith(_CHANGES_BASE)
 
 
-def refuse_unmergeable(adapter: Adapter) -> None:
+def check_mergeable(adapter: Adapter) -> None:
     """Raise TrntuneError for what this merge would get wrong."""
     directory, config = adapter.directory, adapter.config
     if not isinstance(config.get("lora_alpha", 1), int | float):

@@ -77,7 +77,7 @@ def _is_off(key: str, value: Any) -> bool:
 def wrapped(model: Any, adapter: Adapter, low_cpu_mem_usage: bool = False) -> PeftModel:
     """The model with the adapter's modules, without its values. Raises TrntuneError where they don't fit."""
     config = lora_config(adapter)
-    _refuse_rows_of_linear(model, config, adapter)
+    _check_rows_are_of_embeddings(model, config, adapter)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on ties and transposed layers: both are dealt with here
@@ -86,7 +86,7 @@ def wrapped(model: Any, adapter: Adapter, low_cpu_mem_usage: bool = False) -> Pe
         raise TrntuneError(f"{adapter.directory} doesn't fit the base: {in_first_line(error)}") from None
 
 
-def _refuse_rows_of_linear(model: Any, config: LoraConfig, adapter: Adapter) -> None:
+def _check_rows_are_of_embeddings(model: Any, config: LoraConfig, adapter: Adapter) -> None:
     tokens = config.trainable_token_indices
     for key in tokens if isinstance(tokens, dict) else ():
         for name, module in model.named_modules():
@@ -120,7 +120,7 @@ def _adapted(model: Any, adapter: Adapter) -> PeftModel:
         raise TrntuneError(f"{adapter.weights}: {error.args[0]} is missing, which its configuration asks for") from None
     except RuntimeError as error:
         raise TrntuneError(f"{adapter.directory} doesn't fit the base: {in_first_line(error)}") from None
-    _refuse_left(adapter, result, report)
+    _check_all_loaded(adapter, result, report)
     return result.eval()
 
 
@@ -131,7 +131,7 @@ def _place(name: str, places: Collection[str]) -> str:
     return inner if name not in places and inner in places else name
 
 
-def _refuse_left(adapter: Adapter, model: PeftModel, report: Any) -> None:
+def _check_all_loaded(adapter: Adapter, model: PeftModel, report: Any) -> None:
     """peft loads what fits and says nothing of the rest. What it saves twice may be left."""
     # Of rows that are trained peft itself refuses missing ones, and takes a tied head's for missing.
     missing = [name for name in report.missing_keys if f".{NAME}" in name and DELTA not in name]

@@ -232,7 +232,7 @@ class _Wanted:
         return _PREFIX + self.layout.tie_of(f"{path}.weight")[0].removesuffix(".weight")
 
 
-def refuse_not_finite(adapter: Adapter) -> None:
+def check_finite(adapter: Adapter) -> None:
     """Raise TrntuneError that names a tensor of the adapter with a NaN or an infinite number."""
     fault = not_finite_text(stored_tensors([adapter.weights]))
     if fault is not None:

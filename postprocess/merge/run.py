@@ -12,7 +12,7 @@ from launcher.errors import TrntuneError, UsageError
 from launcher.io import write_durably
 from launcher.model_dir.generation_config import repair_of, repaired_texts
 from launcher.run_dir.provenance import installed
-from postprocess.merge.adapter import Adapter, read_adapter, refuse_unmergeable
+from postprocess.merge.adapter import Adapter, check_mergeable, read_adapter
 from postprocess.merge.files import (
     RECORD,
     adapt_config,
@@ -44,7 +44,7 @@ def run(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> dict
     """See ``postprocess.merge.merge``."""
     tensors = source_tensors(base)
     adapter = read_adapter(adapter_dir, options.renames)
-    refuse_unmergeable(adapter)
+    check_mergeable(adapter)
     check_apart(out, (base, adapter_dir))
     inputs = _inputs(base, adapter, options)
     done = _finished(out, inputs)
@@ -57,7 +57,7 @@ def check(base: Path, adapter_dir: Path, out: Path, options: MergeOptions) -> No
     """Raise what ``run`` would raise before it writes, for an adapter as it will be but for its numbers."""
     check_free(out)
     adapter = read_adapter(adapter_dir, options.renames)
-    refuse_unmergeable(adapter)
+    check_mergeable(adapter)
     check_apart(out, (base, adapter_dir))
     _Merge(base, adapter, out, options).check(source_tensors(base))
 
@@ -109,9 +109,9 @@ class _Merge:
         # disk can use the time.
         read_ahead(tensors.values())
         outputs, files, resized = self.check(tensors)
-        from postprocess.merge.layout import refuse_not_finite
+        from postprocess.merge.layout import check_finite
 
-        refuse_not_finite(self.adapter)
+        check_finite(self.adapter)
         with staged(self.out) as directory:
             record = self._write(directory, outputs, files, self._same_base(inputs), resized)
             record = {"inputs": inputs, **record}

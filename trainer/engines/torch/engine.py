@@ -54,6 +54,13 @@ def create(config: Config) -> TorchEngine:
     return TorchEngine(config)
 
 
+def check_bf16() -> None:
+    """Raise TrntuneError for a CUDA device that has no bf16: transformers would refuse it when all is loaded."""
+    if not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name()
+        raise TrntuneError(f"training.precision=bf16: {name} has no bf16; use training.precision=fp32")
+
+
 class TorchEngine:
     """See trainer.engines.base.Engine."""
 
@@ -69,6 +76,8 @@ class TorchEngine:
         self.config = config
         if config.accelerator.device == "cuda" and not torch.cuda.is_available():
             raise TrntuneError("accelerator.device=cuda: torch sees no CUDA device here; use accelerator=cpu")
+        if config.accelerator.device == "cuda" and config.training.precision == "bf16":
+            check_bf16()
         self.group = process_group.join(config)
         self.rank, self.replicas = self.group.rank, self.group.replicas
 

@@ -33,7 +33,7 @@ from trainer.data.json_lines import read_jsonl
 from trainer.data.packed import Row
 from trainer.data.tokenize import tokenize
 from trainer.engines.base import create_engine
-from trainer.fetch.stage import fetch_dataset, fetch_model
+from trainer.fetch.sources import fetch_dataset, fetch_model
 from trainer.models.causal_lm import MODEL_INPUTS
 from trainer.models.load import load_tokenizer
 

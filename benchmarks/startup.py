@@ -78,7 +78,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _starts(model: str, repeats: int, scratch: Path) -> dict[str, Any]:
-    from trainer.fetch.stage import fetch_model
+    from trainer.fetch.sources import fetch_model
 
     config = Composer().compose([f"model={model}"], multirun=False).runs[0].config
     alone = [sys.executable, "-c", _ALONE, str(fetch_model(config.model))]

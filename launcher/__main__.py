@@ -51,6 +51,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from launcher.app import dispatch
     from launcher.executors.slurm import commands
 
     match arguments.command:
@@ -61,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
         case "cancel":
             return commands.cancel_all(arguments.sweep)
         case "retry":
-            return commands.retry(arguments.sweep, arguments.overrides)
+            return dispatch(commands.retry(arguments.sweep, arguments.overrides))
         case _:
             return commands.report(arguments.sweep)
 

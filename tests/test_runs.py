@@ -209,7 +209,7 @@ def test_a_broken_row_is_named_with_its_line_and_nothing_is_trained(run_tiny, tm
 def copy_of_tiny_llama(directory: Path) -> Path:
     from launcher.config.schema import Config
     from tests.launcher.conftest import single
-    from trainer.fetch.stage import fetch_model
+    from trainer.fetch.sources import fetch_model
 
     config = single("model=tiny_llama").config
     assert isinstance(config, Config)

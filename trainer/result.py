@@ -1,9 +1,9 @@
-"""The result of the training stage, as JSON."""
+"""The result of the training stage."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
@@ -11,6 +11,7 @@ import psutil
 from launcher.config.schema import Config, world_size
 from launcher.jobs.job import instances
 from launcher.run_dir.attempts import Attempt
+from launcher.run_dir.result import TrainResult
 from trainer.checkpoints.checkpointer import SaveReport
 from trainer.data.prepare import DataReport
 from trainer.engines.base import Engine, FitResult
@@ -40,6 +41,18 @@ def hardware(config: Config) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Reached:
+    """What training came to: held-out losses in nats a trained token, where the weights are, whether any changed, and
+    on Neuron the numbers about graphs."""
+
+    eval_loss_before: float
+    eval_loss_after: float
+    saved: str | None
+    weights_changed: bool
+    graphs: dict[str, Any]
+
+
 def train_result(
     config: Config,
     engine: Engine,
@@ -49,8 +62,9 @@ def train_result(
     stopwatch: Stopwatch,
     attempts: list[Attempt],
     saves: SaveReport,
-) -> dict[str, Any]:
-    """Every number of the run but the losses on held-out rows and the wall time, which are known last."""
+    reached: Reached,
+) -> TrainResult:
+    """Every number of the run but the wall time, which is known last."""
     counts = engine.parameters()
     skip = config.tracking.skip_steps
     peak = config.accelerator.peak_tflops
@@ -59,7 +73,7 @@ def train_result(
     frozen_base = config.method.name == "lora"
     lost_seconds = sum(attempt.lost_seconds for attempt in attempts)
     parts = {f"{part}_seconds": stopwatch.seconds.get(part, 0.0) for part in PARTS}
-    return {
+    values: dict[str, Any] = {
         "status": outcome.status,
         "definitions": DEFINITIONS_VERSION,
         "model": config.model.name,
@@ -89,4 +103,6 @@ def train_result(
         "peak_device_memory_bytes": device,
         "data": asdict(data),
         "hardware": hardware(config),
+        **asdict(reached),
     }
+    return TrainResult(**values)

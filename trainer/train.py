@@ -16,7 +16,7 @@ from launcher.io import write_jsonl
 from launcher.jobs.torchrun import is_rank_zero
 from launcher.plan.steps import refuse_few_rows, total_steps
 from launcher.run_dir.layout import RunDir
-from launcher.run_dir.result import RunStatus
+from launcher.run_dir.result import RunStatus, TrainResult
 from trainer.attempt import History, ending_of
 from trainer.checkpoint_session import CheckpointSession
 from trainer.checkpoints.checkpointer import identity
@@ -33,7 +33,7 @@ from trainer.models.fingerprint import fingerprint
 from trainer.models.generation import check_generation
 from trainer.models.load import run_tokenizer
 from trainer.rehearsal import check_room, rehearse
-from trainer.result import train_result
+from trainer.result import Reached, train_result
 from trainer.samples import generations, side_by_side
 from trainer.saving import save_sharded, save_whole
 from trainer.signals import StopSignal
@@ -178,13 +178,14 @@ class TrainRun:
         if self.graphs is not None:
             self.graphs.check()
         attempts = self.history.attempts.read() if self.history is not None else []
+        graphs = {} if self.graphs is None else self.graphs.result()
+        reached = Reached(loss_before, loss_after, saved, changed, graphs)
+        report, saves = data.report, session.summary
         result = train_result(
-            self.config, self.engine, outcome, recorder, data.report, self.stopwatch, attempts, session.summary
+            self.config, self.engine, outcome, recorder, report, self.stopwatch, attempts, saves, reached
         )
-        result.update(eval_loss_before=loss_before, eval_loss_after=loss_after, saved=saved, weights_changed=changed)
-        result.update({} if self.graphs is None else self.graphs.result())
         self._finish(result, session)
-        return result
+        return result.to_json()
 
     def _introduce(self, model_dir: Path, progress: Progress, data: PreparedData, notes: list[str]) -> None:
         """Say what will be trained on what, before the first wait."""
@@ -277,13 +278,13 @@ class TrainRun:
         if self.tracker is not None:
             self.tracker.log_table(samples, "samples.json")
 
-    def _finish(self, result: dict[str, Any], session: CheckpointSession) -> None:
+    def _finish(self, result: TrainResult, session: CheckpointSession) -> None:
         """Stop the clock, then hand the result to MLflow: the same numbers there as in the run directory."""
-        result["wall_seconds"] = session.wall_seconds()
+        result.wall_seconds = session.wall_seconds()
         if self.tracker is not None:
-            self.tracker.log_result(self.run_dir, result)
-            self.close("KILLED" if result["status"] == RunStatus.INTERRUPTED else "FINISHED")
-            result["mlflow"] = self.tracker.reference()
+            self.tracker.log_result(self.run_dir, result.to_json())
+            self.close("KILLED" if result.status == RunStatus.INTERRUPTED else "FINISHED")
+            result.mlflow = self.tracker.reference()
 
     def close(self, status: str) -> None:
         """End the MLflow run, once."""

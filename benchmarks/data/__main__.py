@@ -129,7 +129,7 @@ def _peer(
     arguments: argparse.Namespace, worker: str, environment: str | None, rows: Path, scratch: Path, processes: int
 ) -> dict[str, Any]:
     """A peer in a process of its own, with an empty cache of its own."""
-    from trainer.fetch.stage import fetch_model
+    from trainer.fetch.sources import fetch_model
 
     python = environments.python_of(environment, arguments.directory.resolve() / "peers") if environment else None
     cache = scratch / "peer"

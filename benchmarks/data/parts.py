@@ -23,7 +23,7 @@ def measure_part(part: str, file: Path, model: str, length: int) -> dict[str, An
 
     Its cache is TRNTUNE_BENCHMARK_CACHE. Seconds, bytes, and counts of tokens by name.
     """
-    from trainer.fetch.stage import fetch_model
+    from trainer.fetch.sources import fetch_model
     from trainer.models.load import load_tokenizer
 
     streaming = part == "streaming"

@@ -100,7 +100,7 @@ class Comparison:
     def _prepare(self) -> None:
         """Model, rows, environments."""
         from trainer.data.json_lines import read_jsonl
-        from trainer.fetch.stage import fetch_dataset, fetch_model
+        from trainer.fetch.sources import fetch_dataset, fetch_model
         from trainer.models.load import load_tokenizer
 
         arguments = self.arguments

@@ -12,7 +12,7 @@ from trainer.data.conversations import ChatRow
 from trainer.data.held_out import held_out_rows
 from trainer.data.rows import InstructionRow, Row, Uses
 from trainer.data.source import Source
-from trainer.fetch.stage import fetch_dataset
+from trainer.fetch.sources import fetch_dataset
 from trainer.models.load import run_tokenizer
 
 

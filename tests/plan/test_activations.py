@@ -9,7 +9,7 @@ from launcher.plan.activations import kept_by_layer, reached_layers
 from tests.launcher.conftest import single
 from trainer.data.tokenize import Example
 from trainer.engines.torch.engine import TorchEngine
-from trainer.fetch.stage import fetch_model
+from trainer.fetch.sources import fetch_model
 from trainer.models import loss
 from trainer.models.causal_lm import MODEL_INPUTS
 from trainer.models.load import load_tokenizer

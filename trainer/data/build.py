@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from trainer.data.encoder import Encoded, Encoder, Spans
 from trainer.data.rows import Located
 from trainer.data.spans import SPAN
 from trainer.data.split import keys_of
-from trainer.data.tokenize import Encoded, Encoder, Spans
 
 ROW = np.dtype(
     [

@@ -14,8 +14,8 @@ from typing import Any
 from launcher.errors import TrntuneError
 from trainer.data.chat import ChatTemplate, Rendered
 from trainer.data.conversations import ChatRow
+from trainer.data.encoder import Encoded, Encoder
 from trainer.data.rows import Row
-from trainer.data.tokenize import Encoded, Encoder
 
 _FORMAT = 1
 """Raised when ids or answers of the same row change: it is in the identity."""

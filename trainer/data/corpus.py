@@ -27,11 +27,11 @@ from launcher.errors import TrntuneError
 from launcher.io import write_json
 from trainer.data import build
 from trainer.data.content import file_sha256
+from trainer.data.encoder import Encoder
 from trainer.data.json_lines import JsonLines
 from trainer.data.rows import Located, Row
 from trainer.data.source import Source
 from trainer.data.spans import SPAN, RowSpans
-from trainer.data.tokenize import Encoder
 from trainer.fetch import cache
 
 ROWS, TOKENS, SPANS, SPAN_ENDS = "rows.bin", "tokens.bin", "spans.bin", "span_ends.bin"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from launcher.config.schema import DatasetConfig
+from trainer.data.encoder import Encoder
 from trainer.data.rows import Row
 from trainer.data.source import Source
 from trainer.data.split import keys, sides
-from trainer.data.tokenize import Encoder
 
 _PLACED = np.dtype([("question", "<u8"), ("answer", "<u8"), ("offset", "<i8"), ("line", "<i8")])
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from launcher.config.schema import ColumnsConfig, Config, DatasetConfig
 from trainer.data import imports
+from trainer.data.encoder import Encoder
 from trainer.data.formats import SAMPLE, Found, find, nested
 from trainer.data.imports import Origins
 from trainer.data.json_lines import JsonLines, first_records, read_at
 from trainer.data.parsers import parser, uses_of
 from trainer.data.rows import Parse, Row, Uses
-from trainer.data.tokenize import Encoder
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ from trainer.data.prepare import prepare_corpus
 from trainer.data.rows import Located
 from trainer.data.source import Source
 from trainer.data.split import keys
-from trainer.fetch import stage as fetch
+from trainer.fetch import sources
 
 # Rows that are tokenized at most; the rest is taken to be like them (they are chosen by a hash, not by their place).
 _MAX_ROWS = 5000
 
 
 class PlainTokenizer:
-    """What trainer.data.tokenize needs of a tokenizer, from tokenizer.json alone."""
+    """What trainer.data.encoder needs of a tokenizer, from tokenizer.json alone."""
 
     def __init__(self, file: Path) -> None:
         from tokenizers import Tokenizer
@@ -51,7 +51,7 @@ class PlainTokenizer:
 def measure(config: Config, extents: Extents = ()) -> DataShape | None:
     """The shape of the data when data set and tokenizer are on this machine, else None; ``extents``: how far each
     layer's attention reaches. Raises TrntuneError for broken data, as the run would."""
-    data, tokenizer_file = fetch.dataset_at_hand(config.dataset), fetch.tokenizer_at_hand(config.model)
+    data, tokenizer_file = sources.dataset_at_hand(config.dataset), sources.tokenizer_at_hand(config.model)
     if data is None or tokenizer_file is None:
         return None
     if (fault := vocabulary_fault(tokenizer_file.parent)) is not None:
@@ -163,7 +163,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
         if (fault := disk_fault(error)) is None:
             raise
         return {"error": fault, "exit_code": FAILED}
-    tokenizer = fetch.tokenizer_at_hand(config.model)
+    tokenizer = sources.tokenizer_at_hand(config.model)
     return {
         "shape": None if shape is None else dataclasses.asdict(shape),
         "tokenizer": None if tokenizer is None else str(tokenizer),

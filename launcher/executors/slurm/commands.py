@@ -105,17 +105,16 @@ def cancel_all(directory: Path) -> int:
     return 0
 
 
-def retry(directory: Path, overrides: Sequence[str]) -> int:
-    """Submit again what did not finish; finished stages and runs stay as they are. Returns the exit code."""
-    from launcher.app import dispatch
-
+def retry(directory: Path, overrides: Sequence[str]) -> list[str]:
+    """What to give launch.py to submit again what did not finish; finished stages and runs stay as they are. Raises
+    UsageError for what launch.py didn't submit."""
     ledger = ledgers.read(directory)
     if ledger.single and not holds_run(ledger.directory):
         raise UsageError(
             f"{shown(ledger.directory)}: no run of launch.py, so that retry has nothing to start again; give the "
             "command that submitted it (python -m cluster env ...) once more"
         )
-    return dispatch([f"resume={ledger.directory}", *overrides])
+    return [f"resume={ledger.directory}", *overrides]
 
 
 def report(directory: Path) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.app import dispatch
 from launcher.errors import UsageError
 from launcher.executors.slurm import checks, commands, snapshot
 from launcher.executors.slurm.checks import check_cluster, not_shared, refuse_composition
@@ -179,7 +180,7 @@ def test_retry_knows_the_runs_that_were_added_to_a_sweep(answer, cwd, tmp_path, 
         assert done.returncode == 0, done.stderr
     assert [len(run.jobs) for run in read(cwd / "s").runs] == [2, 2, 1]  # Slurm has forgotten the first: not finished
     for times in (1, 2):
-        assert commands.retry(cwd / "s", ["cluster.time_limit_min=7"]) == 0
+        assert dispatch(commands.retry(cwd / "s", ["cluster.time_limit_min=7"])) == 0
         assert [len(run.jobs) for run in read(cwd / "s").runs] == [2 + times, 2 + times, 1 + times]
     # A smaller sweep is a part of it, and what is given with a retry is for that one.
     assert answer(*sweep, "seed=0").returncode == 0

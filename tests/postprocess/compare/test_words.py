@@ -22,7 +22,7 @@ from postprocess.generate.score import rouge_l, summary
 from tests.launcher.conftest import single
 from trainer.data.json_lines import read_jsonl
 from trainer.data.rows import InstructionRow
-from trainer.fetch.stage import fetch_dataset
+from trainer.fetch.sources import fetch_dataset
 
 WORDS = {
     "cyrillic": ("Привет, МИР! п'ять", ["привет", "мир", "п", "ять"]),

@@ -24,7 +24,7 @@ from launcher.run_dir.provenance import write_records
 from tests.launcher.conftest import single
 from tests.limits import PATIENCE, until
 from tests.trainer.compilation.test_stage import IMITATION, TINY
-from trainer.fetch.stage import fetch_dataset, fetch_model
+from trainer.fetch.sources import fetch_dataset, fetch_model
 
 TASK = """
 import sys

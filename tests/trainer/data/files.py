@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from tests.trainer.models.conftest import composed
 from trainer.data.prepare import PreparedData, prepare
-from trainer.fetch.stage import fetch_dataset
+from trainer.fetch.sources import fetch_dataset
 
 ROWS = [
     {

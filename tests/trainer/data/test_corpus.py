@@ -15,8 +15,9 @@ from launcher.errors import TrntuneError
 from launcher.paths import ROOT
 from tests.trainer.data.conftest import config_for
 from trainer.data import build, groups
+from trainer.data.encoder import Encoder
 from trainer.data.prepare import PreparedData, prepare
-from trainer.data.tokenize import Encoder, tokenize
+from trainer.data.tokenize import tokenize
 from trainer.fetch.tiny_llama import byte_tokenizer
 from trainer.probes.dataset import shape_of
 

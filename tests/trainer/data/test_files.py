@@ -23,7 +23,7 @@ from tests.trainer.models.conftest import composed
 from trainer.data import readers
 from trainer.data.content import file_sha256
 from trainer.data.prepare import data_notes, prepare
-from trainer.fetch.stage import dataset_at_hand, fetch_dataset
+from trainer.fetch.sources import dataset_at_hand, fetch_dataset
 from trainer.probes.dataset import shape_of
 
 

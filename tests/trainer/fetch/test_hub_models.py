@@ -15,7 +15,7 @@ from launcher.paths import ROOT
 from tests.limits import PATIENCE
 from tests.trainer.fetch.hub_server import serving
 from tests.trainer.models.conftest import composed
-from trainer.fetch.stage import fetch_model
+from trainer.fetch.sources import fetch_model
 
 FETCH = """
 from launcher.errors import TrntuneError

@@ -35,7 +35,7 @@ import json, sys
 from launcher.errors import TrntuneError
 from tests.trainer.models.conftest import composed
 from trainer.data.source import Source
-from trainer.fetch.stage import dataset_at_hand, fetch_dataset
+from trainer.fetch.sources import dataset_at_hand, fetch_dataset
 config = composed(*sys.argv[2:])
 try:
     path = (dataset_at_hand if sys.argv[1] == "hand" else fetch_dataset)(config.dataset)

@@ -22,7 +22,7 @@ from tests.trainer.models.conftest import composed
 from trainer.fetch import cache
 from trainer.fetch import hub as models_hub
 from trainer.fetch.local import check_directory
-from trainer.fetch.stage import fetch_dataset, fetch_model
+from trainer.fetch.sources import fetch_dataset, fetch_model
 from trainer.fetch.wheel import fetch_member
 from trainer.models.load import apply_method, load_model, load_tokenizer
 

@@ -11,7 +11,7 @@ import pytest
 from launcher.config.schema import Config
 from tests.launcher.conftest import single
 from tests.postprocess.merge.models import make_base
-from trainer.fetch.stage import fetch_model
+from trainer.fetch.sources import fetch_model
 from trainer.models.load import load_model
 
 

@@ -23,7 +23,7 @@ from trainer.engines.state import copied, put
 from trainer.engines.torch import state
 from trainer.families.proof import Way
 from trainer.families.small import small_config, small_model
-from trainer.fetch.stage import fetch_model
+from trainer.fetch.sources import fetch_model
 from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
 from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.models.load import apply_method, count_parameters, load_model, load_tokenizer

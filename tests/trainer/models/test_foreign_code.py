@@ -26,7 +26,7 @@ class OwnModel(LlamaForCausalLM): config_class = OwnConfig
 @pytest.fixture
 def directory(tmp_path, monkeypatch) -> Path:
     """A tiny Llama under a name that only its own code knows; the code leaves a mark when it runs."""
-    from trainer.fetch.stage import fetch_model
+    from trainer.fetch.sources import fetch_model
 
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

@@ -19,7 +19,7 @@ from postprocess.generate.models import Answerers, ModelLocation
 from tests.trainer.models.conftest import composed
 from trainer.engines.torch.engine import TorchEngine
 from trainer.fetch import tiny_llama
-from trainer.fetch.stage import fetch_model
+from trainer.fetch.sources import fetch_model
 from trainer.models.load import load_model, load_tokenizer
 from trainer.probes.dataset import measure
 

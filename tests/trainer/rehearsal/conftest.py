@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.trainer.models.conftest import composed
-from trainer.fetch.stage import fetch_model
+from trainer.fetch.sources import fetch_model
 
 # As the first Llama 2 and Vicuna came.
 SAMPLED = {"eos_token_id": 2, "pad_token_id": 0, "temperature": 0.6, "top_p": 0.9}

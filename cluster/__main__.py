@@ -8,7 +8,7 @@ import os
 import sys
 
 from launcher.cli import Parser, parse_known_flags
-from launcher.config.overrides import refuse_tokens
+from launcher.config.overrides import check_arguments
 from launcher.config.secrets import redact
 from launcher.errors import FAILED, INTERRUPTED, TrntuneError, UsageError, nearest
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    refuse_tokens(argv)
+    check_arguments(argv)
     parser = Parser(prog="python -m cluster", add_help=False, allow_abbrev=False)
     parser.add_argument("command", nargs="?")
     parser.add_argument("overrides", nargs="*")
@@ -63,13 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
         print(help_text(), end="")
         return 0
-    from cluster.checks import refuse_problems, refuse_secrets
+    from cluster.checks import check_problems, check_secrets
     from cluster.compose import as_yaml, compose
 
     if arguments.cfg:
         print(as_yaml(arguments.overrides, arguments.config_name, arguments.config_dir), end="")
         return 0
-    check = refuse_secrets if arguments.command == "validate" else refuse_problems  # which lists all that is wrong
+    check = check_secrets if arguments.command == "validate" else check_problems  # which lists all that is wrong
     config = compose(arguments.overrides, arguments.config_name, arguments.config_dir, check)
     code: int = importlib.import_module(f"cluster.{arguments.command}").run(config)
     return code

@@ -45,9 +45,9 @@ class Aws:
             user_agent_extra="trntune",
         )
         self._clients: dict[str, Any] = {}
-        self._refuse_region()
+        self._check_region()
 
-    def _refuse_region(self) -> None:
+    def _check_region(self) -> None:
         known = [
             region
             for partition in self._session.get_available_partitions()

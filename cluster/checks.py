@@ -150,12 +150,12 @@ def problems(config: SetupConfig) -> list[Diagnostic]:
     return [*limits, *(found for check in CHECKS for found in check(config) if found.key not in told)]
 
 
-def refuse_problems(config: SetupConfig) -> None:
+def check_problems(config: SetupConfig) -> None:
     """Raise UsageError with the first problem, and how many more there are."""
-    refuse_secrets(config)
+    check_secrets(config)
     refuse(problems(config))
 
 
-def refuse_secrets(config: SetupConfig) -> None:
+def check_secrets(config: SetupConfig) -> None:
     """Raise UsageError for an access token, which must be in no message of another problem."""
     refuse(list(check_tokens(config)))

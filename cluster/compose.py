@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
-from cluster.checks import refuse_problems
+from cluster.checks import check_problems
 from cluster.schema import SetupConfig, register
 from launcher.config.compose import Composer, publish
 from launcher.config.error_messages import one_line_errors
@@ -22,13 +22,13 @@ def compose(
     overrides: Sequence[str],
     config_name: str = "config",
     config_dir: str | Path | None = None,
-    check: Callable[[SetupConfig], None] = refuse_problems,
+    check: Callable[[SetupConfig], None] = check_problems,
 ) -> SetupConfig:
     """The configuration that the command line asks for. Raises UsageError with one line, or what ``check`` raises."""
     lines = list(overrides)
     with schema_of(SetupConfig):
         composer = _composer(config_name, config_dir)
-        _refuse_sweeps(composer.parse(lines))
+        _check_sweeps(composer.parse(lines))
         with one_line_errors():
             cfg = composer.load(lines)
             publish(OmegaConf.masked_copy(cfg, "hydra"))
@@ -41,14 +41,14 @@ def as_yaml(overrides: Sequence[str], config_name: str = "config", config_dir: s
     """The composed configuration, unchecked, as YAML that composes again."""
     with schema_of(SetupConfig):
         composer = _composer(config_name, config_dir)
-        _refuse_sweeps(composer.parse(list(overrides)))
+        _check_sweeps(composer.parse(list(overrides)))
         with one_line_errors():
             cfg = composer.load(list(overrides))
             drop_hydra(cfg)
             return OmegaConf.to_yaml(cfg)
 
 
-def _refuse_sweeps(overrides: Iterable[Override]) -> None:
+def _check_sweeps(overrides: Iterable[Override]) -> None:
     """Raise UsageError for several values of a key."""
     for override in overrides:
         if override.is_sweep_override():

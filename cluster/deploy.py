@@ -28,7 +28,7 @@ def run(config: SetupConfig) -> int:
     say(f"account {account}, {config.region}")
     found = standing.look(aws, config.name)
     config = stack.with_zone_of(found.own_stack, config)
-    _refuse_problems(validate.online(aws, config, found))
+    _check_problems(validate.online(aws, config, found))
     # What may hold results by now is not to go with a command that was copied from an error.
     kept = found.own_stack is not None and found.own_stack.good
     cluster = _make(aws, replace(config, keep_fsx=kept), account)
@@ -57,7 +57,7 @@ def _make(aws: Aws, config: SetupConfig, account: str) -> hyperpod.Cluster:
         raise
 
 
-def _refuse_problems(findings: list[Finding]) -> None:
+def _check_problems(findings: list[Finding]) -> None:
     """Say what isn't well; raise TrntuneError when something can't work."""
     for finding in findings:
         if finding.state not in (OK, PROBLEM, LATER):
@@ -72,7 +72,7 @@ def ensure_cluster(aws: Aws, config: SetupConfig, wanted: Resources, account: st
     document = request(config, wanted)
     cluster = hyperpod.find(aws, config.name)
     if cluster is not None:
-        _refuse_differences(cluster, standing.differences(aws, config, wanted, cluster))
+        _check_differences(cluster, standing.differences(aws, config, wanted, cluster))
     _upload(aws, config, wanted, account)
     if cluster is None:
         say(f"cluster {config.name}: asking for {_size(document)}")
@@ -86,7 +86,7 @@ def _size(document: dict[str, Any]) -> str:
     return ", ".join(f"{group['InstanceCount']} x {group['InstanceType']}" for group in document["InstanceGroups"])
 
 
-def _refuse_differences(cluster: hyperpod.Cluster, different: list[str]) -> None:
+def _check_differences(cluster: hyperpod.Cluster, different: list[str]) -> None:
     """Raise TrntuneError when the cluster that is there isn't the one that is wanted. It is never changed."""
     if different:
         remedy = "give the values that it has, or delete it first; deploy changes no cluster"

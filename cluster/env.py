@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.schema import SetupConfig
 from launcher.errors import UsageError
-from launcher.executors.slurm.checks import ModelLocation, ask_slurm, not_below, refuse_missing_commands
+from launcher.executors.slurm.checks import ModelLocation, ask_slurm, check_commands, not_below
 from launcher.executors.slurm.ledger import Job, Ledger, RunJobs
 from launcher.executors.slurm.resources import batch_file
 from launcher.executors.slurm.sending import hand_in, undisturbed
@@ -107,7 +107,7 @@ def run(config: SetupConfig) -> int:
         for line in job.not_shared():
             print(f"note: refused when it is submitted: {line}", file=sys.stderr)
         return 0
-    refuse_missing_commands("env")
+    check_commands("env")
     if found := job.not_shared():
         raise UsageError(found[0])
     batch = job.batch()

@@ -25,7 +25,7 @@ def run(config: SetupConfig) -> int:
     if config.show:
         print(shlex.join(command))
         return 0
-    refuse_missing_programs()
+    check_programs()
     become(command)
 
 
@@ -65,7 +65,7 @@ def choose(nodes: list[hyperpod.Node], config: SetupConfig) -> hyperpod.Node:
     )
 
 
-def refuse_missing_programs() -> None:
+def check_programs() -> None:
     """Raise TrntuneError unless AWS's command line and its plugin are installed."""
     needed = {
         "aws": "AWS's command line, https://docs.aws.amazon.com/cli",

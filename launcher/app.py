@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from launcher.cli import parse, process_entry
-from launcher.config.overrides import expand, refuse_tokens
+from launcher.config.overrides import check_arguments, expand
 from launcher.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dispatch(argv: list[str]) -> int:
     """Do what the flags ask for. The help is printed without composing, and without importing Hydra."""
-    refuse_tokens(argv)
+    check_arguments(argv)
     arguments = parse(argv)
     arguments.overrides = expand(arguments.overrides)
     if arguments.help:
@@ -59,12 +59,12 @@ def launch(arguments: argparse.Namespace) -> int:
 
 def show_plans(composition: Composition) -> int:
     """Print what the runs will need and take. Nothing is created. Returns 1 when one of them can't fit."""
-    from launcher.checks.validate import refuse_problems
+    from launcher.checks.validate import check_problems
     from launcher.plan import build, show
 
     plans, labels = [], []
     for run in composition.runs:
-        refuse_problems(run.config, run.overrides, run.swept)
+        check_problems(run.config, run.overrides, run.swept)
         plans.append(build.make(run.config))
         labels.append(" ".join(run.swept) or run.config.method.name)
     show.print_plans(plans, labels)
@@ -73,25 +73,25 @@ def show_plans(composition: Composition) -> int:
 
 def check(composition: Composition) -> None:
     """Raise UsageError for the first configuration that cannot be run; the line names it in a sweep."""
-    from launcher.architecture.families import refuse_family
-    from launcher.checks.sources import refuse_absent
-    from launcher.checks.validate import check_directory, refuse_problems
+    from launcher.architecture.families import check_family
+    from launcher.checks.sources import check_sources_exist
+    from launcher.checks.validate import check_directory, check_problems
     from launcher.config.sweep import label
-    from launcher.neuron.checks import refuse_untrainable
-    from launcher.plan.build import refuse_what_cannot_run, room
-    from launcher.plan.disk import refuse_little_room
+    from launcher.neuron.checks import check_trainable
+    from launcher.plan.build import check_runnable, room
+    from launcher.plan.disk import check_room_for
     from launcher.run_dir.create import occupied
     from launcher.run_dir.resume import find_changes, holds_run
 
     total, rooms = len(composition.runs), []
     for number, run in enumerate(composition.runs):
         try:
-            refuse_problems(run.config, run.overrides, run.swept)
-            refuse_untrainable(run.config)
+            check_problems(run.config, run.overrides, run.swept)
+            check_trainable(run.config)
             if not run.config.dry_run:
-                refuse_what_cannot_run(run.config)
-                refuse_family(run.config)
-                refuse_absent(run.config)
+                check_runnable(run.config)
+                check_family(run.config)
+                check_sources_exist(run.config)
             if run.fixed_name and holds_run(run.directory):
                 find_changes(run.config, run.directory)  # the room that it takes already is counted as it trains
             else:
@@ -101,7 +101,7 @@ def check(composition: Composition) -> None:
             if composition.sweep_dir is None:
                 raise
             raise UsageError(f"{label(number, total, run.swept)}: {error}") from error
-    refuse_little_room(composition.runs[0].directory.parent, rooms)
+    check_room_for(composition.runs[0].directory.parent, rooms)
     directories = [run.directory for run in composition.runs]
     if len(set(directories)) < total:
         raise UsageError("hydra.sweep.subdir gives several runs the same directory; put ${hydra.job.num} into it")

@@ -95,7 +95,7 @@ def try_places(run_dir: RunDir) -> None:
     """
     try:
         for place in (run_dir.adapter, run_dir.model, run_dir.sharded, run_dir.checkpoints):
-            _refuse_file(place, place.with_name(f"{place.name}.tmp"))
+            _check_no_file(place, place.with_name(f"{place.name}.tmp"))
         for parent in (run_dir.path, run_dir.checkpoints):
             _try_directory(parent)
         (run_dir.path / FOLDER).mkdir(mode=0o700)
@@ -116,7 +116,7 @@ def _try_directory(parent: Path) -> None:
     named.rmdir()
 
 
-def _refuse_file(*places: Path) -> None:
+def _check_no_file(*places: Path) -> None:
     """Raise FileExistsError for a file where a directory will be written."""
     for place in places:
         if place.exists() and not place.is_dir():

@@ -14,14 +14,14 @@ from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.io import write_jsonl
 from launcher.jobs.torchrun import is_rank_zero
-from launcher.plan.steps import refuse_few_rows, total_steps
+from launcher.plan.steps import check_enough_rows, total_steps
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.result import RunStatus, TrainResult
 from trainer.attempt import History, ending_of
 from trainer.checkpoint_session import CheckpointSession
 from trainer.checkpoints.checkpointer import identity
 from trainer.compilation.trial import tracing
-from trainer.compilation.watch import Graphs, Watched, refuse_other_graphs, watch
+from trainer.compilation.watch import Graphs, Watched, check_same_graphs, watch
 from trainer.data.prepare import PreparedData, data_notes, prepare
 from trainer.data.template_faults import unread_faults
 from trainer.engines.base import Engine, FitResult, TrainingCallback, create_engine
@@ -45,7 +45,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     fetched = run_dir.stage_result("fetch")
     if fetched is None:
         raise TrntuneError(f"{run_dir.path}: stage train needs the result of stage fetch: stages=[fetch,train]")
-    refuse_other_graphs(config, run_dir)
+    check_same_graphs(config, run_dir)
     stop = StopSignal()
     stop.install()
     history = History(run_dir) if is_rank_zero() else None
@@ -112,7 +112,7 @@ class TrainRun:
         with self.stopwatch.part("data"):
             data = prepare(self.config, dataset_path, tokenizer)
         if not tracing():  # a trial run is shorter than the one that it is for
-            refuse_few_rows(self.config, data.filled_rows)
+            check_enough_rows(self.config, data.filled_rows)
         with self.stopwatch.part("load"):
             check_generation(model_dir)
             self.engine.load(model_dir, tokenizer)

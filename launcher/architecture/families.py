@@ -10,7 +10,7 @@ from launcher.errors import UsageError
 from launcher.jobs.helper_process import ask
 
 
-def refuse_family(config: Config) -> None:
+def check_family(config: Config) -> None:
     """Raise UsageError where training would be of another model than transformers computes (trainer.families), or the
     adapter of another kind than its settings say (trainer.models.adapt).
 

@@ -78,7 +78,7 @@ def local_model(config: Config) -> Path | None:
     return directory if config.model.source == "local" and config.model.path and directory.is_dir() else None
 
 
-def refuse_absent(config: Config) -> None:
+def check_sources_exist(config: Config) -> None:
     """Raise UsageError for a run from a directory that lacks weights, which a plan doesn't need."""
     directory = local_model(config)
     fault = absent(directory) if directory is not None and "fetch" in config.stages else None

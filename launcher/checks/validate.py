@@ -187,7 +187,7 @@ def problems(config: Config, overrides: Collection[str] = (), swept: Collection[
     return [*found, *check_unused_lora(config, overrides, swept), *check_two_warmups(overrides)]
 
 
-def refuse_problems(config: Config, overrides: Collection[str] = (), swept: Collection[str] = ()) -> None:
+def check_problems(config: Config, overrides: Collection[str] = (), swept: Collection[str] = ()) -> None:
     """Raise UsageError with the first problem, and how many more there are."""
     refuse(problems(config, overrides, swept))
 

@@ -25,10 +25,10 @@ from launcher.config import schema
 from launcher.config.error_messages import one_line_errors
 from launcher.config.fields import keys, node_type, nodes
 from launcher.config.loader import make_loader
-from launcher.config.overrides import check_override, open_mapping, refuse_tokens
+from launcher.config.overrides import check_arguments, check_override, open_mapping
 from launcher.config.schema import Config
 from launcher.config.secrets import ADVICE, looks_like_token, token_keys
-from launcher.config.sweep import label, refuse_sweeps, split_sweep
+from launcher.config.sweep import check_sweeps, label, split_sweep
 from launcher.config.texts import quote_texts
 from launcher.config.typed import to_typed
 from launcher.errors import UsageError
@@ -88,7 +88,7 @@ class Composer:
 
     def parse(self, lines: list[str]) -> list[Override]:
         """Read overrides, and refuse those whose key, choice or sign cannot be."""
-        refuse_tokens(lines)
+        check_arguments(lines)
         with one_line_errors():
             parsed = OverridesParser.create(self.loader).parse_overrides([quote_texts(line) for line in lines])
             for override in parsed:
@@ -147,7 +147,7 @@ class Composer:
         master = self.master(overrides)
         if multirun or master.hydra.mode == RunMode.MULTIRUN:
             return self.sweep(overrides, master)
-        refuse_sweeps(overrides)
+        check_sweeps(overrides)
         with one_line_errors():
             directory = resolve_path(master, "run.dir")
         run = finish(master, strings(overrides), (), directory, is_fixed(master.hydra.run, "dir"))
@@ -226,13 +226,13 @@ def finish(cfg: DictConfig, lines: tuple[str, ...], swept: tuple[str, ...], dire
     """Resolve and type a composed configuration. The run directory's name is resolved before hydra is taken off."""
     hydra = OmegaConf.masked_copy(cfg, "hydra")
     publish(hydra)
-    refuse_tokens_of_hydra(hydra, directory)
+    check_tokens_of_hydra(hydra, directory)
     with one_line_errors():
         config = to_typed(cfg, Config)
     return Composed(config, hydra, lines, swept, directory, fixed)
 
 
-def refuse_tokens_of_hydra(hydra: DictConfig, directory: Path) -> None:
+def check_tokens_of_hydra(hydra: DictConfig, directory: Path) -> None:
     """Raise UsageError for a token in Hydra's own settings, which are written down too, or in the directory's name,
     which an interpolation may have put there."""
     found = token_keys(OmegaConf.to_container(hydra, resolve=False))

@@ -41,7 +41,7 @@ def is_mapping(path: str) -> bool:
     return key is not None and get_origin(key.type) is dict
 
 
-def refuse_tokens(arguments: Iterable[str]) -> None:
+def check_arguments(arguments: Iterable[str]) -> None:
     """Raise UsageError, without echoing it, when an argument holds an access token."""
     for argument in arguments:
         if looks_like_token(argument):

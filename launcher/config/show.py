@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from launcher.config.compose import Composer, publish
 from launcher.config.error_messages import one_line_errors
-from launcher.config.sweep import refuse_sweeps
+from launcher.config.sweep import check_sweeps
 from launcher.config.typed import drop_hydra
 from launcher.errors import UsageError
 
@@ -33,7 +33,7 @@ def show(arguments: argparse.Namespace) -> int:
         app.hydra_help(composer.config_name, parser, parser.parse_args(["--hydra-help"]))
         return 0
     overrides = composer.parse(arguments.overrides)
-    refuse_sweeps(overrides)
+    check_sweeps(overrides)
     with one_line_errors():
         if arguments.info:
             composer.load(arguments.overrides)

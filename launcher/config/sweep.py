@@ -19,7 +19,7 @@ def label(number: int, total: int, swept: tuple[str, ...]) -> str:
     return " ".join([f"[{number + 1}/{total}]", *swept])
 
 
-def refuse_sweeps(overrides: list[Override]) -> None:
+def check_sweeps(overrides: list[Override]) -> None:
     """Raise UsageError for several values without a sweep."""
     for override in overrides:
         if override.is_sweep_override():

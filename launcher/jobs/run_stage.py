@@ -52,7 +52,7 @@ class AfterTraining(StageModule, Protocol):
         ...
 
 
-def refuse_stray_rank() -> None:
+def check_stray_rank() -> None:
     """Raise UsageError for the number of a process outside torchrun: any but the first would write nothing and fail
     for want of it, and all would wait for the others.
 
@@ -110,7 +110,7 @@ def main(arguments: list[str]) -> int:
     if parent_is_gone():
         return 1
     try:
-        refuse_stray_rank()
+        check_stray_rank()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -165,24 +165,24 @@ def dtype_fault(directory: Path) -> str | None:
     return f"{found} is stored as {dtypes[found]}, as quantized weights are: take the unquantized model"
 
 
-def refuse_quantized(directory: Path) -> None:
+def check_not_quantized(directory: Path) -> None:
     """Raise TrntuneError for a model whose weights are quantized."""
     fault = quantization_fault(directory)
     if fault is not None:
         raise TrntuneError(f"{directory}: {fault}")
 
 
-def refuse_unreadable(directory: Path) -> None:
+def check_readable(directory: Path) -> None:
     """Raise TrntuneError for what ``unreadable`` finds."""
     fault = unreadable(directory) if directory.is_dir() else None
     if fault is not None:
         raise TrntuneError(f"{directory}: {fault}")
 
 
-def refuse_unfit(directory: Path) -> None:
+def check_fit(directory: Path) -> None:
     """Raise TrntuneError for a model directory whose files can't be read or don't hold the model of its config.json, or
     whose tokenizer has more tokens than that has rows."""
-    refuse_unreadable(directory)
+    check_readable(directory)
     fault = incomplete(directory) or vocabulary_fault(directory)
     if fault is not None:
         raise TrntuneError(f"{directory}: {fault}")

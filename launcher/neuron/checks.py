@@ -244,7 +244,7 @@ def check_neuron(config: Config) -> Iterator[Diagnostic]:
         yield from check(config)
 
 
-def refuse_untrainable(config: Config) -> None:
+def check_trainable(config: Config) -> None:
     """Raise UsageError for what can be planned, but not be trained here. Nothing is created."""
     accelerator, parallel = config.accelerator, config.parallelism
     if accelerator.engine != "neuron":

@@ -21,7 +21,7 @@ from launcher.plan.duration import Duration
 from launcher.plan.memory import Memory
 from launcher.plan.room import Room
 from launcher.plan.schedule import Epoch, Schedule
-from launcher.plan.steps import refuse_few_rows
+from launcher.plan.steps import check_enough_rows
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -143,7 +143,7 @@ def counted(path: str, lora: str) -> dict[str, Any]:
     return answer("trainer.probes.model", json.dumps({"path": path, "lora": json.loads(lora)}))
 
 
-def refuse_what_cannot_run(config: Config) -> None:
+def check_runnable(config: Config) -> None:
     """Raise UsageError for a run that the hardware cannot hold, or that no engine here can train."""
     if config.model.architecture is None or config.plan.force:
         return
@@ -178,7 +178,7 @@ def make(config: Config) -> Plan:
     reach = extents(config)
     data = schedule.epoch(config, reach)
     if data is not None and data.exact:
-        refuse_few_rows(config, data.filled)
+        check_enough_rows(config, data.filled)
     return Plan(
         config,
         parameters,

@@ -65,7 +65,7 @@ def fault_here(config: Config, room: Room | None) -> str | None:
     return little_room(Path(config.output_dir).expanduser().absolute(), [room])
 
 
-def refuse_little_room(where: Path, rooms: Sequence[Room]) -> None:
+def check_room_for(where: Path, rooms: Sequence[Room]) -> None:
     """Raise UsageError where the runs of a command line, which all stay on disk, don't fit on it."""
     fault = little_room(where, rooms) if rooms else None
     if fault:

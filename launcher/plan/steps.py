@@ -75,7 +75,7 @@ def row_problems(config: Config, rows: int) -> Iterator[Diagnostic]:
     yield from step_problems(config, steps, f"the {steps:,} steps that {rows:,} rows of data give")
 
 
-def refuse_few_rows(config: Config, rows: int) -> None:
+def check_enough_rows(config: Config, rows: int) -> None:
     """Raise UsageError with the first of ``row_problems``, if there is one."""
     for problem in row_problems(config, rows):
         raise UsageError(str(problem))

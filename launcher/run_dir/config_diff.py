@@ -106,7 +106,7 @@ def changes(before: Config, after: Config) -> list[Change]:
     return [Change(key, old.get(key), new.get(key)) for key in names if old.get(key) != new.get(key)]
 
 
-def refuse_changes(found: list[Change], allowed: list[str], where: str) -> None:
+def check_changes(found: list[Change], allowed: list[str], where: str) -> None:
     """Raise UsageError for changes that are not allowed, and for those that never are."""
     fixed = [change for change in found if is_fixed(change.key)]
     if fixed:

@@ -19,7 +19,7 @@ from launcher.jobs.run_stage import PREPARING, forget
 from launcher.neuron.graphs import shapes
 from launcher.paths import shown
 from launcher.run_dir.attempts import Attempts
-from launcher.run_dir.config_diff import ALLOW, Change, changes, refuse_changes
+from launcher.run_dir.config_diff import ALLOW, Change, changes, check_changes
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.result import COMPLETE
 
@@ -49,7 +49,7 @@ def find_changes(config: Config, directory: Path) -> list[Change]:
             "hydra.run.dir, or leave it out"
         ) from None
     found = changes(before, config)
-    refuse_changes(found, config.training.allow_config_change, shown(directory))
+    check_changes(found, config.training.allow_config_change, shown(directory))
     return found
 
 

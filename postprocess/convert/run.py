@@ -12,7 +12,7 @@ from launcher.atomic_directory import staged
 from launcher.errors import TrntuneError, UsageError
 from launcher.io import write_durably
 from launcher.model_dir.chat_templates import FOLDER
-from launcher.model_dir.weights import refuse_quantized
+from launcher.model_dir.weights import check_not_quantized
 from launcher.run_dir.provenance import installed
 from postprocess.convert.originals import Originals, find
 from postprocess.merge.files import copy_side_files, is_side_file
@@ -63,7 +63,7 @@ def _refuse(source: Path, out: Path) -> None:
     """Raise what is known before tensors are looked at."""
     if not (source / "config.json").is_file():
         raise TrntuneError(f"{source} has no config.json: copy it from where the weights are from")
-    refuse_quantized(source)
+    check_not_quantized(source)
     check_apart(out, (source,))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} exists: remove it or give another directory")

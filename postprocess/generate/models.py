@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from launcher.errors import TrntuneError, UsageError
-from launcher.model_dir.weights import refuse_unreadable
+from launcher.model_dir.weights import check_readable
 from launcher.run_dir.layout import RunDir
 from postprocess.merge.adapter import CONFIG, read_adapter, read_config
 from postprocess.merge.apply import adapted
@@ -22,7 +22,7 @@ from postprocess.merge.renames import Rename
 from postprocess.merge.vocabulary import resize, vocabulary_of
 from trainer.families.answers import Answering
 from trainer.families.choose import way_of_answering
-from trainer.models.load import load_tokenizer, refuse_missing
+from trainer.models.load import check_none_missing, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Answerers:
         return self.how[path]
 
     def _load(self, path: Path, how: Answering) -> Any:
-        refuse_unreadable(path)
+        check_readable(path)
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
@@ -154,5 +154,5 @@ class Answerers:
         except (OSError, ValueError, KeyError) as error:
             raise TrntuneError(f"{path}: the model can't be loaded: {str(error).strip().splitlines()[0]}") from None
         model: Any = loaded[0]
-        refuse_missing(model, loaded[1], path)
+        check_none_missing(model, loaded[1], path)
         return model.to(self.device).eval()

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError, first, in_first_line
-from launcher.model_dir.weights import refuse_quantized
+from launcher.model_dir.weights import check_not_quantized
 from postprocess.merge.adapter import WEIGHTS, Adapter, renamed
 from postprocess.merge.apply import DELTA, duplicate, wrapped
 from postprocess.merge.apply import NAME as _NAME
@@ -104,7 +104,7 @@ def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
 
 def _model(base: Path, rows: int | None = None) -> Any:
     """The base without storage; with another vocabulary where its rows are given."""
-    refuse_quantized(base)
+    check_not_quantized(base)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:

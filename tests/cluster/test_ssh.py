@@ -55,7 +55,7 @@ def test_a_missing_program_is_named(tmp_path: Path, monkeypatch, there, missing)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TrntuneError, match=f"{missing} is not installed.*show=true prints the command"):
-        ssh.refuse_missing_programs()
+        ssh.check_programs()
     assert os.environ["PATH"] == str(tmp_path)
 
 

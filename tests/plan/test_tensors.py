@@ -19,7 +19,7 @@ from launcher.config.help import choices
 from launcher.config.schema import ArchitectureConfig
 from launcher.paths import CONF
 from tests.launcher.conftest import single
-from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
+from trainer.models.adapt import check_adapted_as_planned, check_faults, modules_of, peft_config
 from trainer.models.load import count_parameters
 from trainer.probes.model import describe
 
@@ -108,7 +108,7 @@ def test_biases_are_counted_as_peft_trains_them(kind, options, tmp_path):
     assert list(check_lora(config)) == []
     described, facts = describe(str(tmp_path), asdict(config.lora)), config.model.architecture
     counts = count(config, facts)
-    known = refuse_faults(base, config.lora)
+    known = check_faults(base, config.lora)
     with torch.device("meta"):
         real = get_peft_model(base, peft_config(config.lora, known), low_cpu_mem_usage=True)
     assert (counts.total, counts.trainable) == count_parameters(real)
@@ -148,10 +148,10 @@ def test_adapters_have_the_parameters_of_peft(model, size, options):
     config = config_of(f"model={model}", *size, *options)
     assert problems(config) == []
     base = on_meta(model, *size)
-    modules = refuse_faults(base, config.lora)
+    modules = check_faults(base, config.lora)
     with torch.device("meta"):
         real = get_peft_model(base, peft_config(config.lora, modules), low_cpu_mem_usage=True)
-    refuse_other(real, config.lora, modules)
+    check_adapted_as_planned(real, config.lora, modules)
     counts = count(config, config.model.architecture)
     assert (counts.total, counts.trainable) == count_parameters(real)
 

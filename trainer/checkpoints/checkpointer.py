@@ -80,7 +80,7 @@ def world_of(config: Config) -> World:
     return World(world_size(config), parallel.data_parallel, parallel.tensor_parallel, parallel.pipeline_parallel)
 
 
-def refuse_other(manifest: Manifest, config: Config, wanted: dict[str, Any]) -> None:
+def check_same_run(manifest: Manifest, config: Config, wanted: dict[str, Any]) -> None:
     """Raise InvalidCheckpointError for a checkpoint of another run, or of processes that this run doesn't have."""
     recorded = since(manifest.identity)
     for key in wanted.keys() | recorded.keys():
@@ -208,7 +208,7 @@ class Checkpointer:
 
     def _select(self) -> Selection:
         self.store.clean()
-        selection = self.store.select(lambda manifest: refuse_other(manifest, self.config, self.wanted))
+        selection = self.store.select(lambda manifest: check_same_run(manifest, self.config, self.wanted))
         if selection.directory is not None:
             for rejected in selection.rejected:
                 self.say(f"warning: {shown(rejected.directory)} can't be used: {rejected.reason}")

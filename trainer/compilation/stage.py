@@ -50,7 +50,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
         run_dir.stage_file(COMPILE).unlink(missing_ok=True)
     _compile(config, run_dir, directory)
     found = compiled(directory)
-    _refuse_incomplete(directory, found)
+    _check_all_there(directory, found)
     if is_rank_zero():
         record.write(config, directory, found)
     return _result(config, directory, known, found, time.perf_counter() - began)
@@ -129,7 +129,7 @@ def _run_tool(command: list[str], processes: int) -> int:
         return child.returncode
 
 
-def _refuse_incomplete(directory: Path, found: dict[str, Module]) -> None:
+def _check_all_there(directory: Path, found: dict[str, Module]) -> None:
     """Raise TrntuneError where a graph is missing, whatever the tool's exit code was."""
     if missing := [module for module in modules(directory) if not module.compiled]:
         raise TrntuneError(

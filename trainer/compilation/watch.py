@@ -110,7 +110,7 @@ class Watched:
         return self.observer.lines(rows)
 
 
-def refuse_other_graphs(config: Config, run_dir: RunDir) -> None:
+def check_same_graphs(config: Config, run_dir: RunDir) -> None:
     """Raise TrntuneError where stage compile has run with other settings, before anything is loaded."""
     precompiled = run_dir.stage_result(COMPILE)
     if precompiled is not None and (changed := differences(precompiled["shapes"], shapes(config))):

@@ -16,7 +16,7 @@ import numpy as np
 from launcher.errors import TrntuneError
 from trainer.data.prompts import render
 from trainer.data.rows import BadRowError, PairRow, Row, TextRow
-from trainer.data.template_faults import refuse_without_question
+from trainer.data.template_faults import check_template_has_question
 from trainer.data.turn_end import turn_end
 
 Spans = list[tuple[int, int]]
@@ -51,7 +51,7 @@ class Encoder:
         self.eos: int = tokenizer.eos_token_id
         """ends an answer"""
         if prompt == "chat":
-            refuse_without_question(tokenizer)
+            check_template_has_question(tokenizer)
             self.eos = self.eos if (end := turn_end(tokenizer)) is None else end
 
     @functools.cached_property

@@ -117,9 +117,9 @@ class JsonLines:
                 f"({among(wanted, self._sizes)}); use null when there is no context"
             )
         if self.uses.remedy is not None and not any(self._sizes.get(name) for name in self.uses.contexts):
-            self._refuse_lost_context(self.uses.remedy)
+            self._check_lost_context(self.uses.remedy)
 
-    def _refuse_lost_context(self, remedy: str) -> None:
+    def _check_lost_context(self, remedy: str) -> None:
         """Where no row has a context: is there another field that looks like one?"""
         for name, share in self.unused.items():
             if looks_like_context(name):

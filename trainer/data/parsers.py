@@ -58,7 +58,7 @@ def parser(found: Found, dataset: DatasetConfig, columns: ColumnsConfig) -> Pars
     return instruction_rows(alpaca_columns() if found.format == "alpaca" else columns)
 
 
-def _refuse_tools(record: Mapping[str, Any]) -> None:
+def _check_tools(record: Mapping[str, Any]) -> None:
     if record.get("tools"):
         raise BadRowError("has 'tools', and calls of tools aren't trained on yet")
 
@@ -67,7 +67,7 @@ def _conversations(found: Found, dataset: DatasetConfig) -> Parse:
     name, sharegpt = found.columns[0], found.format == "sharegpt"
 
     def parse(record: dict[str, Any], line: int) -> Row:
-        _refuse_tools(record)
+        _check_tools(record)
         if name not in record:
             raise BadRowError(
                 f"no field {name!r} (there are: {', '.join(map(repr, record)) or 'none'}); "
@@ -80,7 +80,7 @@ def _conversations(found: Found, dataset: DatasetConfig) -> Parse:
 
 def _conversation_pairs(found: Found, dataset: DatasetConfig) -> Parse:
     def parse(record: dict[str, Any], line: int) -> Row:
-        _refuse_tools(record)
+        _check_tools(record)
         asked, answer = (turns(record.get(name), name, False) for name in found.columns)
         return conversation([*asked, *answer], len(asked), dataset.thinking, line)
 

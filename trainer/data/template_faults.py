@@ -15,7 +15,7 @@ OWN = "dataset.chat_template"
 NO_QUESTION = "the model's chat template leaves out what the user says, so answers would be trained without questions"
 
 
-def refuse_without_question(tokenizer: Any) -> None:
+def check_template_has_question(tokenizer: Any) -> None:
     """Raise TrntuneError for a template that doesn't write the user's turn; what else is wrong with one is told where
     rows are written by it."""
     text = tried(tokenizer, [{"role": "user", "content": QUESTION}], add_generation_prompt=True)

@@ -13,12 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, UsageError, in_first_line
-from launcher.model_dir.weights import refuse_unreadable
+from launcher.model_dir.weights import check_readable
 from trainer.families.answers import Answering, answering
 from trainer.families.proof import Way, examine, prove
 from trainer.families.small import WINDOWS, small_config, small_model
-from trainer.models.adapt import refuse_faults
-from trainer.models.load import refuse_code_of_others
+from trainer.models.adapt import check_faults
+from trainer.models.load import check_foreign_code
 from trainer.probes.model import on_meta
 
 
@@ -37,8 +37,8 @@ def found_way(model_dir: Path, length: int, trust: bool = False) -> Way:
 
     Raises TrntuneError for what transformers can't read.
     """
-    refuse_code_of_others(model_dir)
-    refuse_unreadable(model_dir)
+    check_foreign_code(model_dir)
+    check_readable(model_dir)
     try:
         facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust)
     except (OSError, ValueError, KeyError) as error:
@@ -130,7 +130,7 @@ def main(arguments: list[str]) -> int:
     try:
         refuse(found_way(model_dir, request["length"]), model_dir, request["packing"], request["length"])
         if request["lora"] is not None:
-            refuse_faults(on_meta(model_dir), LoraConfig(**request["lora"]))
+            check_faults(on_meta(model_dir), LoraConfig(**request["lora"]))
     except TrntuneError as error:
         found = str(error)
     print(json.dumps({"error": found}))

@@ -55,7 +55,7 @@ def fetch_model(hub_id: str, revision: str | None, with_code: bool = False) -> P
             local_files_only=local_only,
         )
 
-    _refuse_quantized(hub_id, revision, instead)
+    _check_quantized(hub_id, revision, instead)
     directory = Path(_fetch(download, f"model {hub_id}", instead))
     fault = weights_fault(directory)
     if fault is None and not weight_files(directory):
@@ -65,7 +65,7 @@ def fetch_model(hub_id: str, revision: str | None, with_code: bool = False) -> P
     return directory
 
 
-def _refuse_quantized(hub_id: str, revision: str | None, instead: str) -> None:
+def _check_quantized(hub_id: str, revision: str | None, instead: str) -> None:
     """Raise TrntuneError for a model whose weights are quantized, before they are downloaded."""
 
     def download(local_only: bool) -> str:

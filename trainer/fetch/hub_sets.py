@@ -162,7 +162,7 @@ def _commit(hub_id: str, revision: str | None) -> str | None:
 
 
 def _of_builder(dataset: DatasetConfig, builder: Any) -> Found:
-    _refuse_options(dataset, builder.config)
+    _check_options(dataset, builder.config)
     commits: set[str] = set()
     splits: dict[str, list[str]] = {}
     for split, urls in (builder.config.data_files or {}).items():
@@ -174,7 +174,7 @@ def _of_builder(dataset: DatasetConfig, builder: Any) -> Found:
     return Found(commits.pop(), splits)
 
 
-def _refuse_options(dataset: DatasetConfig, config: Any) -> None:
+def _check_options(dataset: DatasetConfig, config: Any) -> None:
     """A set may say how datasets is to read its files, which no other reader does."""
     field, separator = getattr(config, "field", None), getattr(config, "sep", ",")
     if field is not None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from launcher.config.schema import Config
 from launcher.model_dir.generation_config import repair_of
-from launcher.model_dir.weights import refuse_unfit
-from launcher.plan.steps import refuse_few_rows, row_problems
+from launcher.model_dir.weights import check_fit
+from launcher.plan.steps import check_enough_rows, row_problems
 from launcher.run_dir.layout import RunDir
 from trainer.data.source import Source
 from trainer.fetch.sources import fetch_dataset, fetch_model
@@ -30,7 +30,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     """Returns model_dir, dataset_path and how long it took, seconds."""
     start = time.perf_counter()
     model = fetch_model(config.model)
-    refuse_unfit(model)
+    check_fit(model)
     data = fetch_dataset(config.dataset)
     try_files(config, model, data)
     if data.stat().st_size >= _LARGE:
@@ -69,7 +69,7 @@ def tokenize_dataset(config: Config, model_dir: Path, data: Path) -> None:
 
     prepared = prepare(config, data, run_tokenizer(config, model_dir))
     if "train" in config.stages:
-        refuse_few_rows(config, prepared.filled_rows)
+        check_enough_rows(config, prepared.filled_rows)
 
 
 def look_at_rows(config: Config, data: Path) -> None:
@@ -83,7 +83,7 @@ def look_at_rows(config: Config, data: Path) -> None:
 
         shape = measure(config)
         if shape is not None and shape.measured == shape.available:
-            refuse_few_rows(config, shape.filled)
+            check_enough_rows(config, shape.filled)
 
 
 def _fewest(config: Config, source: Source, used: int) -> int:

@@ -127,7 +127,7 @@ def _experts(model: PreTrainedModel) -> list[tuple[str, str]]:
     return [(name, f"{name} is one parameter of all experts, which gets no adapter here") for name in sorted(found)]
 
 
-def refuse_faults(model: PreTrainedModel, lora: LoraConfig) -> Modules:
+def check_faults(model: PreTrainedModel, lora: LoraConfig) -> Modules:
     """The model's modules. Raises TrntuneError, in one line, where the adapter would be another than asked for."""
     modules = modules_of(model)
     for problem in faults(lora, modules, str(getattr(model.config, "model_type", type(model).__name__))):
@@ -162,7 +162,7 @@ def peft_config(lora: LoraConfig, modules: Modules | None = None) -> PeftLoraCon
     )
 
 
-def refuse_other(adapted: PeftModel, lora: LoraConfig, modules: Modules) -> None:
+def check_adapted_as_planned(adapted: PeftModel, lora: LoraConfig, modules: Modules) -> None:
     """Raise TrntuneError unless peft adapted, copied and wrapped exactly what ``adapters.trained`` says."""
     expected, found = trained(lora, modules), _found(adapted)
     differing = sorted(set(expected.adapters) ^ set(found.adapters), key=lambda adapter: adapter.name)

@@ -21,10 +21,10 @@ from trainer.models.block_attention import Segment, Terms, block_attention
 from trainer.models.reach import (
     Reach,
     UnknownAttention,
+    check_causal,
     document_mask,
     documents_of,
     in_chunks,
-    refuse_other_than_causal,
 )
 
 DOCUMENT_ATTENTION = "trntune_documents"
@@ -86,7 +86,7 @@ def document_attention(
     Raises UnknownAttention for what isn't computed here.
     """
     who = type(module).__name__
-    _refuse_unknown(who, kwargs)
+    _check_known(who, kwargs)
     # Of a mask only a causal one comes here; some models say then that attention itself needn't be causal.
     if attention_mask is None and (is_causal is False or getattr(module, "is_causal", True) is False):
         raise UnknownAttention(f"{who} isn't causal")
@@ -97,7 +97,7 @@ def document_attention(
     if segments is None:
         segments = [(row, 0, query.shape[2], True) for row in range(query.shape[0])]
     if isinstance(attention_mask, torch.Tensor):
-        refuse_other_than_causal(attention_mask, segments, who)
+        check_causal(attention_mask, segments, who)
     window = reach.size if reach is not None and reach.kind == "window" else None
     if sliding_window is not None and window != sliding_window:
         raise UnknownAttention(f"{who} asks for sliding_window={sliding_window} and transformers masks by {window}")
@@ -109,7 +109,7 @@ def document_attention(
     return _library_attention(query, key, value, segments, dropout, terms), None
 
 
-def _refuse_unknown(who: str, arguments: dict[str, Any]) -> None:
+def _check_known(who: str, arguments: dict[str, Any]) -> None:
     """An argument that isn't known may change what attention computes; None and False ask for nothing."""
     for name, value in arguments.items():
         if value is not None and value is not False and name not in _WITHOUT_EFFECT:

@@ -20,8 +20,8 @@ from launcher.config.schema import Config
 from launcher.errors import TrntuneError, in_first_line, in_one_line
 from launcher.jobs.torchrun import is_rank_zero
 from launcher.model_dir.files import tokenizer_fault, vocabulary_of
-from launcher.model_dir.weights import incomplete, missing_text, refuse_unreadable, too_few_rows
-from trainer.models.adapt import is_added, peft_config, refuse_faults, refuse_other, size, train_in_fp32
+from launcher.model_dir.weights import check_readable, incomplete, missing_text, too_few_rows
+from trainer.models.adapt import check_adapted_as_planned, check_faults, is_added, peft_config, size, train_in_fp32
 from trainer.models.quantized import Packing, leave_files
 from trainer.models.stored import not_finite_text
 
@@ -31,7 +31,7 @@ logging.disable_progress_bar()
 
 def load_tokenizer(model_dir: Path, trust_remote_code: bool = False) -> Any:
     """The fast tokenizer of a model directory; where none is named, padding is the end-of-sequence token."""
-    refuse_code_of_others(model_dir)
+    check_foreign_code(model_dir)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_dir, use_fast=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # what transformers raises for a file that it can't convert is of any kind
@@ -90,11 +90,11 @@ def load_model(
 ) -> PreTrainedModel:
     """The model on the CPU; a base in 4 bit on ``device``, where its weights are packed. Raises TrntuneError for what
     transformers can't read, for another parameter count, and for weights that are no numbers."""
-    refuse_code_of_others(model_dir)
-    refuse_unreadable(model_dir)
+    check_foreign_code(model_dir)
+    check_readable(model_dir)
     packing = Packing(model_dir, config) if is_quantized(config) else None
     if packing is not None:
-        refuse_not_finite(packing.stored(), model_dir)
+        check_finite_weights(packing.stored(), model_dir)
     place, products = device or torch.device("cpu"), weight_dtype(config)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -113,7 +113,7 @@ def load_model(
             fault = f"the model can't be loaded: {words}"
         raise TrntuneError(f"{model_dir}: {fault}") from None
     model: PreTrainedModel = loaded[0]
-    refuse_missing(model, loaded[1], model_dir)
+    check_none_missing(model, loaded[1], model_dir)
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:
         raise TrntuneError(
@@ -123,11 +123,11 @@ def load_model(
         packing.check(model)
         leave_files(model)
     else:
-        refuse_not_finite(model.named_parameters(), model_dir)
+        check_finite_weights(model.named_parameters(), model_dir)
     return model
 
 
-def refuse_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Path) -> None:
+def check_none_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Path) -> None:
     """Raise TrntuneError where transformers has made up weights that no file holds, by its report on loading; tell of
     tensors that it has left."""
     # Of a tied pair that is stored under the head's name alone nothing is said to be missing, and nothing is loaded.
@@ -142,14 +142,14 @@ def refuse_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Pa
         print(f"note: {model_dir}: {len(unexpected):,} tensors are no part of the model: {listed}", file=sys.stderr)
 
 
-def refuse_not_finite(weights: Iterable[tuple[str, torch.Tensor]], model_dir: Path) -> None:
+def check_finite_weights(weights: Iterable[tuple[str, torch.Tensor]], model_dir: Path) -> None:
     """Raise TrntuneError that names a weight with a NaN or an infinite number: no learning rate would help."""
     fault = not_finite_text(weights)
     if fault is not None:
         raise TrntuneError(f"{model_dir}: {fault}: the base is damaged; download or convert it again")
 
 
-def refuse_few_embeddings(model: PreTrainedModel, tokenizer: Any, model_dir: Path) -> None:
+def check_enough_embeddings(model: PreTrainedModel, tokenizer: Any, model_dir: Path) -> None:
     """Raise TrntuneError for a tokenizer with tokens that the embedding has no row for."""
     embedding: Any = model.get_input_embeddings()
     fault = too_few_rows(max(tokenizer.get_vocab().values()), embedding.weight.shape[0])
@@ -157,7 +157,7 @@ def refuse_few_embeddings(model: PreTrainedModel, tokenizer: Any, model_dir: Pat
         raise TrntuneError(f"{model_dir}: {fault}")
 
 
-def refuse_code_of_others(model_dir: Path) -> None:
+def check_foreign_code(model_dir: Path) -> None:
     """Raise TrntuneError for a model that names code of another repository, whose revision nobody has pinned."""
     for name in ("config.json", "tokenizer_config.json"):
         file = model_dir / name
@@ -173,7 +173,7 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     """For LoRA the model with adapters initialized by ``config.seed``, its base frozen; for full the model itself."""
     if config.method.name == "full":
         return model
-    modules = refuse_faults(model, config.lora)
+    modules = check_faults(model, config.lora)
     torch.manual_seed(config.seed)
     adapter = peft_config(config.lora, modules)
     adapter.base_model_name_or_path = config.model.hub_id or str(model.name_or_path)
@@ -182,7 +182,7 @@ def apply_method(model: PreTrainedModel, config: Config) -> PreTrainedModel | Pe
     except (ValueError, TypeError) as error:  # layers that peft can't adapt in this family
         raise TrntuneError(f"lora: {in_first_line(error)}") from None
     assert isinstance(adapted, PeftModel)
-    refuse_other(adapted, config.lora, modules)
+    check_adapted_as_planned(adapted, config.lora, modules)
     train_in_fp32(adapted)
     return adapted
 

@@ -110,7 +110,7 @@ def in_chunks(segments: list[Segment], size: int) -> list[Segment]:
     return found
 
 
-def refuse_other_than_causal(mask: torch.Tensor, segments: list[Segment], who: str) -> None:
+def check_causal(mask: torch.Tensor, segments: list[Segment], who: str) -> None:
     """Raise UnknownAttention unless ``mask`` [B or 1, 1, L, L], boolean or added to the scores, is plainly causal
     inside every document: a model that makes its own mask may have put a bias or a window into it."""
     if mask.dim() != 4 or mask.shape[1] != 1:

@@ -18,11 +18,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from launcher.architecture.adapters import Modules, first_layer, trained
 from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError
-from launcher.model_dir.weights import refuse_quantized
+from launcher.model_dir.weights import check_not_quantized
 from trainer.families.experts import active_width, idle_parameters, looked_up
 from trainer.families.pairs import head_size, heads, layer_extents, layers
 from trainer.families.small import not_for_texts
-from trainer.models.adapt import is_linear, peft_config, refuse_faults
+from trainer.models.adapt import check_faults, is_linear, peft_config
 from trainer.models.load import count_parameters
 from trainer.models.quantized import packed_layers
 
@@ -30,7 +30,7 @@ from trainer.models.quantized import packed_layers
 def on_meta(directory: Path) -> PreTrainedModel:
     """The model of a config.json on the meta device. Raises TrntuneError for what transformers can't read, and for
     quantized weights."""
-    refuse_quantized(directory)
+    check_not_quantized(directory)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         if (why := not_for_texts(config)) is not None:
@@ -78,7 +78,7 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
     parts = {}
     if lora is not None:
         adapter = LoraConfig(**lora)
-        modules = refuse_faults(model, adapter)
+        modules = check_faults(model, adapter)
         parts = adapted_parts(model, adapter, modules, idle)
         parts["packed"] = _packed(model, adapter, modules) if adapter.quantize_base else 0
         with torch.device("meta"):

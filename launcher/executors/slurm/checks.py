@@ -66,7 +66,7 @@ def check_cluster(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic("cluster.processes_per_node", each, why, f"nearest is {best}")
 
 
-def refuse_composition(composition: Composition) -> None:
+def check_composition(composition: Composition) -> None:
     """Raise UsageError for what no cluster can run as it is composed."""
     configs = [run.config for run in composition.runs]
     for key in ("cluster", "dry_run"):
@@ -144,7 +144,7 @@ def not_shared(cluster: ClusterConfig, directory: Path, needed: Iterable[ModelLo
     return not_below(root, places, "cluster.shared_root")
 
 
-def refuse_missing_commands(what: str, otherwise: str = "") -> None:
+def check_commands(what: str, otherwise: str = "") -> None:
     """Raise UsageError where Slurm's commands aren't installed."""
     wanted = ("sbatch", "srun", "squeue", "scancel", "scontrol")
     missing = [command for command in wanted if shutil.which(command) is None]
@@ -152,11 +152,11 @@ def refuse_missing_commands(what: str, otherwise: str = "") -> None:
         raise UsageError(f"{what}: no {missing[0]} here: submit from a node of the cluster{otherwise}")
 
 
-def refuse_this_machine(configs: Sequence[Config], directory: Path) -> None:
+def check_this_machine(configs: Sequence[Config], directory: Path) -> None:
     """Raise UsageError where this machine can't submit, or not so that the nodes can run it. ``configs``: of all runs,
     which have one cluster."""
     cluster = configs[0].cluster
-    refuse_missing_commands(f"cluster={cluster.name}", ", or use cluster=local")
+    check_commands(f"cluster={cluster.name}", ", or use cluster=local")
     if found := not_shared(cluster, directory, [place for config in configs for place in inputs(config)]):
         raise UsageError(found[0])
 

@@ -18,10 +18,10 @@ from launcher.executors.slurm import ledger as ledgers
 from launcher.executors.slurm.checks import (
     ask_slurm,
     ask_srun,
+    check_composition,
+    check_this_machine,
     inputs,
     not_shared,
-    refuse_composition,
-    refuse_this_machine,
 )
 from launcher.executors.slurm.graph import Key, PlannedJob, describe, plan_jobs, report_job
 from launcher.executors.slurm.ledger import Job, Ledger, RunJobs
@@ -41,12 +41,12 @@ CODE = "code"
 
 def execute(composition: Composition, overrides: list[str]) -> int:
     """Submit all runs, or print what would be submitted. Returns the exit code."""
-    refuse_composition(composition)
+    check_composition(composition)
     config = composition.runs[0].config
     base = composition.sweep_dir or composition.runs[0].directory
     if config.dry_run:
         return _dry_run(composition, base)
-    refuse_this_machine([run.config for run in composition.runs], base)
+    check_this_machine([run.config for run in composition.runs], base)
     ask_srun(config.cluster.srun_args)
     jobs = _plan(composition, _work(composition, base))
     preview = Target(base, base / CODE / "CODE", composition.sweep_dir is not None)
@@ -101,12 +101,12 @@ def _submit_single(run: Composed) -> int:
     from launcher.run import start
 
     if run.fixed_name:  # before anything is written there: a queued job runs the configuration of its submission
-        _refuse_active(_ledger_of(run.directory, run))
+        _check_active(_ledger_of(run.directory, run))
 
     def stages(config: Config, run_dir: RunDir) -> int:
         left = remaining(config, run_dir)
         ledger = _ledger_of(run_dir.path, run)
-        _refuse_active(ledger)
+        _check_active(ledger)
         ledger.runs[0].plan(config.stages, left)
         if not left:
             ledger.write()  # from now on status and wait say so too, also of a stage whose job failed after its result
@@ -225,7 +225,7 @@ def _take_back(jobs: Sequence[Job], known: Mapping[str, State]) -> None:
         cancel(still)
 
 
-def _refuse_active(ledger: Ledger) -> None:
+def _check_active(ledger: Ledger) -> None:
     if _active_runs(ledger, states(ledger.ids())):
         place = shown(ledger.directory)
         raise TrntuneError(

@@ -148,7 +148,7 @@ class StageTask:
                 if self.nodes > 1:
                     call_off(step, directory.logs)
                 return 0
-            self._refuse_endless(step)
+            self._check_endless(step)
             return counted(directory, start) if self.stage == TRAIN else start({})
 
     def _start(self, step: Step, directory: RunDir, interrupts: Interrupts, more: Mapping[str, str]) -> int:
@@ -163,7 +163,7 @@ class StageTask:
             return run_stage(COMPILE, directory, command, 1, interrupts, {**options, **more})
         return run_stage(self.stage, directory, self._command(meeting), self.processes_per_node, interrupts, more)
 
-    def _refuse_endless(self, step: Step) -> None:
+    def _check_endless(self, step: Step) -> None:
         """Training's starts without progress are counted, whichever job they belong to; every other stage begins anew
         at each start, so that none of them is progress."""
         if self.stage != TRAIN and step.restarts >= MAX_WITHOUT_PROGRESS:

@@ -11,7 +11,7 @@ import pytest
 from launcher.app import dispatch
 from launcher.errors import UsageError
 from launcher.executors.slurm import checks, commands, snapshot
-from launcher.executors.slurm.checks import check_cluster, not_shared, refuse_composition
+from launcher.executors.slurm.checks import check_cluster, check_composition, not_shared
 from launcher.executors.slurm.environment import submission_environment
 from launcher.executors.slurm.graph import plan_jobs
 from launcher.executors.slurm.ledger import read
@@ -133,10 +133,10 @@ def test_what_the_nodes_would_not_find_is_refused_before_anything_is_made(launch
 
 def test_runs_of_one_sweep_go_to_one_cluster(cwd):
     with pytest.raises(UsageError, match="cluster differs"):
-        refuse_composition(composition("-m", "cluster=local,slurm", "tracking=none"))
+        check_composition(composition("-m", "cluster=local,slurm", "tracking=none"))
     for place in ("100%j", "a\\\\b", "two\nlines"):
         with pytest.raises(UsageError, match="in the names of logs"):
-            refuse_composition(composition("cluster=slurm", f"hydra.run.dir='{place}'"))
+            check_composition(composition("cluster=slurm", f"hydra.run.dir='{place}'"))
 
 
 def test_a_snapshot_is_the_code_and_is_shared_by_equal_ones(tmp_path):

@@ -12,7 +12,7 @@ from launcher.checks.validate import problems
 from launcher.config.help import choices
 from launcher.config.schema import Config, world_size
 from launcher.errors import UsageError
-from launcher.neuron.checks import refuse_untrainable
+from launcher.neuron.checks import check_trainable
 from launcher.neuron.graphs import shapes
 from launcher.paths import CONF
 from tests.launcher.conftest import single
@@ -117,7 +117,7 @@ def test_granite_is_planned_with_its_ends_whole_on_every_rank_and_not_trained(tm
     held = (counts.total - ends - norms) // 8 + ends + norms
     assert held < counts.local[0] < held + adapter
     with pytest.raises(UsageError, match="granite can be planned, not trained"):
-        refuse_untrainable(config)
+        check_trainable(config)
     (problem,) = problems(single(*local(tmp_path, GRANITE), "parallelism=trn1_tp8_pp4_dp4_4nodes").config)
     assert "no pipeline for granite" in str(problem)
 

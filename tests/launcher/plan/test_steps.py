@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import UsageError
-from launcher.plan.steps import refuse_few_rows, row_problems, total_steps, warmup_steps
+from launcher.plan.steps import check_enough_rows, row_problems, total_steps, warmup_steps
 from tests.launcher.conftest import single
 
 BY_DATA = ("training.max_steps=null", "training.warmup_steps=0", "training.eval_every=null")
@@ -63,4 +63,4 @@ def test_steps_and_their_warm_up_are_counted_together():
     constant = single("training.scheduler=constant", "training.warmup_ratio=0.1").config
     assert warmup_steps(constant, 15) == 0
     with pytest.raises(UsageError, match=r"global_batch_size=2: the data give only 1 rows"):
-        refuse_few_rows(config, 1)
+        check_enough_rows(config, 1)

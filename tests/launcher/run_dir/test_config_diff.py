@@ -6,7 +6,7 @@ import pytest
 
 from launcher.checks.validate import problems
 from launcher.errors import UsageError
-from launcher.run_dir.config_diff import changes, config_sha256, fixed_part, refuse_changes, since
+from launcher.run_dir.config_diff import changes, check_changes, config_sha256, fixed_part, since
 from tests.launcher.conftest import single
 
 
@@ -16,7 +16,7 @@ def config(*overrides: str):
 
 def refusal(*overrides: str, allowed: tuple[str, ...] = ()) -> str:
     with pytest.raises(UsageError) as error:
-        refuse_changes(changes(config(), config(*overrides)), list(allowed), "outputs/x")
+        check_changes(changes(config(), config(*overrides)), list(allowed), "outputs/x")
     return str(error.value)
 
 
@@ -40,7 +40,7 @@ def test_a_change_is_refused_with_both_values_and_the_way_to_allow_it():
 @pytest.mark.parametrize("allowed", ["training.learning_rate", "training"])
 def test_a_change_that_is_named_is_allowed(allowed):
     found = changes(config(), config("training.learning_rate=0.5"))
-    refuse_changes(found, [allowed], "outputs/x")
+    check_changes(found, [allowed], "outputs/x")
     assert [change.key for change in found] == ["training.learning_rate"]
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from launcher.errors import TrntuneError, UsageError
-from launcher.model_dir.weights import refuse_unfit
+from launcher.model_dir.weights import check_fit
 from postprocess.convert import convert
 from postprocess.convert.__main__ import main
 from postprocess.safetensors.header import source_tensors
@@ -56,7 +56,7 @@ def test_a_pickle_becomes_the_same_model(kind, zipped, tmp_path, capsys):
     expected = AutoModelForCausalLM.from_pretrained(base, use_safetensors=False).state_dict()
     assert main([str(base), str(tmp_path / "out")]) == 0
     out = tmp_path / "out"
-    refuse_unfit(out)
+    check_fit(out)
     found, report = AutoModelForCausalLM.from_pretrained(out, use_safetensors=True, output_loading_info=True)
     assert not any(report.values())
     assert bits(dict(found.state_dict())) == bits(dict(expected))

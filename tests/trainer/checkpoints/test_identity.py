@@ -9,7 +9,7 @@ import pytest
 
 from launcher.config.schema import Config
 from tests.trainer.models.conftest import composed
-from trainer.checkpoints.checkpointer import identity, refuse_other, world_of
+from trainer.checkpoints.checkpointer import check_same_run, identity, world_of
 from trainer.checkpoints.manifest import InvalidCheckpointError, Manifest, Position
 
 SINCE = {
@@ -32,7 +32,7 @@ def test_a_checkpoint_that_lacks_newer_settings_or_names_their_defaults_is_one_o
     wanted = identity(config, "data", "base")
     older = {key: value for key, value in wanted.items() if key not in SINCE}
     for recorded in (wanted, older, {**older, **SINCE}):
-        refuse_other(manifest(config, recorded), config, wanted)
+        check_same_run(manifest(config, recorded), config, wanted)
 
 
 @pytest.mark.parametrize(("override", "key"), [("dataset.too_long=drop", "dataset.too_long"), ("lora.r=3", "lora.r")])
@@ -41,11 +41,11 @@ def test_other_settings_are_of_another_run_on_either_side(config, override, key)
     ours, theirs = identity(config, "data", "base"), identity(other, "data", "base")
     for wanted, recorded in ((ours, theirs), (theirs, ours), (theirs, {**ours, **SINCE})):
         with pytest.raises(InvalidCheckpointError, match=f"it is of another run: {key} is "):
-            refuse_other(manifest(config, recorded), config, wanted)
+            check_same_run(manifest(config, recorded), config, wanted)
 
 
 def test_fewer_processes_are_told(config):
     wanted = identity(config, "data", "base")
     two = replace(manifest(config, wanted), world=replace(world_of(config), size=2, data_parallel=2))
     with pytest.raises(InvalidCheckpointError, match="it was written by 2 processes, this run has 1 "):
-        refuse_other(two, config, wanted)
+        check_same_run(two, config, wanted)

@@ -13,7 +13,7 @@ from trainer.data.collate import Collator
 from trainer.data.tokenize import IGNORE, Example
 from trainer.families.experts import idle_parameters
 from trainer.families.small import small_config, small_model
-from trainer.models.adapt import refuse_faults
+from trainer.models.adapt import check_faults
 from trainer.models.attention import DOCUMENT_ATTENTION
 from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 
@@ -62,9 +62,9 @@ def test_experts_in_one_parameter_are_found(family):
 def test_an_adapter_on_experts_in_one_parameter_is_refused_and_on_lists_of_experts_trains():
     model = small_model(small_config(AutoConfig.for_model("gpt_oss"), 64), "eager")
     with pytest.raises(TrntuneError, match="gate_up_proj is one parameter of all experts, which gets no adapter here"):
-        refuse_faults(model, Adapter(name="test", target_modules=["q_proj", "gate_up_proj"]))
+        check_faults(model, Adapter(name="test", target_modules=["q_proj", "gate_up_proj"]))
     listed = mixtral()
-    refuse_faults(listed, Adapter(name="test", target_modules=["w1", "w2", "w3"]))
+    check_faults(listed, Adapter(name="test", target_modules=["w1", "w2", "w3"]))
     adapted = get_peft_model(listed, LoraConfig(target_modules=["w1", "w2", "w3"], task_type="CAUSAL_LM"))
     ids = torch.randint(3, 90, (30,)).tolist()
     batch = Collator(40, pad_token_id=0)([[Example(ids, ids)]])

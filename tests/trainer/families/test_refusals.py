@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from launcher.architecture.families import refuse_family
+from launcher.architecture.families import check_family
 from launcher.errors import UsageError
 from tests.conftest import launch
 from tests.launcher.conftest import single
@@ -30,7 +30,7 @@ def test_a_state_space_model_is_refused_with_packing(tmp_path):
     assert "dataset.packing=false works" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    refuse_family(single(*arguments, "dataset.packing=false").config)
+    check_family(single(*arguments, "dataset.packing=false").config)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_state_space_model_is_refused_with_packing(tmp_path):
 )
 def test_what_would_train_another_model_is_refused(tmp_path, facts, message):
     with pytest.raises(UsageError, match=message):
-        refuse_family(single("model=local", model(tmp_path, **facts), "dataset.packing=false").config)
+        check_family(single("model=local", model(tmp_path, **facts), "dataset.packing=false").config)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_what_would_train_another_model_is_refused(tmp_path, facts, message):
 )
 def test_an_adapter_that_would_be_another_one_is_refused(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
-        refuse_family(single("model=local", model(tmp_path, model_type="mistral"), *options).config)
+        check_family(single("model=local", model(tmp_path, model_type="mistral"), *options).config)
 
 
 def test_a_window_is_no_reason_to_refuse(tmp_path):
     facts = {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 32}
-    refuse_family(single("model=local", model(tmp_path, **facts)).config)
+    check_family(single("model=local", model(tmp_path, **facts)).config)

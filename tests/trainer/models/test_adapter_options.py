@@ -24,7 +24,7 @@ from trainer.engines.torch import state
 from trainer.families.proof import Way
 from trainer.families.small import small_config, small_model
 from trainer.fetch.sources import fetch_model
-from trainer.models.adapt import modules_of, peft_config, refuse_faults, refuse_other
+from trainer.models.adapt import check_adapted_as_planned, check_faults, modules_of, peft_config
 from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.models.load import apply_method, count_parameters, load_model, load_tokenizer
 from trainer.models.size import ParameterCounts, model_size
@@ -160,9 +160,9 @@ def test_layers_to_transform_are_decoder_layers_of_a_mixture_of_experts_too():
         small("mixtral"),
         config_of(Path("x"), "lora.target_modules=[w1,q_proj]", "lora.layers_to_transform=[1]").lora,
     )
-    modules = refuse_faults(model, lora)
+    modules = check_faults(model, lora)
     peft_model = get_peft_model(model, peft_config(lora, modules))
-    refuse_other(peft_model, lora, modules)
+    check_adapted_as_planned(peft_model, lora, modules)
     names = peft_model.base_model.targeted_module_names
     assert len(names) == 1 + model.config.num_local_experts
     assert all(name.startswith("model.layers.1.") for name in names)
@@ -178,7 +178,7 @@ def test_what_peft_makes_otherwise_is_refused():
     with pytest.raises(
         TrntuneError, match=r"peft would train model.layers.0.block_sparse_moe.experts.1.w1, model.layers.1"
     ):
-        refuse_other(get_peft_model(model, theirs), lora, modules)
+        check_adapted_as_planned(get_peft_model(model, theirs), lora, modules)
 
 
 @pytest.mark.parametrize(
@@ -192,15 +192,15 @@ def test_what_peft_makes_otherwise_is_refused():
 )  # fmt: skip
 def test_what_a_family_cannot_have_is_refused_by_name(family, options, piece):
     with pytest.raises(TrntuneError, match=piece):
-        refuse_faults(small(family), config_of(Path("x"), *options).lora)
+        check_faults(small(family), config_of(Path("x"), *options).lora)
 
 
 def test_all_linear_names_layers_in_full_where_a_last_part_is_another_modules_too():
     model, lora = small("git"), config_of(Path("x"), ALL).lora
-    modules = refuse_faults(model, lora)
+    modules = check_faults(model, lora)
     adapter = peft_config(lora, modules)
     assert adapter.target_modules == set(modules.linear)
-    refuse_other(get_peft_model(model, adapter), lora, modules)
+    check_adapted_as_planned(get_peft_model(model, adapter), lora, modules)
 
 
 def test_flops_are_those_of_what_is_trained_and_reached(bases):

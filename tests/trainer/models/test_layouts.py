@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launcher.checks.sources import refuse_absent
+from launcher.checks.sources import check_sources_exist
 from launcher.checks.validate import problems
 from launcher.errors import TrntuneError, UsageError
 from launcher.model_dir.config_json import read_config_json
 from launcher.model_dir.files import vocabulary_of, weight_files
-from launcher.model_dir.weights import refuse_unfit, stored_shapes
+from launcher.model_dir.weights import check_fit, stored_shapes
 from launcher.plan.disk import merged_bytes
 from postprocess.safetensors.header import source_tensors
 from tests.postprocess.merge.models import make_base
@@ -189,8 +189,8 @@ def test_a_plan_needs_a_config_json_alone_and_a_run_the_weights(base):
     config = config_of(base)
     assert problems(config) == []
     with pytest.raises(UsageError, match=r"^model\.path=.*base: \*\.safetensors missing; save a model there"):
-        refuse_absent(config)
-    refuse_absent(config_of(base, "stages=[merge]"))
+        check_sources_exist(config)
+    check_sources_exist(config_of(base, "stages=[merge]"))
 
 
 def test_what_lies_beside_the_shards_is_no_part_of_the_model(base, tmp_path, capsys):
@@ -202,7 +202,7 @@ def test_what_lies_beside_the_shards_is_no_part_of_the_model(base, tmp_path, cap
     config = config_of(base, "stages=[fetch,train,merge]")
     assert problems(config) == []
     assert check_directory(str(base)) == base
-    refuse_unfit(base)
+    check_fit(base)
     assert [file.name for file in weight_files(base)] == SHARDS
     assert set(stored_shapes(base) or ()) == set(source_tensors(base))
     assert fingerprint(base) == alone
@@ -234,7 +234,7 @@ def test_a_fast_tokenizer_is_built_of_vocab_json_and_merges_txt(merges, tmp_path
     data = ("dataset=jsonl", f"dataset.path={rows}", "dataset.max_samples=null", "training.max_length=64")
     config = config_of(merges, *data, "lora.target_modules=[c_attn]")
     assert problems(config) == []
-    refuse_absent(config)
+    check_sources_exist(config)
     assert vocabulary_of(merges) == merges / "vocab.json"
     tokenizer = load_tokenizer(merges)
     assert tokenizer.is_fast

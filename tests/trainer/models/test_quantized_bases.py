@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from launcher.checks.validate import problems
 from launcher.errors import TrntuneError
-from launcher.model_dir.weights import refuse_unfit
+from launcher.model_dir.weights import check_fit
 from postprocess.generate.models import Answerers, ModelLocation
 from tests.trainer.models.conftest import config_of, load
 from trainer.families.choose import found_way
@@ -47,7 +47,7 @@ def test_a_quantized_base_is_refused_by_name_wherever_it_is_read(kind, base):
         check_directory(str(base))
     assert str(fetched.value) == f"model.path={base}: {says}"
     answerers = Answerers(ModelLocation(None, None, base, "plain", None), torch.float32, "cpu")
-    for read in (load, refuse_unfit, on_meta, lambda base: found_way(base, 64), lambda _: _enter(answerers)):
+    for read in (load, check_fit, on_meta, lambda base: found_way(base, 64), lambda _: _enter(answerers)):
         with pytest.raises(TrntuneError) as caught:
             read(base)
         assert str(caught.value) == f"{base}: {says}"

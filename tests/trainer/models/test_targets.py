@@ -10,7 +10,7 @@ from launcher.architecture.adapter_faults import own_choice
 from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError
 from trainer.families.small import small_config, small_model
-from trainer.models.adapt import lora_targets, peft_config, refuse_faults
+from trainer.models.adapt import check_faults, lora_targets, peft_config
 
 
 def model(family: str):
@@ -21,7 +21,7 @@ def adapted(family: str, targets: list[str]) -> set[str]:
     """The last part of the names of the layers that peft adapts."""
     found = model(family)
     lora = LoraConfig(name="test", target_modules=targets)
-    peft = get_peft_model(found, peft_config(lora, refuse_faults(found, lora)))
+    peft = get_peft_model(found, peft_config(lora, check_faults(found, lora)))
     return {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in peft.named_parameters() if ".lora_A" in name}
 
 
@@ -48,7 +48,7 @@ def test_all_linear_is_every_layer_but_the_head(family, layers):
 )
 def test_default_layers_that_a_family_has_not_are_answered_with_its_own(family, choice):
     with pytest.raises(TrntuneError) as caught:
-        refuse_faults(model(family), LoraConfig(name="test"))
+        check_faults(model(family), LoraConfig(name="test"))
     assert f"take lora.target_modules=[{choice}], or [all-linear] for all of them" in str(caught.value)
     assert set(choice.split(",")) <= adapted(family, choice.split(","))
 
@@ -57,12 +57,12 @@ def test_a_misspelt_layer_is_answered_with_the_nearest():
     with pytest.raises(
         TrntuneError, match="no linear layer c_atn: allowed are c_attn, c_proj, c_fc; did you mean c_attn"
     ):
-        refuse_faults(model("gpt2"), LoraConfig(name="test", target_modules=["c_atn"]))
+        check_faults(model("gpt2"), LoraConfig(name="test", target_modules=["c_atn"]))
 
 
 def test_a_layer_that_kernels_read_is_refused_by_name():
     with pytest.raises(TrntuneError, match="out_proj gets no adapter, since this family's kernels read its weight"):
-        refuse_faults(model("mamba"), LoraConfig(name="test", target_modules=["in_proj", "out_proj"]))
+        check_faults(model("mamba"), LoraConfig(name="test", target_modules=["in_proj", "out_proj"]))
 
 
 def test_a_family_without_layers_of_attention_is_given_all_of_its_own():

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from launcher.checks.validate import problems
 from launcher.errors import TrntuneError
 from launcher.model_dir.config_json import read_architecture
-from launcher.model_dir.weights import incomplete, refuse_unfit, stored_shapes
+from launcher.model_dir.weights import check_fit, incomplete, stored_shapes
 from postprocess.generate.models import Answerers, ModelLocation
 from tests.trainer.models.conftest import composed
 from trainer.engines.torch.engine import TorchEngine
@@ -97,7 +97,7 @@ def test_weights_that_no_file_holds_are_refused_from_headers_alone_and_when_load
     assert problem.key == "model.path"
     assert says in problem.why
     with pytest.raises(TrntuneError) as fetched:
-        refuse_unfit(base)
+        check_fit(base)
     with pytest.raises(TrntuneError) as loaded:
         load(base)
     assert str(fetched.value) == str(loaded.value) == f"{base}: {problem.why}"
@@ -188,12 +188,12 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows(base):
     rows, known = read_architecture(base).vocab_size, len(tokenizer)
     tokenizer.add_tokens([f"<extra_{number}>" for number in range(rows - known)])
     tokenizer.save_pretrained(base)
-    refuse_unfit(base)  # padded to the last row
+    check_fit(base)  # padded to the last row
     tokenizer.add_tokens(["<one_more>"])
     tokenizer.save_pretrained(base)
     says = f"its tokenizer has {rows + 1} tokens, but its embedding only {rows} rows"
     with pytest.raises(TrntuneError, match=says):
-        refuse_unfit(base)
+        check_fit(base)
     with pytest.raises(TrntuneError, match=says):
         measure(config_of(base))
     with pytest.raises(TrntuneError, match=says):

@@ -43,7 +43,7 @@ def create(config: Config) -> NeuronEngine:
     return NeuronEngine(config)
 
 
-def refuse_unsupported(config: Config) -> None:
+def check_supported(config: Config) -> None:
     """Raise TrntuneError for what optimum-neuron 0.4.5 would train wrongly or not at all."""
     parallel = config.parallelism
     if parallel.pipeline_parallel > 1:
@@ -66,7 +66,7 @@ class NeuronEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        refuse_unsupported(config)
+        check_supported(config)
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             raise TrntuneError("the neuron engine must be started by torchrun, also in one process")
         try:

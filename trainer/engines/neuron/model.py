@@ -20,11 +20,11 @@ from torch import nn
 from launcher.architecture.family_table import GATE_UP, QKV
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.model_dir.weights import refuse_unreadable
+from launcher.model_dir.weights import check_readable
 from trainer.engines.neuron.adapter import initial_adapter, share_first_half
 from trainer.engines.neuron.patches import is_split, mark_replicated
-from trainer.models.adapt import peft_config, refuse_faults
-from trainer.models.load import count_parameters, refuse_code_of_others, refuse_not_finite
+from trainer.models.adapt import check_faults, peft_config
+from trainer.models.load import check_finite_weights, check_foreign_code, count_parameters
 from trainer.models.size import ParameterCounts
 from trainer.probes.model import on_meta
 
@@ -40,8 +40,8 @@ def attention(config: Config) -> str:
 
 def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
     """This rank's part of the model in host memory, with its adapter for LoRA. Raises TrntuneError."""
-    refuse_code_of_others(model_dir)
-    refuse_unreadable(model_dir)
+    check_foreign_code(model_dir)
+    check_readable(model_dir)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     try:
         model = NeuronModelForCausalLM.from_pretrained(
@@ -50,11 +50,11 @@ def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().partition("\n")[0] or type(error).__name__
         raise TrntuneError(f"{model_dir}: optimum-neuron can't load the model: {first}") from None
-    refuse_not_finite(model, model_dir)
+    check_finite_weights(model, model_dir)
     if config.method.name == "full":
         mark_replicated(model)
         return model
-    modules = refuse_faults(on_meta(model_dir), config.lora)
+    modules = check_faults(on_meta(model_dir), config.lora)
     adapted = get_peft_model(model, peft_config(config.lora, modules))
     _put_adapter(adapted, initial_adapter(model_dir, config))
     mark_replicated(adapted)

@@ -141,7 +141,7 @@ class DocumentTrainer(NeuronTrainer):
         self.loss_sums.append(loss.detach())
         return loss * self.scale
 
-    def refuse_not_finite(self, what: str, updated: bool) -> None:
+    def check_finite(self, what: str, updated: bool) -> None:
         """Raise NonFiniteLossError. The last good state is saved first, where it is still there. In a trial run no
         number means anything: nothing is executed."""
         if tracing():
@@ -253,7 +253,7 @@ class StepMeter(TrainerCallback):
         self.learning_rate = trainer._get_last_learning_rate()
         neuron_patches.set_learning_rates(trainer.inner_optimizer, trainer.lr_scheduler.get_last_lr())
         if not math.isfinite(trainer.step_counts.loss_sum):
-            trainer.refuse_not_finite(f"the loss is {trainer.step_counts.loss_sum}", updated=False)
+            trainer.check_finite(f"the loss is {trainer.step_counts.loss_sum}", updated=False)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer
@@ -261,7 +261,7 @@ class StepMeter(TrainerCallback):
         now = time.perf_counter()
         seconds, norm = now - self.started, float(trainer.grad_norm)
         if not math.isfinite(norm):
-            trainer.refuse_not_finite(f"the gradient norm is {norm}", updated=True)
+            trainer.check_finite(f"the gradient norm is {norm}", updated=True)
         epoch = state.global_step * trainer.part.config.training.global_batch_size / len(trainer.rows)
         state.epoch = epoch
         rows = trainer.rows_of(state.global_step)

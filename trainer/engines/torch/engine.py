@@ -43,7 +43,7 @@ from trainer.models.adapt import modules_of
 from trainer.models.attention import DOCUMENT_ATTENTION
 from trainer.models.causal_lm import CausalLMLoss
 from trainer.models.generation import mend_generation
-from trainer.models.load import apply_method, count_parameters, load_model, refuse_few_embeddings
+from trainer.models.load import apply_method, check_enough_embeddings, count_parameters, load_model
 from trainer.models.size import ParameterCounts, model_size
 from trainer.models.unchanged import checksums
 from trainer.signals import Stop
@@ -90,7 +90,7 @@ class TorchEngine:
         base = load_model(model_dir, self.config, self.attention, self.group.device)
         if self.config.method.name == "full":  # an adapter is saved without them
             self.notes = mend_generation(base, model_dir, ends_of(tokenizer))
-        refuse_few_embeddings(base, tokenizer, model_dir)
+        check_enough_embeddings(base, tokenizer, model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
         self.modules = modules_of(base)

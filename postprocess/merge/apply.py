@@ -11,6 +11,7 @@ from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 
+import trainer.lean_peft  # noqa: F401 (before an adapter is put on a model)
 from launcher.architecture.adapters import ends
 from launcher.errors import TrntuneError, first, in_first_line
 from launcher.run_dir.provenance import installed

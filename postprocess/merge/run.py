@@ -122,6 +122,7 @@ class _Merge:
     def check(self, tensors: dict[str, SourceTensor]) -> tuple[Outputs, list[Path], Vocabulary | None]:
         """What to write, what to copy, and how the vocabulary was resized. Raises TrntuneError for an adapter that
         doesn't fit, and what is refused."""
+        import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
         from postprocess.merge.layout import read_layout
         from postprocess.merge.outputs import plan_outputs
 

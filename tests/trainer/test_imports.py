@@ -18,3 +18,24 @@ def test_the_training_stage_imports_no_package_that_it_does_not_use(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_bitsandbytes_is_imported_for_a_packed_base_alone(tmp_path):
+    """It is installed here, and brings half of what torch can compile with."""
+    code = (
+        "import sys\n"
+        "from peft import get_peft_model\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "from trainer.models.adapt import PeftLoraConfig\n"
+        "sizes = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)\n"
+        "model = get_peft_model(LlamaForCausalLM(LlamaConfig(**sizes)), PeftLoraConfig(target_modules=['q_proj']))\n"
+        "assert model.print_trainable_parameters() is None\n"
+        "assert 'bitsandbytes' not in sys.modules\n"
+        "from peft.tuners.lora import model as lora_model\n"
+        "assert not lora_model.is_bnb_available()\n"
+        "import bitsandbytes\n"
+        "assert lora_model.is_bnb_available() and lora_model.is_bnb_4bit_available()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

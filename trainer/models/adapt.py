@@ -18,6 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+import trainer.lean_peft  # noqa: F401 (before an adapter is put on a model)
 from launcher.architecture.adapter_faults import faults
 from launcher.architecture.adapters import MAX_NAMES, Adapted, Modules, Trained, last_parts, peft_targets, trained
 from launcher.config.schema import LoraConfig

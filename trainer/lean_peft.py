@@ -1,0 +1,25 @@
+"""Keeps peft from importing bitsandbytes for a base that isn't packed: a second of processor time in each stage.
+
+Wherever the package is installed, peft 0.17 imports it to ask of each layer whether it is one of its own. None can be
+before somebody has loaded it, as transformers does for a packed base. Imported where adapters are put on a model.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from peft.tuners.lora import model as lora_model
+
+_has_4bit = lora_model.is_bnb_4bit_available
+
+
+def _is_loaded() -> bool:
+    return "bitsandbytes" in sys.modules
+
+
+def _has_4bit_loaded() -> bool:
+    return _is_loaded() and bool(_has_4bit())
+
+
+lora_model.is_bnb_available = _is_loaded
+lora_model.is_bnb_4bit_available = _has_4bit_loaded

@@ -7,10 +7,12 @@ before somebody has loaded it, as transformers does for a packed base. Imported 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-from peft.tuners.lora import model as lora_model
+from peft.tuners.lora import model
 
-_has_4bit = lora_model.is_bnb_4bit_available
+_lora_model: Any = model
+_has_4bit = _lora_model.is_bnb_4bit_available
 
 
 def _is_loaded() -> bool:
@@ -21,5 +23,5 @@ def _has_4bit_loaded() -> bool:
     return _is_loaded() and bool(_has_4bit())
 
 
-lora_model.is_bnb_available = _is_loaded
-lora_model.is_bnb_4bit_available = _has_4bit_loaded
+_lora_model.is_bnb_available = _is_loaded
+_lora_model.is_bnb_4bit_available = _has_4bit_loaded

@@ -11,12 +11,12 @@ from benchmarks.postprocess import main
 
 
 def test_every_case_has_its_samples_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["merge", "--size", "tiny", "--repeats", "2", "--with-peft", "--directory", str(tmp_path)]
+    arguments = ["merge", "--size", "tiny", "--repeats", "1", "--with-peft", "--directory", str(tmp_path)]
     assert main(arguments) == 0
     [file] = tmp_path.iterdir()
     cases = json.loads(file.read_text())["cases"]
     assert list(cases) == ["cp -r", "trntune merge", "peft"]
-    assert all(len(case["samples"]) == 2 and case["ratio"] > 0 for case in cases.values())
+    assert all(len(case["samples"]) == 1 and case["ratio"] > 0 for case in cases.values())
     assert cases["cp -r"]["ratio"] == 1
     assert cases["trntune merge"]["peak_anonymous_bytes"] > 1e7
     assert "trntune merge" in capsys.readouterr().out

@@ -59,34 +59,34 @@ def test_every_run_has_its_own_nodes_and_a_killed_one_costs_only_itself(user, sl
 
 
 @pytest.mark.long
-def test_forty_runs_of_which_three_are_killed(user, slurm):
-    """Of the first stage only, slowed down: forty times training would take the tests' time."""
+def test_sixteen_runs_of_which_three_are_killed(user, slurm):
+    """Of the first stage only, slowed down: training sixteen times would take the tests' time."""
     slow = with_fault(op="fsync", path="fetch.json", sleep=3, **{"from": 1})
     held = "cluster.sbatch_args=[--hold]"  # a submission waits for no run: none can start before it is over
-    ledger = submit(user, "stages=[fetch]", "seed=range(40)", "cluster.max_parallel=8", slow, held)
-    assert len(ledger.runs) == 40
+    ledger = submit(user, "stages=[fetch]", "seed=range(16)", "cluster.max_parallel=4", slow, held)
+    assert len(ledger.runs) == 16
     slurm.run("scontrol", "release", ",".join(ledger.ids()))
-    victims = [ledger.runs[number] for number in (1, 3, 17)]
+    victims = [ledger.runs[number] for number in (1, 3, 9)]
     for run in victims:
         kill(slurm, run, "fetch")
     most = 0
     while slurm.state(ledger.report.id) in ("PENDING", "RUNNING", "COMPLETING"):
         most = max(most, slurm.run("squeue", "-h", "-t", "running", "-o", "%A").count("\n"))
         time.sleep(0.2)  # only how often it is looked: a job takes three seconds or more
-    assert 1 < most <= 8
+    assert 1 < most <= 4
     assert user.wait("sweep") == 1
     shown = json.loads(user.launcher("status", str(user.directory / "sweep"), "--json").stdout)
     assert [run["directory"] for run in shown["runs"] if run["state"] == "failed"] == [
         str(run.directory) for run in victims
     ]
-    assert sum(run["state"] == "done" for run in shown["runs"]) == 37
-    assert "37 of 40 runs done, 3 failed" in log_of_report(ledger)
+    assert sum(run["state"] == "done" for run in shown["runs"]) == 13
+    assert "13 of 16 runs done, 3 failed" in log_of_report(ledger)
     assert user.launcher("retry", str(user.directory / "sweep"), "cluster.environment=[]",
                          "cluster.sbatch_args=[]").returncode == 0  # fmt: skip
     again = read(user.directory / "sweep")
-    assert sum(len(run.jobs) for run in again.runs) == 43
+    assert sum(len(run.jobs) for run in again.runs) == 19
     assert user.wait("sweep") == 0
-    assert "40 of 40 runs done" in log_of_report(again)
+    assert "16 of 16 runs done" in log_of_report(again)
 
 
 def test_what_several_nodes_cannot_share_is_refused(user):

@@ -49,7 +49,7 @@ SETTINGS = {
 }
 _START = python_module("")[1:3]
 # Modules that are commands: `python -m NAME`.
-_COMMANDS = re.compile(r"(launcher|postprocess\.\w+|torch\.distributed\.run)$")
+_COMMANDS = re.compile(r"(launcher|cluster|postprocess\.\w+|torch\.distributed\.run)$")
 
 
 def is_known(command: list[str]) -> bool:

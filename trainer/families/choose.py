@@ -15,8 +15,9 @@ from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, UsageError, in_first_line
 from launcher.model_dir.weights import check_readable
 from trainer.families.answers import Answering, answering
-from trainer.families.proof import Way, examine, prove
+from trainer.families.proof import examine, prove, tried
 from trainer.families.small import WINDOWS, small_config, small_model
+from trainer.families.way import Way
 from trainer.models.adapt import check_faults
 from trainer.models.load import check_foreign_code
 from trainer.probes.model import on_meta
@@ -69,10 +70,11 @@ def way_of_answering(model_dir: Path, length: int, fixed: str | None = None, tru
     """
     try:
         facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=trust, local_files_only=True)
-        model = small_model(small_config(facts, length), "eager", trust)
+        small = small_config(facts, length)
+        model = small_model(small, "eager", trust)
     except Exception:  # a kind of which no small model can be built: the surest way
         return Answering(fixed, batched=False, cached=False)
-    how = answering(model, fixed or examine(model).attention, fixed is not None)
+    how = answering(model, fixed or tried(small, trust).attention, fixed is not None)
     if how is None:
         raise TrntuneError(
             f"{model_dir}: {type(model).__name__} can't answer here: transformers' generate gives other tokens "

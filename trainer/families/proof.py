@@ -9,9 +9,10 @@ heard of shows as a difference, not as another model.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from trainer.families.small import (
     text_config,
     with_attention,
 )
+from trainer.families.way import Way
 from trainer.models.attention import DOCUMENT_ATTENTION, segments_of
 from trainer.models.reach import Reach, UnknownAttention, packed_rows
 
@@ -35,23 +37,6 @@ _PADDING = 5
 _NOT_ALONE = "can't compute a text alone"
 _TOLERANCE = 5e-5
 """difference of logits that is rounding, of the largest one, in fp32"""
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a model is trained so that it is the one that transformers computes."""
-
-    packed: str | None
-    """why documents can't share a row; None: they can"""
-    alone: str | None
-    """why it can't be trained with a document a row either; None: it can"""
-    attention: str
-    """the attention of transformers that computes what its eager one does: sdpa, or eager where sdpa leaves something
-    out"""
-    plain_head: bool
-    """the logits are the head's product with the decoder's output"""
-    too_long: bool = False
-    """what is refused is so for the length of the rows: shorter ones can be trained"""
 
 
 def accepted(module: nn.Module, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -79,16 +64,33 @@ def prove(config: PretrainedConfig, length: int, trust_remote_code: bool = False
     """
     if (why := not_for_texts(config, trust_remote_code)) is not None:
         return Way(why, why, "eager", False)
-    way = examine(small_model(small_config(config, length), "eager", trust_remote_code))
+    way = tried(small_config(config, length), trust_remote_code)
     if way.packed is None:
         return way
-    short = examine(small_model(small_config(config, 1), "eager", trust_remote_code))
+    short = tried(small_config(config, 1), trust_remote_code)
     longer = way.alone is not None and short.alone is None
     own = own_positions(text_config(config).to_dict())
     if longer and _NOT_ALONE in (way.alone or "") and own is not None and own[1] < length:
         why = f"it has {own[1]} positions ({own[0]}) and nothing for those beyond"
         way = replace(way, packed=why, alone=why)
     return replace(way, too_long=short.packed is None or longer)
+
+
+_TRIED: dict[tuple[str, str], Way] = {}
+
+
+def tried(config: PretrainedConfig, trust_remote_code: bool = False) -> Way:
+    """``examine`` of a small model with this configuration, once in a process: a run that trains and answers, or merges
+    and compares, asks twice. Foreign code is tried each time."""
+    key = (type(config).__qualname__, _identity(config))
+    if trust_remote_code or key not in _TRIED:
+        _TRIED[key] = examine(small_model(config, "eager", trust_remote_code))
+    return _TRIED[key]
+
+
+def _identity(config: PretrainedConfig) -> str:
+    settings = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def examine(model: PreTrainedModel, small: bool = True, tolerance: float = _TOLERANCE) -> Way:

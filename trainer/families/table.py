@@ -9,8 +9,9 @@ import transformers
 from transformers import PreTrainedModel
 
 from trainer.families.cases import Case, cases
-from trainer.families.proof import Way, examine
+from trainer.families.proof import examine
 from trainer.families.small import not_for_texts, small_config, small_model
+from trainer.families.way import Way
 from trainer.models.adapt import lora_targets
 
 _HEAD = """# Model families

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from launcher.errors import TrntuneError
 from trainer.data.tokenize import IGNORE
 from trainer.families.experts import router_coefficient
-from trainer.families.proof import Way, accepted, decoder_of
+from trainer.families.proof import accepted, decoder_of
+from trainer.families.way import Way
 from trainer.models.adapt import plain
 from trainer.models.attention import segments_of
 from trainer.models.loss import dense_cross_entropy, linear_cross_entropy

@@ -18,9 +18,14 @@ from trainer.fetch.tiny_llama import byte_tokenizer
 
 def config_for(path: Path, *arguments: str) -> Config:
     """Rows of 256 positions from a JSONL file, seven questions held out, four rows a step."""
-    return composed(
+    return composed(*settings_for(path), *arguments)
+
+
+def settings_for(path: Path) -> tuple[str, ...]:
+    """The command line of ``config_for``."""
+    return (
         "dataset=jsonl", f"dataset.path={path}", "dataset.eval_samples=7", "training.max_length=256",
-        "training.global_batch_size=4", *arguments,
+        "training.global_batch_size=4",
     )  # fmt: skip
 
 

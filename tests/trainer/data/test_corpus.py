@@ -13,7 +13,7 @@ import pytest
 
 from launcher.errors import TrntuneError
 from launcher.paths import ROOT
-from tests.trainer.data.conftest import config_for
+from tests.trainer.data.conftest import config_for, settings_for
 from trainer.data import build, groups
 from trainer.data.encoder import Encoder
 from trainer.data.prepare import PreparedData, prepare
@@ -102,20 +102,22 @@ def test_many_processes_that_come_at_once_tokenize_once(rows_file, tokenizer, tm
     """As the ranks of a run do."""
     script = (
         "import sys, pathlib\n"
-        "from tests.trainer.data.test_corpus import config_for\n"
+        "from tests.launcher.conftest import single\n"
         "from trainer.data import build\n"
         "from trainer.data.prepare import prepare\n"
-        "from trainer.fetch.tiny_llama import byte_tokenizer\n"
+        "from trainer.probes.dataset import PlainTokenizer\n"
         "write = build.write\n"
         "def told(*arguments):\n"
         "    print('tokenizes')\n"
         "    write(*arguments)\n"
         "build.write = told\n"
-        "path = pathlib.Path(sys.argv[1])\n"
-        "print(prepare(config_for(path), path, byte_tokenizer(4096)).digest())\n"
+        "rows, tokenizer = map(pathlib.Path, sys.argv[1:3])\n"
+        "print(prepare(single(*sys.argv[3:]).config, rows, PlainTokenizer(tokenizer)).digest())\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", script, str(rows_file)]
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    command = [sys.executable, "-c", script, str(rows_file), str(file), *settings_for(rows_file)]
     ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     lines = [line for rank in ranks for line in rank.communicate()[0].split()]
     assert lines.count("tokenizes") == 1

@@ -33,10 +33,10 @@ configs:
 FETCH = """
 import json, sys
 from launcher.errors import TrntuneError
-from tests.trainer.models.conftest import composed
+from tests.launcher.conftest import single
 from trainer.data.source import Source
 from trainer.fetch.sources import dataset_at_hand, fetch_dataset
-config = composed(*sys.argv[2:])
+config = single(*sys.argv[2:]).config
 try:
     path = (dataset_at_hand if sys.argv[1] == "hand" else fetch_dataset)(config.dataset)
     source = None if path is None else Source.of(config, path)

@@ -21,8 +21,8 @@ from trainer.data.collate import Collator
 from trainer.data.tokenize import Example
 from trainer.engines.state import copied, put
 from trainer.engines.torch import state
-from trainer.families.proof import Way
 from trainer.families.small import small_config, small_model
+from trainer.families.way import Way
 from trainer.fetch.sources import fetch_model
 from trainer.models.adapt import check_adapted_as_planned, check_faults, modules_of, peft_config
 from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss

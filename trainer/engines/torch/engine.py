@@ -36,7 +36,7 @@ from trainer.engines.torch.trainer import PackedTrainer, training_arguments
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.choose import enable_checkpointing, way_of_answering, way_of_training
 from trainer.families.pairs import layer_extents
-from trainer.families.proof import Way
+from trainer.families.way import Way
 from trainer.fused import fuse
 from trainer.metrics.throughput import ModelSize, Stopwatch
 from trainer.models.adapt import modules_of

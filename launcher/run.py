@@ -23,7 +23,7 @@ def run_single(run: Composed, run_stages: RunStages) -> int:
     """Run one configuration, and print its summary when it has trained."""
     directory, code = start(run, run.directory, run.fixed_name, run_stages)
     if code in (0, INTERRUPTED) and has_trained(directory):
-        show("postprocess.summary", directory, "no summary")
+        return show("postprocess.summary", directory, "no summary") or code
     return code
 
 

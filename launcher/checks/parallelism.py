@@ -8,6 +8,8 @@ from launcher.checks.diagnostic import Check, Diagnostic
 from launcher.config.schema import Config, model_processes, world_size
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "neuron": "xla"}
+ENGINES = {"cpu": ("torch",), "cuda": ("torch",), "neuron": ("neuron",)}
+"""Engines that train on a device; a refusal of any other names the first."""
 
 
 def check_accelerator(config: Config) -> Iterator[Diagnostic]:
@@ -22,11 +24,11 @@ def check_accelerator(config: Config) -> Iterator[Diagnostic]:
 def check_engine(config: Config) -> Iterator[Diagnostic]:
     """The engine belongs to the device, and only neuron splits a model."""
     accelerator, parallel = config.accelerator, config.parallelism
-    wanted = "neuron" if accelerator.device == "neuron" else "torch"
-    if accelerator.engine != wanted:
-        why = f"accelerator.device={accelerator.device} needs {wanted}"
+    engines = ENGINES.get(accelerator.device, ENGINES["cpu"])  # any other device is refused, but not by this check
+    if accelerator.engine not in engines:
+        why = f"accelerator.device={accelerator.device} needs {engines[0]}"
         yield Diagnostic("accelerator.engine", accelerator.engine, why, "take a choice of accelerator=")
-    if wanted == "neuron":
+    if accelerator.device == "neuron":
         return
     for name in ("tensor_parallel", "pipeline_parallel", "sequence_parallel", "zero_1"):
         value = getattr(parallel, name)

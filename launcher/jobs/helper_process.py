@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.secrets import redact
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, UsageError
 from launcher.paths import ROOT
 
 SECONDS = 120.0
@@ -50,8 +50,15 @@ def python_module(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", _START, module, *arguments]
 
 
+_TOLD = (TrntuneError.exit_code, UsageError.exit_code)
+"""What a process ends with that has said itself why, be it by a traceback, or whose reader has gone."""
+
+
 class NoAnswer(TrntuneError):
     """A process that was asked has not answered. The message says which, how it ended, and its last words."""
+
+    ended_with: int | None = None
+    """its exit code; None of a process that gave another answer than asked for, or none in time, or didn't start"""
 
 
 def answer(module: str, request: str, stderr: int | None = subprocess.PIPE, patient: bool = False) -> dict[str, Any]:
@@ -68,14 +75,17 @@ def answer(module: str, request: str, stderr: int | None = subprocess.PIPE, pati
     return found
 
 
-def show(module: str, directory: Path, missing: str) -> None:
-    """Have `python -m module directory` print what it has to say. Where it fails, a line on stderr says what is
-    ``missing`` for it: "no summary"."""
+def show(module: str, directory: Path, missing: str) -> int:
+    """Have `python -m module directory` print what it has to say. Returns the exit code of one that has told itself why
+    it failed, such as a full disk, else 0; a line on stderr then says what is ``missing``: "no summary"."""
     sys.stdout.flush()  # what was printed before stands before it
     try:
         _run(module, str(directory), None, None, None)
     except NoAnswer as error:
+        if error.ended_with in _TOLD:
+            return error.ended_with
         print(f"warning: {missing}: {error}", file=sys.stderr)
+    return 0
 
 
 def _run(
@@ -95,7 +105,9 @@ def _run(
     except OSError as error:  # no process left to start, or no memory for it
         raise NoAnswer(_failure(module, f"not started: {error.strerror}", None)) from None
     if done.returncode:
-        raise NoAnswer(_failure(module, _ending(done.returncode), done.stderr))
+        failed = NoAnswer(_failure(module, _ending(done.returncode), done.stderr))
+        failed.ended_with = done.returncode
+        raise failed
     return done
 
 

@@ -77,7 +77,7 @@ def job_of(stage: str, config: Config) -> Job:
         return Job(stage, 1, 1, "one process", _small(config))
     machines, processes = instances(config), world_size(config)
     asked = _on_accelerator(stage, config)
-    if processes == 1 and config.accelerator.engine == "torch":
+    if processes == 1 and config.accelerator.engine != "neuron":
         return Job(stage, 1, 1, "one process", asked)
     # optimum-neuron asks torchrun for the process group, also that of one process
     # (optimum/neuron/utils/torch_xla_and_neuronx_initialization.py: TORCHELASTIC_RUN_ID).

@@ -88,8 +88,9 @@ def write_sweep(base: Path, overrides: list[str], finished: list[Finished], pare
 
 def report_sweep(finished: list[Finished], total: int) -> int:
     """Print the comparison and the failed runs. Returns the sweep's exit code."""
+    shown_code = 0
     if any(has_trained(run.directory) for run in finished):
-        show("postprocess.compare.publish", finished[0].directory.parent, "no report")
+        shown_code = show("postprocess.compare.publish", finished[0].directory.parent, "no report")
     failed = [run for run in finished if run.exit_code != 0 and not run.stopped]
     if failed:
         names = ", ".join(f"{run.directory.name} (exit code {run.exit_code})" for run in failed)
@@ -97,4 +98,4 @@ def report_sweep(finished: list[Finished], total: int) -> int:
     if finished[-1].stopped:
         print(f"interrupted: {len(finished)} of {total} runs were started", file=sys.stderr)
         return finished[-1].exit_code
-    return 1 if failed else 0
+    return 1 if failed else shown_code

@@ -25,8 +25,13 @@ from tests.limits import PATIENCE
 def reports(monkeypatch):
     """A stand-in for the processes of postprocess.summary and postprocess.compare that notes what they were asked."""
     asked: list[object] = []
+
+    def show(module, directory, missing):
+        asked.append(directory)
+        return 0
+
     for place in ("launcher.run", "launcher.sweep.run_sweep"):
-        monkeypatch.setattr(f"{place}.show", lambda module, directory, missing: asked.append(directory))
+        monkeypatch.setattr(f"{place}.show", show)
     return asked
 
 
@@ -81,6 +86,13 @@ def test_a_launcher_that_is_killed_as_it_writes_down_a_run_is_not_in_its_way(fil
 def test_a_runs_exit_code_is_the_commands_and_only_a_trained_run_is_summed_up(code, reported, cwd, reports):
     assert run_single(composition().runs[0], trains(code)) == code
     assert bool(reports) is reported
+
+
+def test_a_report_that_could_not_be_shown_is_a_failure_of_the_command(cwd, monkeypatch):
+    for place in ("launcher.run", "launcher.sweep.run_sweep"):
+        monkeypatch.setattr(f"{place}.show", lambda module, directory, missing: 1)
+    assert run_single(composition().runs[0], trains(0)) == 1
+    assert run_sweep(composition("-m", "seed=1,2", "tracking=none", "hydra.sweep.dir=sweep"), [], trains(0, 0)) == 1
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_named(cwd, reports, capsys):

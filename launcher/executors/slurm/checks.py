@@ -41,7 +41,8 @@ def check_cluster(config: Config) -> Iterator[Diagnostic]:
     cluster = config.cluster
     if not is_submitted(cluster):
         if config.dry_run:
-            yield Diagnostic("dry_run", "true", "cluster=local submits nothing", "take cluster=slurm, or plan=true")
+            why = f"cluster={cluster.name} submits nothing"
+            yield Diagnostic("dry_run", "true", why, "take cluster=slurm, or plan=true")
         return
     for key in ("srun_args", "sbatch_args"):
         for option in getattr(cluster, key):

@@ -130,14 +130,15 @@ def report(directory: Path) -> int:
     # A retry at the same time would lose jobs that are not yet in the file, or write over the codes.
     with RunLock(ledger.directory, "launcher report", patience=patience()):
         _note(ledgers.read(directory), ledger, codes)
+    code = 0
     if any(state.state == DONE or (state.directory / "stages" / "train.json").exists() for state in found):
-        show("postprocess.compare.publish", ledger.directory, "no report")
+        code = show("postprocess.compare.publish", ledger.directory, "no report")
     print(summary(found))
     parent = parents.stored(ledger.directory)
     if parent is not None and all(state.ended for state in found):
         status = "FINISHED" if all(state.state == DONE for state in found) else "FAILED"
         parents.finish(parent, status, ledger.directory)
-    return 0
+    return code
 
 
 def _note(now: Ledger, before: Ledger, codes: Sequence[int | None]) -> None:

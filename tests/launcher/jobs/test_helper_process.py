@@ -133,6 +133,13 @@ def test_a_sweeps_parent_that_is_not_ended_is_told(helper, tmp_path, capfd):
 )
 def test_what_a_process_shows_is_shown_and_its_failure_told(helper, tmp_path, capfd, program, told):
     helper(program)
-    helper_process.show("postprocess.summary", tmp_path, "no summary")
+    assert helper_process.show("postprocess.summary", tmp_path, "no summary") == 0
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("" if told else "shown\n", told)
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_process_that_has_told_its_failure_decides_the_exit_code(helper, tmp_path, capfd, code):
+    helper(f"import sys; print('error: no room', file=sys.stderr); sys.exit({code})")
+    assert helper_process.show("postprocess.summary", tmp_path, "no summary") == code
+    assert capfd.readouterr().err == "error: no room\n"

@@ -14,7 +14,7 @@ from tests.trainer.data.conftest import config_for
 from tests.trainer.data.families import tokenizer as of_family
 from tests.trainer.data.files import prepared, write_jsonl
 from tests.trainer.data.test_chat_runs import trained_text
-from trainer.data import tokenize as tokenizing
+from trainer.data import encoder as tokenizing
 from trainer.data.prepare import data_notes, prepare
 from trainer.data.tokenize import IGNORE, end_ids, prompt_ids
 from trainer.fetch.tiny_llama import byte_tokenizer

@@ -18,6 +18,9 @@ from tests.neuron.conftest import TP2, Curve, environment, go_on, kill_after_che
 ROUNDING = 2e-6  # fp32, relative
 BF16_ZERO = ("method=full", "training.precision=bf16", "parallelism.zero_1=true", "method.learning_rate=1e-3")
 
+# torch_xla starts threads when it is imported: nothing can be forked of that.
+pytestmark = pytest.mark.cold
+
 
 def assert_close(one: Curve, other: Curve) -> None:
     assert one.steps.keys() == other.steps.keys()

@@ -19,7 +19,7 @@ from torch import nn
 
 from launcher.architecture.family_table import GATE_UP, QKV
 from launcher.config.schema import Config
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, in_first_line
 from launcher.model_dir.weights import check_readable
 from trainer.engines.neuron.adapter import initial_adapter, share_first_half
 from trainer.engines.neuron.patches import is_split, mark_replicated
@@ -44,13 +44,12 @@ def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
     check_readable(model_dir)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     try:
-        model = NeuronModelForCausalLM.from_pretrained(
+        model: nn.Module = NeuronModelForCausalLM.from_pretrained(
             model_dir, trn_config, torch_dtype=dtype, attn_implementation=attention(config)
         )
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise TrntuneError(f"{model_dir}: optimum-neuron can't load the model: {first}") from None
-    check_finite_weights(model, model_dir)
+        raise TrntuneError(f"{model_dir}: optimum-neuron can't load the model: {in_first_line(error)}") from None
+    check_finite_weights(model.named_parameters(), model_dir)
     if config.method.name == "full":
         mark_replicated(model)
         return model

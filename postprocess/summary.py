@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -58,8 +57,7 @@ class RunResult:
 def read_run(directory: Path) -> RunResult:
     """Read a run directory."""
     run_dir = RunDir(directory)
-    config = yaml.safe_load(run_dir.config_file.read_text(encoding="utf-8"))
-    return RunResult(directory, config, run_dir.stage_result("train"))
+    return RunResult(directory, run_dir.read_config(), run_dir.stage_result("train"))
 
 
 def read_samples(directory: Path) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from launcher.config.schema import Config
@@ -95,6 +96,11 @@ class RunDir:
         """Who ran what: job.json."""
         job: dict[str, Any] = json.loads(self.job.read_text(encoding="utf-8"))
         return job
+
+    def read_config(self) -> dict[str, Any]:
+        """The configuration as it is written, whichever version of the schema wrote it."""
+        config: dict[str, Any] = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        return config
 
     def load_config(self) -> Config:
         """The typed configuration of this run."""

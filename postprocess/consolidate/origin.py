@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir
 from trainer.checkpoints.manifest import MANIFEST, InvalidCheckpointError, Manifest, from_text
@@ -40,8 +38,7 @@ def origin_of_shards(home: Path) -> dict[str, str]:
     if base is None or not run_dir.config_file.is_file():
         return {}
     try:
-        config = yaml.safe_load(run_dir.config_file.read_text(encoding="utf-8"))
-        return {BASE_FILE: base_text(fingerprint(base), config["model"]["name"])}
+        return {BASE_FILE: base_text(fingerprint(base), run_dir.read_config()["model"]["name"])}
     except (OSError, ValueError, KeyError) as error:
         raise TrntuneError(f"{base}, the base of {run_dir.path}, can't be read: {error}") from None
 

@@ -26,6 +26,17 @@ class NonFiniteLossError(TrntuneError):
     """A step gave a loss or a gradient that is no number; the weights are those of the step before."""
 
 
+def non_finite(step: int, what: str, lines: Sequence[int], updated: bool = False) -> NonFiniteLossError:
+    """The error of a step whose loss or gradient is no number: ``what`` that is, the ``lines`` of the data set that the
+    step has, and whether the weights were ``updated`` by it before that could be known."""
+    shown = ", ".join(map(str, lines[:8])) + (", ..." if len(lines) > 8 else "")
+    lost = "what was trained is lost since the last checkpoint" if updated else "the weights were not updated"
+    return NonFiniteLossError(
+        f"step {step}: {what}, so {lost}; lower training.learning_rate or look at the rows of this step (lines {shown} "
+        "of the data set)"
+    )
+
+
 class TrainingCallback(Protocol):
     """What the engine tells while it trains, on every rank."""
 

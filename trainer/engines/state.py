@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import PeftConfig
 
 from trainer.checkpoints import rng
-from trainer.checkpoints.state import RestoredState
+from trainer.checkpoints.state import Checkpoints, EngineState, RestoredState
+from trainer.metrics.throughput import Stopwatch
 
 Tensors = dict[str, torch.Tensor]
 
@@ -25,6 +28,15 @@ def rng_file(rank: int) -> str:
 def copied(tensors: Tensors) -> Tensors:
     """Copies in host memory."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def hand_over(capture: Callable[[], EngineState], checkpoints: Checkpoints, stopwatch: Stopwatch) -> None:
+    """Copy this rank's state to host memory and hand it over; training goes on as soon as that is done."""
+    start = time.perf_counter()
+    with stopwatch.part("save"):
+        captured = capture()
+        checkpoints.stalled(time.perf_counter() - start)
+        checkpoints.save(captured)
 
 
 def put(tensors: Tensors, stored: Tensors) -> None:

@@ -21,7 +21,7 @@ from trainer.checkpoints.state import Checkpoints, EngineState, RestoredState
 from trainer.compilation.trial import tracing
 from trainer.data.collate import Collator, counts_of
 from trainer.data.order import rows_of_step
-from trainer.engines.base import NonFiniteLossError, Rows, TrainingCallback
+from trainer.engines.base import Rows, TrainingCallback, non_finite
 from trainer.engines.early_stopping import BestWeights
 from trainer.engines.neuron import patches as neuron_patches
 from trainer.engines.neuron import state as neuron_state
@@ -31,7 +31,7 @@ from trainer.engines.neuron.layout import best_file
 from trainer.engines.neuron.loss import held_out_loss, loss_sum
 from trainer.engines.neuron.part import Part
 from trainer.engines.neuron.saved import weights
-from trainer.engines.state import ENGINE, Tensors, copied, restore_scheduler, rng_file
+from trainer.engines.state import ENGINE, Tensors, copied, hand_over, restore_scheduler, rng_file
 from trainer.engines.warmup import begin_above_zero
 from trainer.metrics.throughput import Counts, StepReport, Stopwatch
 from trainer.signals import Stop
@@ -150,14 +150,7 @@ class DocumentTrainer(NeuronTrainer):
         self.checkpoints.wait()
         if not updated and self.state.global_step > self.checkpoints.saved_step:
             self.save_state(self.state_before_step)
-        lines = self.observer.lines(self.rows_of(step))
-        shown = ", ".join(map(str, lines[:8])) + (", ..." if len(lines) > 8 else "")
-        outcome = "is lost since the last checkpoint" if updated else "were not updated"
-        subject = "what was trained" if updated else "the weights"
-        raise NonFiniteLossError(
-            f"step {step}: {what}, so {subject} {outcome}; lower training.learning_rate or look at the rows of this "
-            f"step (lines {shown} of the data set)"
-        )
+        raise non_finite(step, what, self.observer.lines(self.rows_of(step)), updated)
 
     # Between two steps.
 
@@ -186,12 +179,7 @@ class DocumentTrainer(NeuronTrainer):
         self.best.look(step, loss)
 
     def save_state(self, generators: rng.RngState) -> None:
-        """Copy this rank's state to host memory and hand it over; training goes on as soon as that is done."""
-        start = time.perf_counter()
-        with self.stopwatch.part("save"):
-            captured = self._captured(generators)
-            self.checkpoints.stalled(time.perf_counter() - start)
-            self.checkpoints.save(captured)
+        hand_over(lambda: self._captured(generators), self.checkpoints, self.stopwatch)
 
     def _captured(self, generators: rng.RngState) -> EngineState:
         part = self.part

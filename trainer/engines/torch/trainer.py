@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +18,9 @@ from trainer.checkpoints import rng
 from trainer.checkpoints.state import Checkpoints, EngineState, RestoredState
 from trainer.data.collate import counts_of
 from trainer.data.order import MicroBatches, rows_of_step
-from trainer.engines.base import NonFiniteLossError, Rows, TrainingCallback
+from trainer.engines.base import Rows, TrainingCallback, non_finite
 from trainer.engines.early_stopping import BestWeights
-from trainer.engines.state import ENGINE, copied, restore_rng, restore_scheduler, rng_file
+from trainer.engines.state import ENGINE, copied, hand_over, restore_rng, restore_scheduler, rng_file
 from trainer.engines.torch import state as state_files
 from trainer.engines.torch.data_loader import RowLoader, trained_labels
 from trainer.engines.torch.evaluation import held_out_loss
@@ -184,12 +183,7 @@ class PackedTrainer(Trainer):
         if self.state.global_step > self.checkpoints.saved_step:
             self._save_state(self.step.rng_before)
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
-        lines = self.observer.lines(self.rows_of(step))
-        shown = ", ".join(map(str, lines[:8])) + (", ..." if len(lines) > 8 else "")
-        raise NonFiniteLossError(
-            f"step {step}: {what}, so the weights were not updated; lower training.learning_rate or look at the rows "
-            f"of this step (lines {shown} of the data set)"
-        )
+        raise non_finite(step, what, self.observer.lines(self.rows_of(step)))
 
     def _clip_and_remember(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         norm: torch.Tensor = self._clip(*args, **kwargs)
@@ -203,12 +197,7 @@ class PackedTrainer(Trainer):
             self._save_state(rng.capture())
 
     def _save_state(self, generators: rng.RngState) -> None:
-        """Copy this rank's state to host memory and hand it over; training goes on as soon as that is done."""
-        start = time.perf_counter()
-        with self.stopwatch.part("save"):
-            captured = self._captured(generators)
-            self.checkpoints.stalled(time.perf_counter() - start)
-            self.checkpoints.save(captured)
+        hand_over(lambda: self._captured(generators), self.checkpoints, self.stopwatch)
 
     def _captured(self, generators: rng.RngState) -> EngineState:
         replica = self.replica

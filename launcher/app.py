@@ -78,10 +78,12 @@ def check(composition: Composition) -> None:
     from launcher.checks.validate import check_directory, check_problems
     from launcher.config.sweep import label
     from launcher.neuron.checks import check_trainable
+    from launcher.neuron.libraries import check_libraries
     from launcher.plan.build import check_runnable, room
     from launcher.plan.disk import check_room_for
     from launcher.run_dir.create import occupied
-    from launcher.run_dir.resume import find_changes, holds_run
+    from launcher.run_dir.layout import RunDir
+    from launcher.run_dir.resume import find_changes, holds_run, remaining
 
     total, rooms = len(composition.runs), []
     for number, run in enumerate(composition.runs):
@@ -92,11 +94,15 @@ def check(composition: Composition) -> None:
                 check_runnable(run.config)
                 check_family(run.config)
                 check_sources_exist(run.config)
+            stages = run.config.stages
             if run.fixed_name and holds_run(run.directory):
                 find_changes(run.config, run.directory)  # the room that it takes already is counted as it trains
+                stages = remaining(run.config, RunDir(run.directory))
             else:
                 check_directory(run.directory, occupied(run.directory) if run.fixed_name else None)
                 rooms += [] if run.config.dry_run or (needed := room(run.config)) is None else [needed]
+            if not run.config.dry_run:
+                check_libraries(run.config, stages)
         except UsageError as error:
             if composition.sweep_dir is None:
                 raise

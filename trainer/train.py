@@ -9,7 +9,8 @@ from typing import Any
 
 import psutil
 
-import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
+import trainer.lean_imports  # (before whatever imports transformers' models)
+import trainer.lean_peft  # noqa: F401 (before whatever imports peft)
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.io import write_jsonl

@@ -1,8 +1,9 @@
 """What a base says of generation, and what of that a model made of it may say, from its JSON files alone.
 
 transformers loads a generation_config.json that contradicts itself with a warning, and refuses to save it
-(GenerationConfig.validate(strict=True) in transformers 4.57): training would end, and its model could not be written.
-Where it is clear what is meant it is put right; the rules are that function's, one by one.
+(GenerationConfig.validate(strict=True)): training would end, and its model could not be written. Where it is clear what
+is meant it is put right; the rules are that function's, one by one, of transformers 4.57 and of 5, which has more of
+them (top_h, and null, which it takes as nothing said).
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ _SAMPLING: Mapping[str, tuple[Any, ...]] = {
     "top_p": (None, 1.0),
     "top_k": (None, 50),
     "min_p": (None,),
+    "top_h": (None,),
     "typical_p": (None, 1.0),
     "epsilon_cutoff": (None, 0.0),
     "eta_cutoff": (None, 0.0),
 }
 # Without several beams these do nothing.
-_BEAMS: Mapping[str, tuple[Any, ...]] = {"early_stopping": (False,), "length_penalty": (None, 1.0)}
+_BEAMS: Mapping[str, tuple[Any, ...]] = {"early_stopping": (None, False), "length_penalty": (None, 1.0)}
 # With use_cache=false these do nothing.
 _CACHE = ("cache_implementation", "cache_config", "return_legacy_cache")
 # Without return_dict_in_generate=true these do nothing.
@@ -77,11 +79,11 @@ def repairs(content: Mapping[str, Any]) -> Changes:
     """What makes a generation config one that transformers saves; nothing where it already is."""
     found: Changes = {}
     sampling = _stated(content, _SAMPLING)
-    if sampling and content.get("do_sample", False) is False:
+    if sampling and not content.get("do_sample"):
         # Who gives a temperature and doesn't say how to decode means sampling, as the serving engines take it.
-        wanted = "do_sample" not in content and _means_sampling(content, sampling)
+        wanted = content.get("do_sample") is None and _means_sampling(content, sampling)
         found.update({"do_sample": True} if wanted else dict.fromkeys(sampling))
-    if content.get("num_beams", 1) == 1:
+    if content.get("num_beams") in (None, 1):
         found.update(dict.fromkeys(_stated(content, _BEAMS)))
     if content.get("use_cache") is False:
         found.update({key: None for key in _CACHE if content.get(key) is not None})

@@ -16,6 +16,7 @@ from launcher.errors import UsageError
 from launcher.jobs.helper_process import NoAnswer, answer
 from launcher.jobs.job import Job, instances, jobs
 from launcher.jobs.variables import variables
+from launcher.neuron.libraries import libraries_fault, needs_libraries
 from launcher.plan import disk, duration, memory, schedule
 from launcher.plan.duration import Duration
 from launcher.plan.memory import Memory
@@ -91,6 +92,13 @@ class Plan:
     def fits(self) -> bool:
         """Whether memory and, for a run on this machine, its disk are large enough."""
         return self.memory.fits and disk.fault_here(self.config, self.room) is None
+
+    @property
+    def notes(self) -> list[str]:
+        """What its user should know before it is started."""
+        fault = libraries_fault() if needs_libraries(self.config, self.config.stages) else None
+        generation = disk.generation_notes(self.config, self.tokenizer)
+        return [*generation, *([f"with this Python it would be refused: {fault}"] if fault else [])]
 
 
 def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:

@@ -63,7 +63,7 @@ def footnotes(plans: list[Plan]) -> list[str]:
     for plan in plans:
         if plan.config.model.architecture is None:
             notes.append("parameters: of the model's own modules; memory and time are those of a Llama of its sizes")
-        notes += [f"note: {note}" for note in disk.generation_notes(plan.config, plan.tokenizer)]
+        notes += [f"note: {note}" for note in plan.notes]
         if plan.epoch is not None:
             notes.append(f"data: {plan.epoch.source}")
             if plan.epoch.unused:

@@ -22,7 +22,7 @@ from postprocess.merge.renames import Rename
 from postprocess.merge.vocabulary import resize, vocabulary_of
 from trainer.families.answers import Answering
 from trainer.families.choose import way_of_answering
-from trainer.models.load import check_none_missing, load_tokenizer
+from trainer.models.load import check_none_missing, check_shapes, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,11 @@ class Answerers:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report
             )
         except (OSError, ValueError, KeyError) as error:
             raise TrntuneError(f"{path}: the model can't be loaded: {str(error).strip().splitlines()[0]}") from None
         model: Any = loaded[0]
+        check_shapes(model, loaded[1], path)
         check_none_missing(model, loaded[1], path)
         return model.to(self.device).eval()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import trainer.lean_peft  # noqa: F401 (before whatever imports peft)
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir

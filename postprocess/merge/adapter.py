@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, first
 from postprocess.merge.renames import Rename, rename_all, renamed_config
 from postprocess.safetensors.header import HeaderEntry, SourceTensor, TensorSpec, read_header
 from trainer.models.fingerprint import BASE_FILE
@@ -30,6 +30,21 @@ _UNSUPPORTED = {
     "megatron_config": "Megatron's layers",
     "alora_invocation_tokens": "activated LoRA, which cannot be merged",
 }
+# What else is computed, or says nothing of the merge. A release of peft that knows more settings than these would do
+# something else by them, which is not what is computed here.
+_COMPUTED = frozenset(
+    (
+        *("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+        *("peft_version", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout"),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+        *("trainable_token_indices", "fan_in_fan_out", "bias", "lora_bias", "use_dora", "init_lora_weights"),
+        *("megatron_core", "qalora_group_size"),  # details of what is refused where it is on
+        *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "runtime_config"),  # of training's start
+    )
+)
+# peft 0.18. An embedding and its head that were trained in full as one are both in the file, each to be put where it
+# belongs. An adapter on them that release itself doesn't merge to what was trained.
+TYING = "ensure_weight_tying"
 # These initializations subtract something from the base weights, which a plain base then lacks.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # torchtune's export has DoRA's magnitudes so; peft reads both.
@@ -147,6 +162,16 @@ def _check_kind(directory: Path, config: Mapping[str, Any]) -> None:
         raise TrntuneError(f"{directory}: peft_type {kind} can't be merged here, only LORA (with DoRA and rsLoRA)")
 
 
+def is_off(value: Any) -> bool:
+    """Whether a setting says that something isn't done, as releases of peft write all that they know."""
+    return value is None or value is False or value in ([], {}, "")
+
+
+def ties_in_full(adapter: Adapter) -> bool:
+    """Whether an embedding and its head were kept one in training, without an adapter on them."""
+    return bool(adapter.config.get(TYING)) and not any(".lora_embedding_" in name for name in adapter.tensors)
+
+
 def changes_base(config: Mapping[str, Any]) -> bool:
     """Whether training began with other base weights than the base's."""
     return str(config.get("init_lora_weights", "")).lower().startswith(_CHANGES_BASE)
@@ -163,6 +188,15 @@ def check_mergeable(adapter: Adapter) -> None:
     for key, what in _UNSUPPORTED.items():
         if config.get(key):
             raise TrntuneError(f"{directory}: {key} is set: {what} is not supported by this merge")
+    computed = _COMPUTED | ({TYING} if ties_in_full(adapter) else set())
+    strange = [key for key, value in config.items() if key not in computed and not is_off(value)]
+    if strange:
+        listed = first([f"{key}={config[key]!r:.60}" for key in strange])
+        wrote = config.get("peft_version") or "of a release that isn't named"
+        raise TrntuneError(
+            f"{directory}: this merge doesn't know {listed}, set by the peft that wrote the adapter ({wrote}): merge "
+            "it with that release (merge_and_unload)"
+        )
     if changes_base(config):
         raise TrntuneError(
             f"{directory}: init_lora_weights={config['init_lora_weights']} changed the base weights before training: "

@@ -9,23 +9,22 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, set_peft_model_state_dict
 from safetensors import safe_open
-from torch import nn
 
 import trainer.lean_peft  # noqa: F401 (before an adapter is put on a model)
 from launcher.architecture.adapters import ends
 from launcher.errors import TrntuneError, first, in_first_line
 from launcher.run_dir.provenance import installed
-from postprocess.merge.adapter import Adapter, changes_base
+from postprocess.merge.adapter import TYING, Adapter, changes_base, is_off, ties_in_full
 from postprocess.merge.renames import PREFIX, fitting, module_of, proposed
+from trainer.libraries.peft_versions import trains_rows_of
 
 NAME = "default"  # peft's name for the adapter within the model; files don't have it
-# What newer releases write that says nothing of the adapter.
-_TYING = "ensure_weight_tying"
 # Of a tied head peft with save_embedding_layers writes the embedding's rows a second time.
 DELTA = ".token_adapter.trainable_tokens_delta"
+# What newer releases write that says nothing of the adapter.
 _SAYS_NOTHING = ("peft_version",)
 # How training began and what it ran on: files have the values, and some of these would compute for minutes.
-_OF_THE_START = ("eva_config", "corda_config", "loftq_config", "runtime_config")
+_OF_THE_START = ("eva_config", "corda_config", "loftq_config", "lora_ga_config", "runtime_config")
 
 
 def lora_config(adapter: Adapter) -> LoraConfig:
@@ -36,7 +35,7 @@ def lora_config(adapter: Adapter) -> LoraConfig:
     """
     known = {field.name for field in dataclasses.fields(LoraConfig)}
     written, tied = _without_tying(adapter)
-    strange = [key for key, value in written.items() if key not in known and not _is_off(key, value)]
+    strange = [key for key, value in written.items() if key not in {*known, *_SAYS_NOTHING} and not is_off(value)]
     if strange:
         listed = first([f"{key}={adapter.config[key]!r:.60}" for key in strange])
         wrote = adapter.config.get("peft_version") or "a newer one"
@@ -58,27 +57,22 @@ def lora_config(adapter: Adapter) -> LoraConfig:
 
 
 def _without_tying(adapter: Adapter) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration without ensure_weight_tying (peft 0.18), and what stands for it: an embedding and its head that
-    were trained in full as one are both in the file, each to be put where it belongs. Of an adapter on them the setting
-    stays, and is refused: that release doesn't merge it to what was trained either."""
+    """The configuration without ensure_weight_tying, where an embedding and its head were trained in full as one, and
+    what stands for it: both are in the file."""
     written = dict(adapter.config)
-    if not written.get(_TYING) or any(".lora_embedding_" in name for name in adapter.tensors):
+    if not ties_in_full(adapter):
         return written, {}
-    del written[_TYING]
+    del written[TYING]
     keys = list(written.get("modules_to_save") or ())
     whole = [module_of(name) for name in adapter.tensors if name == f"{PREFIX}{module_of(name)}.weight"]
     added = [name for name in whole if not any(ends(name, key) for key in keys)]
     return written, {"modules_to_save": keys + added} if keys else {}
 
 
-def _is_off(key: str, value: Any) -> bool:
-    return key in _SAYS_NOTHING or value is None or value is False or value in ([], {}, "")
-
-
 def wrapped(model: Any, adapter: Adapter, low_cpu_mem_usage: bool = False) -> PeftModel:
     """The model with the adapter's modules, without its values. Raises TrntuneError where they don't fit."""
     config = lora_config(adapter)
-    _check_rows_are_of_embeddings(model, config, adapter)
+    _check_rows_can_be_trained(model, config, adapter)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on ties and transposed layers: both are dealt with here
@@ -87,11 +81,11 @@ def wrapped(model: Any, adapter: Adapter, low_cpu_mem_usage: bool = False) -> Pe
         raise TrntuneError(f"{adapter.directory} doesn't fit the base: {in_first_line(error)}") from None
 
 
-def _check_rows_are_of_embeddings(model: Any, config: LoraConfig, adapter: Adapter) -> None:
+def _check_rows_can_be_trained(model: Any, config: LoraConfig, adapter: Adapter) -> None:
     tokens = config.trainable_token_indices
     for key in tokens if isinstance(tokens, dict) else ():
         for name, module in model.named_modules():
-            if ends(name, key) and not isinstance(module, nn.Embedding):
+            if ends(name, key) and not trains_rows_of(module):
                 raise TrntuneError(
                     f"{adapter.directory}: trainable_token_indices has rows of {name}, which is no embedding: peft "
                     f"{installed('peft')} can't do that; merge it with 0.18 or later (merge_and_unload)"

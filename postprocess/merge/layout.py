@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Embedding, Linear, LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -17,6 +18,7 @@ from transformers.utils import logging
 
 from launcher.errors import TrntuneError, first, in_first_line
 from launcher.model_dir.weights import check_not_quantized
+from launcher.run_dir.provenance import installed
 from postprocess.merge.adapter import WEIGHTS, Adapter, renamed
 from postprocess.merge.apply import DELTA, duplicate, wrapped
 from postprocess.merge.apply import NAME as _NAME
@@ -24,6 +26,8 @@ from postprocess.merge.changes import AddBias, Change, LowRank, Replace, Replace
 from postprocess.merge.renames import PREFIX as _PREFIX
 from postprocess.merge.renames import fitting, proposed
 from postprocess.merge.vocabulary import Vocabulary, plain_name, vocabulary_of
+from postprocess.safetensors.header import SourceTensor
+from trainer.libraries.transformers_versions import Made, made_of
 from trainer.models.stored import not_finite_text, stored_tensors
 
 logging.set_verbosity_error()
@@ -34,7 +38,7 @@ logging.disable_progress_bar()
 class Layout:
     """The base's parameters and what becomes of them.
 
-    ``shapes``: every parameter by its name in the model. ``prefix``: what some checkpoints leave out of the names.
+    ``shapes``: every parameter by its name in the model. ``made``: of which of the base's tensors each is made.
     ``embedding``: the input embedding. ``ties``: groups of names that are one parameter, the input embedding first.
     ``changes``: the steps on each changed parameter, in order; the names of a tie have their own, since peft adapts
     modules, not parameters. ``resized``: how the vocabulary was resized for training; ``base_shapes``: the shapes that
@@ -42,7 +46,7 @@ class Layout:
     """
 
     shapes: dict[str, tuple[int, ...]]
-    prefix: str
+    made: Mapping[str, Made]
     embedding: str | None = None
     ties: list[list[str]] = field(default_factory=list)
     changes: dict[str, list[Change]] = field(default_factory=dict)
@@ -53,8 +57,8 @@ class Layout:
         return next((tie for tie in self.ties if name in tie), [name])
 
 
-def read_layout(base: Path, adapter: Adapter) -> Layout:
-    """The layout of ``adapter`` on the model of ``base``'s config.json.
+def read_layout(base: Path, tensors: Mapping[str, SourceTensor], adapter: Adapter) -> Layout:
+    """The layout of ``adapter`` on the model of ``base``'s config.json. ``tensors``: the base's, by names in files.
 
     Raises TrntuneError for a model that transformers doesn't know, an adapter that doesn't fit it, tensors of the
     adapter that match nothing or have another shape, and missing ones.
@@ -67,7 +71,7 @@ def read_layout(base: Path, adapter: Adapter) -> Layout:
     embedding = _embedding(model)
     layout = Layout(
         _shapes(model),
-        str(model.base_model_prefix),
+        made_of(model, {name: source.spec.shape for name, source in tensors.items()}),
         embedding,
         ties_of(model),
         resized=resized,
@@ -80,7 +84,7 @@ def read_layout(base: Path, adapter: Adapter) -> Layout:
         if adapter.renames or not (rules := fitting(adapter.tensors, modules)):
             raise
         try:
-            read_layout(base, renamed(adapter, rules))
+            read_layout(base, tensors, renamed(adapter, rules))
         except TrntuneError:  # names that fit alone are no proposal
             raise error from None
         raise TrntuneError(f"{error}; {proposed(rules)}") from None
@@ -207,6 +211,11 @@ class _Wanted:
             self.shapes[change.key] = self.layout.shapes[name]
 
     def _add_lora(self, name: str, path: str, layer: LoraLayer) -> None:
+        if isinstance(layer, ParamWrapper):  # target_parameters themselves were refused before
+            raise TrntuneError(
+                f"{self.adapter.directory}: it adapts experts one by one, and {path} is one parameter of all experts "
+                f"in transformers {installed('transformers')}: merge it with transformers 4.57"
+            )
         if type(layer) not in (Linear, Embedding):
             kind = type(layer.get_base_layer()).__name__
             raise TrntuneError(

@@ -24,10 +24,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from launcher.errors import TrntuneError
 from postprocess.merge.adapter import Adapter
 from postprocess.merge.apply import adapted
-from postprocess.merge.outputs import Outputs
+from postprocess.merge.outputs import Output, Outputs
 from postprocess.merge.vocabulary import Vocabulary, resize
 from postprocess.safetensors.header import torch_dtype
 from trainer.families.choose import plain_attention
+from trainer.libraries.transformers_versions import made_of
 
 PROMPTS = (
     "The capital of France is Paris, and the capital of Italy is",
@@ -152,18 +153,23 @@ def _merged_logits(
     """Logits of the merged model, and with each rounded weight moved by its dtype's unit roundoff."""
     model = _load(merged)
     found = _logits(model, ids)
-    rounded = {output.spec.name: output.spec.dtype for output in outputs.tensors if not output.copied}
-    prefix = f"{model.base_model_prefix}."
+    rounded = {output.spec.name: _unit(output) for output in outputs.tensors if not output.copied}
+    made = made_of(model, {output.spec.name: output.spec.shape for output in outputs.tensors})
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            dtype = rounded.get(name) or rounded.get(name.removeprefix(prefix))
-            if dtype is not None:
-                unit = torch.finfo(torch_dtype(dtype)).eps / 2
+            sources = made[name].sources if name in made else ()
+            unit = max((rounded.get(source, 0.0) for source in sources), default=0.0)
+            if unit:
                 sign = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.int8)
                 parameter.mul_(1 + unit * (2 * sign - 1))
     moved = _logits(model, ids)
     return found, moved, model.config.get_text_config()
+
+
+def _unit(output: Output) -> float:
+    """The unit roundoff of a tensor's dtype."""
+    return float(torch.finfo(torch_dtype(output.spec.dtype)).eps / 2)
 
 
 def _logits(model: Any, ids: Iterable[torch.Tensor]) -> list[torch.Tensor]:

@@ -53,7 +53,7 @@ def plan_outputs(
     ``dtype``: safetensors code for all floating tensors, None keeps each one's own. Raises TrntuneError for a base
     whose tensors are not those of its config.json, and for changes to a weight that is not floating.
     """
-    stored = _stored_names(base, tensors, layout)
+    stored = _stored_names(base, layout)
     changes = {stored[name]: tuple(layout.changes[name]) for name in layout.changes if name in stored}
     sources = dict(tensors)
     untied = False
@@ -109,26 +109,26 @@ def _output(name: str, source: SourceTensor, changes: tuple[Change, ...], dtype:
     )
 
 
-def _stored_names(base: Path, tensors: Mapping[str, SourceTensor], layout: Layout) -> dict[str, str]:
-    """Each parameter's name in the base's files; a tied one may have none.
+def _stored_names(base: Path, layout: Layout) -> dict[str, str]:
+    """Each parameter's name in the base's files; a tied one may have none, and one that loading computes has none.
 
-    Some checkpoints were saved from the model without its head: their names lack the model's prefix.
+    Raises TrntuneError for tensors that don't give the parameters of config.json, and for changes to computed ones.
     """
-    found = {}
-    for name, shape in layout.shapes.items():
-        short = name.removeprefix(f"{layout.prefix}.")
-        key = name if name in tensors else short
-        if key not in tensors:
-            continue
-        shape = layout.base_shapes.get(name, shape)
-        if tensors[key].spec.shape != shape:
-            have = list(tensors[key].spec.shape)
-            raise TrntuneError(f"{base}: {key} has shape {have}, but config.json asks for {list(shape)}")
-        found[name] = key
-    missing = [name for name in layout.shapes if not any(tied in found for tied in layout.tie_of(name))]
+    missing = [name for name in layout.shapes if not any(tied in layout.made for tied in layout.tie_of(name))]
     if missing:
         raise TrntuneError(f"{base}: {len(missing)} weights that config.json asks for are missing: {first(missing)}")
-    return found
+    found = {name: layout.made[name] for name in layout.shapes if name in layout.made}
+    for name, made in found.items():
+        shape = layout.base_shapes.get(name, layout.shapes[name])
+        if made.shape != shape:
+            have = f"{first(made.sources)} has shape {list(made.shape)}"
+            raise TrntuneError(f"{base}: {have}, but config.json asks for {list(shape)}")
+        if not made.as_is and (name in layout.changes or shape != layout.shapes[name]):
+            raise TrntuneError(
+                f"{base}: {name} is computed from {first(made.sources)} when the model is loaded, and an adapter that "
+                "changes it can't be merged here"
+            )
+    return {name: made.sources[0] for name, made in found.items() if made.as_is}
 
 
 def _still_one(tie: Sequence[str], layout: Layout, adapter: Adapter) -> bool:

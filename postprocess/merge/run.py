@@ -122,11 +122,12 @@ class _Merge:
     def check(self, tensors: dict[str, SourceTensor]) -> tuple[Outputs, list[Path], Vocabulary | None]:
         """What to write, what to copy, and how the vocabulary was resized. Raises TrntuneError for an adapter that
         doesn't fit, and what is refused."""
-        import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
+        import trainer.lean_imports  # (before whatever imports transformers' models)
+        import trainer.lean_peft  # noqa: F401 (before whatever imports peft)
         from postprocess.merge.layout import read_layout
         from postprocess.merge.outputs import plan_outputs
 
-        layout = read_layout(self.base, self.adapter)
+        layout = read_layout(self.base, tensors, self.adapter)
         dtype = DTYPES[self.options.dtype] if self.options.dtype else None
         outputs = plan_outputs(self.base, tensors, layout, self.adapter, dtype)
         return outputs, self._check_files(layout, outputs), layout.resized

@@ -74,7 +74,8 @@ def test_an_instruction_in_a_chat_prompt_ends_with_the_turn(family):
     [example] = tokenize([row], "chat", "response", 4096, tokenizer).examples
     assert example.labels[-1] == example.input_ids[-1] == end
     whole = tokenizer.apply_chat_template(
-        [{"role": "user", "content": row.instruction}, {"role": "assistant", "content": row.response}]
+        [{"role": "user", "content": row.instruction}, {"role": "assistant", "content": row.response}],
+        return_dict=False,
     )
     assert example.input_ids == whole[: len(example.input_ids)]
     assert end_ids(row, "chat", tokenizer) == [end, tokenizer.eos_token_id]
@@ -106,7 +107,7 @@ def test_after_training_answers_end_by_themselves_wherever_the_model_is_served(r
     assert model.generation_config.eos_token_id == [eos, end]
     for name in NAMES:
         asked = [{"role": "user", "content": f"What is a {name} 99?"}]
-        ids = saved.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt")
+        ids = saved.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=False)
         answer = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=eos)[0, ids.shape[1] :].tolist()
         assert answer[-1] == end
         assert len(answer) < 24

@@ -8,7 +8,6 @@ templates that allow it, was 7 and 20 % faster over 1 to 4 answers a row, and ne
 
 from __future__ import annotations
 
-import datetime
 import functools
 import re
 from collections import Counter
@@ -21,14 +20,13 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from launcher.errors import SuspendedError, TrntuneError, in_first_line
 from trainer.data.conversations import ChatRow, Message
 from trainer.data.rows import BadRowError
+from trainer.data.template_day import DAY, asks_for_day, told_day
 from trainer.data.template_faults import NO_QUESTION, chosen_template, template_fault
 from trainer.data.turn_end import PROBE, QUESTION, added_tokens, leading
 
 _PLANE = 0xF0000
 """Private characters from here on stand for control tokens that a row's own text spells out."""
 _PRIVATE = re.compile("[\U000f0000-\U000ffffd]")
-_DATE = datetime.datetime(2024, 7, 26)
-"""The day that templates are told, the one that Llama 3's have of their own: rows must not depend on the day."""
 _OWN_TEXT = ("content", "reasoning_content")
 _THINK_END = "</think>"
 _FEW_WORDS = 4
@@ -62,8 +60,7 @@ class ChatTemplate:
             )
         self.tokenizer, self.thinking = tokenizer, thinking
         self._source = chosen_template(tokenizer)
-        # strftime_now: as apply_chat_template calls it, the day apart.
-        self._variables = {"strftime_now": _DATE.strftime, **tokenizer.special_tokens_map}
+        self._variables = dict(tokenizer.special_tokens_map)
         added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         self.specials = sorted((str(each.content) for each in added if each.special), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, self.specials)) or "(?!)")
@@ -79,13 +76,15 @@ class ChatTemplate:
         """The text of ``messages``; ``prompt``: with what generation begins with; ``plain``: without enable_thinking.
         Raises BadRowError with the template's reason when it refuses them."""
         try:
-            # As apply_chat_template calls it, which for each text looks for the names of all special tokens anew.
-            found: Any = render_jinja_template(
-                conversations=[list(messages)],
-                chat_template=self._source,
-                add_generation_prompt=prompt,
-                **{**self._variables, **self._settings(plain)},
-            )
+            # As apply_chat_template calls it, the day apart; for each text that looks for the names of all special
+            # tokens anew.
+            with told_day(self._source):
+                found: Any = render_jinja_template(
+                    conversations=[list(messages)],
+                    chat_template=self._source,
+                    add_generation_prompt=prompt,
+                    **{**self._variables, **self._settings(plain)},
+                )
         except SuspendedError:  # a signal came
             raise
         except Exception as error:  # a template is a program of others: it may raise anything
@@ -135,8 +134,8 @@ class ChatTemplate:
         if len(words) >= _FEW_WORDS:
             text = _short(" ".join(words))
             found.append(f"the chat template itself writes {text!r} where a row has no system turn")
-        if "strftime_now" in str(self.tokenizer.chat_template):
-            found.append(f"the chat template asks for the day: it is told {_DATE:%d %b %Y}, so that rows stay the same")
+        if asks_for_day(self.tokenizer.chat_template):
+            found.append(f"the chat template asks for the day: it is told {DAY:%d %b %Y}, so that rows stay the same")
         return found
 
     def question(self, row: ChatRow) -> str:

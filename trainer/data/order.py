@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -25,12 +26,25 @@ def rows_of_step(step: int, rows: int, global_batch_size: int, seed: int) -> lis
 
 
 class MicroBatches(torch.utils.data.Sampler[list[int]]):
-    """One replica's micro batches of a pass: replica r of R takes every R-th, beginning with the r-th."""
+    """One replica's micro batches of a pass: replica r of R takes every R-th, beginning with the r-th.
 
-    def __init__(self, rows: int, seed: int, size: int, replica: int, replicas: int) -> None:
+    ``step`` is how many micro batches an optimizer step has; ``taken`` are the last as many that were given.
+    """
+
+    def __init__(self, rows: int, seed: int, size: int, replica: int, replicas: int, step: int = 1) -> None:
         self.rows, self.seed, self.size = rows, seed, size
         self.replica, self.replicas = replica, replicas
         self.epoch = 0
+        self.taken: deque[list[int]] = deque(maxlen=step)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which pass the next iteration is over."""
+        self.epoch = epoch
+
+    def of_step(self, step_rows: list[int]) -> list[list[int]]:
+        """This replica's micro batches of an optimizer step that has ``step_rows`` on all replicas."""
+        begins = range(self.replica * self.size, len(step_rows), self.replicas * self.size)
+        return [step_rows[start : start + self.size] for start in begins]
 
     def __len__(self) -> int:
         return self.rows // (self.size * self.replicas)
@@ -38,4 +52,6 @@ class MicroBatches(torch.utils.data.Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = epoch_order(self.rows, self.seed, self.epoch)
         for start in range(self.replica * self.size, self.rows, self.replicas * self.size):
-            yield list(order[start : start + self.size])
+            batch = list(order[start : start + self.size])
+            self.taken.append(batch)
+            yield batch

@@ -7,7 +7,6 @@ import warnings
 
 from transformers.utils import logging
 
-import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from trainer.families.table import page
 
 if __name__ == "__main__":

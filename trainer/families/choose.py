@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-import trainer.lean_imports  # noqa: F401 (before whatever imports transformers' models)
 from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, UsageError, in_first_line
 from launcher.model_dir.weights import check_readable

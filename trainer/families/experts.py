@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from trainer.libraries.transformers_versions import setting
 from trainer.models.adapt import is_added, plain, size
 
 # transformers' names for them, over all families.
@@ -22,7 +23,7 @@ _ROUTER_LOGITS = "output_router_logits"
 def _setting(config: Any, names: tuple[str, ...]) -> Any:
     """The first that is set, in the configuration or in a part of it."""
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
-    found = (getattr(part, name, None) for part in parts for name in names)
+    found = (setting(part, name) for part in parts for name in names)
     return next((value for value in found if value is not None), None)
 
 
@@ -45,11 +46,9 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
 
 def active_width(config: Any) -> int:
     """How wide the MLP of a layer is for a token: of experts the chosen ones together."""
-    found: Any = next(
-        (getattr(config, name, None) for name in _WIDTHS if getattr(config, name, None)), 4 * config.hidden_size
-    )
+    found: Any = next((value for value in (setting(config, name) for name in _WIDTHS) if value), 4 * config.hidden_size)
     width = max(found) if isinstance(found, list | tuple) else int(found)
-    each, chosen = getattr(config, "moe_intermediate_size", None), _setting(config, _CHOSEN)
+    each, chosen = setting(config, "moe_intermediate_size"), _setting(config, _CHOSEN)
     if not isinstance(chosen, int):
         return width
     return chosen * each if isinstance(each, int) else chosen * width

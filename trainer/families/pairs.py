@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.architecture.attention_pairs import ALL, CHUNK, NONE, WINDOW, Extent
+from trainer.libraries.transformers_versions import setting
 
 # transformers' names, over all families.
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "local_attention")
@@ -22,7 +23,7 @@ def layer_extents(config: Any) -> list[Extent]:
     """Of each layer: by the configuration's list of their kinds, or its one window for all of them. A kind that is no
     attention (a convolution, a state space) reaches nowhere."""
     config = config.get_text_config(decoder=True)
-    window, chunk = _first(config, _WINDOWS), getattr(config, "attention_chunk_size", None)
+    window, chunk = _first(config, _WINDOWS), setting(config, "attention_chunk_size")
     sizes = {ALL: None, WINDOW: window, CHUNK: chunk, NONE: None}
     kinds = _first(config, _LISTS)
     if not heads(config):
@@ -48,10 +49,10 @@ def heads(config: Any) -> int:
 
 def head_size(config: Any) -> int:
     """Of a query and its value: their mean where they differ."""
-    query, value = getattr(config, "qk_head_dim", None), getattr(config, "v_head_dim", None)
+    query, value = (setting(config, name) for name in ("qk_head_dim", "v_head_dim"))
     if isinstance(query, int) and isinstance(value, int):
         return (query + value) // 2
-    return int(getattr(config, "head_dim", None) or config.hidden_size // max(1, heads(config)))
+    return int(setting(config, "head_dim") or config.hidden_size // max(1, heads(config)))
 
 
 def attention_width(config: Any) -> int:
@@ -61,5 +62,5 @@ def attention_width(config: Any) -> int:
 
 
 def _first(config: Any, names: tuple[str, ...]) -> Any:
-    found = (getattr(config, name, None) for name in names)
+    found = (setting(config, name) for name in names)
     return next((value for value in found if value is not None), None)

@@ -27,6 +27,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from trainer.libraries.hub_versions import UNREACHABLE
+
+_FAULTS: tuple[type[Exception], ...] = (OSError, ValueError, *UNREACHABLE)
+"""of the connection, of the disk, or of an answer that makes no sense"""
 _MODEL_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _FOLDER = f"{FOLDER}/"
 # No folder but that of further chat templates: names that differ from it at one place or another. The last is the whole
@@ -139,7 +143,7 @@ def _fetch(download: Callable[[bool], str], what: str, instead: str) -> str:
         reason = "the repository has no such file: check the name of the file"
     except HfHubHTTPError as error:
         reason = refused(error)
-    except (OSError, ValueError) as error:
+    except _FAULTS as error:
         # Some faults of the connection are not turned into the Hub's own errors: what is here already still serves.
         try:
             return download(True)

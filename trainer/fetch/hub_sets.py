@@ -143,7 +143,8 @@ def _commit(hub_id: str, revision: str | None) -> str | None:
     """What the revision is now: one question. datasets asks several, each again and again where nobody answers."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-    from requests import exceptions
+
+    from trainer.libraries.hub_versions import UNREACHABLE
 
     try:
         return HfApi().dataset_info(hub_id, revision=revision, timeout=_PATIENCE, token=hub.token()).sha
@@ -154,7 +155,7 @@ def _commit(hub_id: str, revision: str | None) -> str | None:
         )
     except HFValidationError as error:
         reason = f"{error}: check the name"
-    except (ConnectionError, TimeoutError, exceptions.ConnectionError, exceptions.Timeout) as error:
+    except UNREACHABLE as error:
         raise _Unreachable(type(error).__name__) from None
     except HfHubHTTPError as error:
         reason = hub.refused(error)

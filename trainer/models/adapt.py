@@ -1,12 +1,12 @@
 """peft's adapter on a real model: launcher.architecture.adapters settles what it will be, and what it became is held
 against that.
 
-Where peft 0.17 would do something else in silence, training doesn't begin.
+Where peft would do something else in silence, training doesn't begin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +23,17 @@ from launcher.architecture.adapter_faults import faults
 from launcher.architecture.adapters import MAX_NAMES, Adapted, Modules, Trained, last_parts, peft_targets, trained
 from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError, first
+from trainer.libraries.peft_versions import is_bias, taken_for_experts
+from trainer.libraries.transformers_versions import parts_of_parameters
 
 # peft 0.17 refuses an adapter on these (tuners_utils._check_lora_target_modules_mamba): the kernels of these families
 # read the weight without calling the layer.
 _STATE_SPACE = ("falcon_h1", "mamba", "mamba2", "falcon_mamba")
 _READ_BY_KERNELS = ("out_proj", "conv1d")
 _KERNELS = "{} gets no adapter, since this family's kernels read its weight without calling it"
+_ALL_EXPERTS = "{} is one parameter of all experts, which gets no adapter here"
+_ONE_EXPERT = "{} of each expert is part of one parameter of all experts here, which gets no adapter"
+_TAKEN = "{} gets no adapter, since peft takes every layer of that name for the experts', which are one parameter here"
 # Parts of the names of parameters that peft adds to a model.
 _ADDED = ("lora_", ".modules_to_save.", ".trainable_tokens_delta.")
 
@@ -46,15 +51,17 @@ def modules_of(model: PreTrainedModel) -> Modules:
     name_of = {id(module): name for name, module in named}
     layers, count = _decoder_layers(model)
     kernels = _READ_BY_KERNELS if getattr(model.config, "model_type", None) in _STATE_SPACE else ()
+    candidates = [
+        name
+        for name, module in named
+        if is_linear(module) and module is not head and name.rpartition(".")[2] not in kernels
+    ]
+    taken = taken_for_experts(model, last_parts(candidates))
     return Modules(
         names=tuple(name for name, _ in named),
-        linear=tuple(
-            name
-            for name, module in named
-            if is_linear(module) and module is not head and name.rpartition(".")[2] not in kernels
-        ),
+        linear=tuple(name for name in candidates if name.rpartition(".")[2] not in taken),
         leaves=frozenset(name for name, module in named if _is_leaf(module)),
-        biases=frozenset(name for name, _ in model.named_parameters() if "bias" in name),
+        biases=frozenset(name for name, _ in model.named_parameters() if is_bias(name)),
         layers=layers,
         count=count,
         embedding=name_of.get(id(embedding), ""),
@@ -62,7 +69,7 @@ def modules_of(model: PreTrainedModel) -> Modules:
         vocabulary=len(embedding.weight),
         tied=isinstance(head, nn.Linear) and head.weight is embedding.weight,
         no_tokens=_no_tokens(embedding, head),
-        refused=(*((name, _KERNELS.format(name)) for name in kernels), *_experts(model)),
+        refused=(*((name, _KERNELS.format(name)) for name in kernels), *_experts(model, taken)),
     )
 
 
@@ -113,8 +120,13 @@ def is_linear(module: nn.Module) -> bool:
     if type(module).forward in (nn.Linear.forward, Conv1D.forward):
         return True
     width = module.in_features if isinstance(module, nn.Linear) else module.nx
-    with torch.no_grad():
-        return torch.is_tensor(module(module.weight.new_zeros(1, width)))
+    rows = module.weight.shape[0] if isinstance(module, nn.Linear) else module.weight.shape[1]
+    try:
+        with torch.no_grad():
+            given = module(module.weight.new_zeros(1, width))
+    except Exception:  # whatever a layer raises that wants other inputs, such as one of several groups
+        return False
+    return torch.is_tensor(given) and tuple(given.shape) == (1, rows)
 
 
 def lora_targets(model: PreTrainedModel) -> list[str]:
@@ -122,10 +134,16 @@ def lora_targets(model: PreTrainedModel) -> list[str]:
     return sorted(last_parts(modules_of(model).linear))
 
 
-def _experts(model: PreTrainedModel) -> list[tuple[str, str]]:
-    """Parameters that hold all experts, by the last parts of their names, and why they get no adapter."""
-    found = {name.rpartition(".")[2] for name, parameter in model.named_parameters() if parameter.dim() == 3}
-    return [(name, f"{name} is one parameter of all experts, which gets no adapter here") for name in sorted(found)]
+def _experts(model: PreTrainedModel, taken: Sequence[str]) -> list[tuple[str, str]]:
+    """What stands for experts by the last parts of its names, and why it gets no adapter: parameters that hold all of
+    them, the layers that such a one is made of, and ``taken``, layers that peft takes for those."""
+    whole = {name.rpartition(".")[2] for name, parameter in model.named_parameters() if parameter.dim() == 3}
+    parts = parts_of_parameters(model) - {*taken, *whole}
+    return [
+        *((name, _ALL_EXPERTS.format(name)) for name in sorted(whole - {*taken})),
+        *((name, _ONE_EXPERT.format(name)) for name in sorted(parts)),
+        *((name, _TAKEN.format(name)) for name in taken),
+    ]
 
 
 def check_faults(model: PreTrainedModel, lora: LoraConfig) -> Modules:
@@ -212,7 +230,7 @@ def train_in_fp32(model: nn.Module) -> None:
 def left_out(model: PeftModel, saved: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """Trained tensors that are not among those that peft saves, under the names by which it reads them.
 
-    With bias=lora_only it looks for a layer's bias where there was one before the layer got its adapter
+    With bias=lora_only peft 0.17 looks for a layer's bias where there was one before the layer got its adapter
     [utils/save_and_load.py: get_peft_model_state_dict], and finds none.
     """
     places = {tensor.data_ptr() for tensor in saved.values()}

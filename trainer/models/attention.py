@@ -33,7 +33,7 @@ DOCUMENT_ATTENTION = "trntune_documents"
 # nothing of attention: positions, and what the model is to give back.
 _WITHOUT_EFFECT = (
     *("position_ids", "cache_position", "position_embeddings"),
-    *("logits_to_keep", "output_router_logits", "output_hidden_states"),
+    *("logits_to_keep", "output_router_logits", "output_hidden_states", "use_cache"),
 )
 
 

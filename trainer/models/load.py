@@ -104,15 +104,17 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=config.model.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report; transformers 5 says no more than that there are
             **({} if packing is None else packing.arguments(products, place)),
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         fault = incomplete(model_dir)  # which transformers calls corrupted
-        if fault is None:  # of shapes that differ the first line says only that
+        if fault is None:
             words = in_first_line(error) if not isinstance(error, RuntimeError) else in_one_line(error, 300)
             fault = f"the model can't be loaded: {words}"
         raise TrntuneError(f"{model_dir}: {fault}") from None
     model: PreTrainedModel = loaded[0]
+    check_shapes(model, loaded[1], model_dir)
     check_none_missing(model, loaded[1], model_dir)
     found = count_parameters(model)[0]
     if config.model.parameters is not None and found != config.model.parameters:
@@ -125,6 +127,20 @@ def load_model(
     else:
         check_finite_weights(model.named_parameters(), model_dir)
     return model
+
+
+def check_shapes(model: PreTrainedModel, report: dict[str, Any], model_dir: Path) -> None:
+    """Raise TrntuneError where transformers has made up weights for tensors of another shape, by its report on loading:
+    names in 4.57, since 5 names with both shapes."""
+    names = sorted(each if isinstance(each, str) else each[0] for each in report["mismatched_keys"])
+    if not names:
+        return
+    fault = incomplete(model_dir)
+    if fault is None:
+        shape, more = list(model.state_dict()[names[0]].shape), len(names) - 1
+        beside = f", and {more} more tensors don't fit either" if more else ""
+        fault = f"{names[0]} has another shape than {shape}, which its config.json asks for{beside}"
+    raise TrntuneError(f"{model_dir}: {fault}")
 
 
 def check_none_missing(model: PreTrainedModel, report: dict[str, Any], model_dir: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, first
 from launcher.jobs.torchrun import is_rank_zero
 from launcher.model_dir.files import weight_files
+from trainer.libraries.transformers_versions import made_of
 from trainer.models.adapt import is_packed, modules_of
-from trainer.models.stored import stored_tensors
+from trainer.models.stored import stored_shapes, stored_tensors
 
 _BLOCK = 64
 """weights that share a scale"""
@@ -56,12 +57,11 @@ class Packing:
     def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The model's tensors in its files, one at a time: packed, they don't show any more whether they are finite.
         Layers with even scales are left as they are from here on."""
-        names = dict(self.model.named_parameters(remove_duplicate=False))
-        # A model that was saved without its head has no prefix in its files, another may have one more.
-        by_ending = {ending: name for name in reversed(names) for ending in _endings(name)}
+        files = weight_files(self.model_dir)
+        owners = self._owners(files)
         even = []
-        for name, tensor in stored_tensors(weight_files(self.model_dir)):
-            owner = by_ending.get(name) or next((each for each in _endings(name) if each in names), None)
+        for name, tensor in stored_tensors(files):
+            owner = owners.get(name)
             if owner is None:  # no part of the model
                 continue
             yield name, tensor
@@ -75,6 +75,20 @@ class Packing:
                 "which bitsandbytes can't pack",
                 file=sys.stderr,
             )
+
+    def _owners(self, files: Iterable[Path]) -> dict[str, str]:
+        """The parameters that tensors in files are, or become a part of; without what is no part of the model."""
+        names = dict(self.model.named_parameters(remove_duplicate=False))
+        # A model that was saved without its head has no prefix in its files, another may have one more.
+        by_ending = {ending: name for name in reversed(names) for ending in _endings(name)}
+        shapes = stored_shapes(files)
+        made = made_of(self.model, shapes)
+        found = {source: name for name, parameter in made.items() for source in parameter.sources}
+        for name in shapes:
+            owner = by_ending.get(name) or next((each for each in _endings(name) if each in names), None)
+            if owner is not None:
+                found.setdefault(name, owner)
+        return found
 
     def arguments(self, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
         """from_pretrained's arguments that pack what is meant on ``device``, and nothing else. ``dtype``: of the

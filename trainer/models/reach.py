@@ -1,7 +1,7 @@
 """How far attention reaches in a layer, as transformers says it: by the mask that it makes for each kind of layer.
 
 transformers asks the mask function that is registered beside an attention function for a mask, and hands what it gets
-to the layers (masking_utils.py of transformers 4.57). This one makes no mask. It returns a Reach: a few numbers that
+to the layers (masking_utils.py). This one makes no mask. It returns a Reach: a few numbers that
 the attention function computes documents by.
 """
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers.masking_utils import sdpa_mask
 
 from launcher.errors import UsageError
+from trainer.libraries.transformers_versions import Queries, written_out_mask
 from trainer.models.block_attention import Segment
 
 
@@ -61,7 +61,6 @@ def documents_of(given: list[Segment] | None, mask: Reach | None, who: str) -> l
 
 def document_mask(
     batch_size: int,
-    cache_position: torch.Tensor,
     kv_length: int,
     kv_offset: int = 0,
     mask_function: Callable[..., Any] | None = None,
@@ -76,24 +75,22 @@ def document_mask(
     made and the attention function looks at it. Raises UnknownAttention for a mask that is neither causal, nor a
     window, nor chunks.
     """
+    queries = Queries.of(kwargs)
     if attention_mask is None and mask_function is not None:
-        made: torch.Tensor | None = sdpa_mask(
-            batch_size, cache_position, kv_length, kv_offset, mask_function, allow_is_causal_skip=False
-        )
-        return made
+        return written_out_mask(batch_size, queries, kv_length, kv_offset, mask_function)
     # transformers allows no skip where the model adds to the causal pattern or takes from it.
-    if not allow_is_causal_skip or kv_offset or mask_function is None or cache_position.shape[0] != kv_length:
+    if not allow_is_causal_skip or kv_offset or mask_function is None or queries.length != kv_length:
         raise UnknownAttention("the model adds a pattern of its own to the causal mask")
     if local_size is None:
         return None if _PACKED.get() is None else Reach("all", None, _PACKED.get())
-    kind = "chunk" if _is_chunked(mask_function, local_size, cache_position) else "window"
+    kind = "chunk" if _is_chunked(mask_function, local_size, queries.device) else "window"
     return Reach(kind, local_size, _PACKED.get())
 
 
-def _is_chunked(mask_function: Callable[..., Any], size: int, like: torch.Tensor) -> bool:
+def _is_chunked(mask_function: Callable[..., Any], size: int, device: torch.device) -> bool:
     """Whether a pattern of ``size`` is in chunks: of two queries that follow each other, at most one begins a window's
     length after the start of its chunk. A window of one position and chunks of one are the same."""
-    queries = torch.arange(size + 1, size + 3, device=like.device)
+    queries = torch.arange(size + 1, size + 3, device=device)
     zero = torch.zeros_like(queries)
     seen = mask_function(zero, zero, queries, queries - size + 1)
     return not bool(seen.all())

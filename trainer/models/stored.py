@@ -19,6 +19,16 @@ def stored_tensors(files: Iterable[Path]) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, opened.get_tensor(name)
 
 
+def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of tensors, by the headers of their files."""
+    found = {}
+    for file in files:
+        with safe_open(file, framework="pt") as content:
+            opened: Any = content
+            found.update({name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()})  # noqa: SIM118
+    return found
+
+
 def first_not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> tuple[str, torch.Tensor] | None:
     """The first with an infinite number or a NaN in it."""
     floating = (each for each in tensors if each[1].is_floating_point())

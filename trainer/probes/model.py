@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import trainer.lean_peft  # noqa: F401 (before whatever imports peft)
 from launcher.architecture.adapters import Modules, first_layer, trained
 from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError
@@ -22,6 +22,7 @@ from launcher.model_dir.weights import check_not_quantized
 from trainer.families.experts import active_width, idle_parameters, looked_up
 from trainer.families.pairs import head_size, heads, layer_extents, layers
 from trainer.families.small import not_for_texts
+from trainer.libraries.transformers_versions import setting
 from trainer.models.adapt import check_faults, is_linear, peft_config
 from trainer.models.load import count_parameters
 from trainer.models.quantized import packed_layers
@@ -63,7 +64,7 @@ def facts(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _number(config: Any, name: str) -> int | None:
-    found = getattr(config, name, None)
+    found = setting(config, name)
     return found if type(found) is int and found > 0 else None
 
 
@@ -81,6 +82,8 @@ def describe(path: str, lora: dict[str, Any] | None) -> dict[str, Any]:
         modules = check_faults(model, adapter)
         parts = adapted_parts(model, adapter, modules, idle)
         parts["packed"] = _packed(model, adapter, modules) if adapter.quantize_base else 0
+        from peft import get_peft_model
+
         with torch.device("meta"):
             adapted = get_peft_model(model, peft_config(adapter, modules), low_cpu_mem_usage=True)
         total, trainable = count_parameters(adapted)

@@ -15,6 +15,7 @@ from launcher.neuron.graphs import differences, directory_name, shapes
 from launcher.neuron.variables import graph_directory
 from tests.launcher.conftest import single
 from tests.launcher.neuron.test_settings import BLOG, on_neuron
+from tests.library_sets import neuron_source
 
 
 def test_the_environment_is_what_the_configuration_says(cwd, monkeypatch):
@@ -55,10 +56,8 @@ def test_graphs_lie_in_the_projects_cache_where_its_path_can_be_read(cache, root
 
 def test_optimum_neuron_reads_the_cache_directory_as_it_is_written(cwd):
     """The pattern of optimum/neuron/utils/cache_utils.py, from the installed file."""
-    from importlib.metadata import files
-
-    (source,) = [file for file in files("optimum-neuron") or [] if str(file) == "optimum/neuron/utils/cache_utils.py"]
-    pattern = re.search(r're\.search\(r"(--cache_dir=[^"]*)", neuron_cc_flags\)', source.locate().read_text())
+    source = neuron_source("optimum/neuron/utils/cache_utils.py")
+    pattern = re.search(r're\.search\(r"(--cache_dir=[^"]*)", neuron_cc_flags\)', source.read_text())
     assert pattern
     config = on_neuron("cluster=hyperpod")
     found = re.search(pattern[1], variables("train", config)["NEURON_CC_FLAGS"])

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 
 from launcher.paths import ROOT
 from postprocess.consolidate.shards import RankShard, rank_file
+from tests.library_sets import optimum_neuron_missing
 
 DATA = ROOT / "tests" / "data" / "neuron_shards"
 SHARED = Path(os.environ.get("TRNTUNE_NEURON_SHARDS", ROOT.parent / "shared" / "data" / "neuron_shards"))
@@ -124,7 +125,7 @@ def optimum_neuron() -> Any:
     try:
         neuron = importlib.import_module("optimum.neuron")
     except ImportError as error:
-        pytest.skip(f"optimum-neuron is not importable: {error}")
+        optimum_neuron_missing(f"optimum-neuron can't be imported ({error}): .ci/run tests this with its own libraries")
     package = types.ModuleType("optimum.neuron.models.training")
     package.__path__ = [str(Path(str(neuron.__file__)).parent / "models" / "training")]
     layers = types.ModuleType("neuronx_distributed.parallel_layers.layers")
@@ -137,7 +138,7 @@ def optimum_neuron() -> Any:
     try:
         return importlib.import_module("optimum.neuron.models.training.transformations_utils")
     except ImportError as error:
-        pytest.skip(f"optimum-neuron is not importable: {error}")
+        optimum_neuron_missing(f"optimum-neuron can't be imported ({error}): .ci/run tests this with its own libraries")
     finally:
         for name in stand_ins:
             del sys.modules[name]

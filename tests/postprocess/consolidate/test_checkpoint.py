@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from launcher.errors import TrntuneError
 from launcher.paths import ROOT
@@ -46,7 +47,16 @@ def test_the_last_checkpoint_is_what_training_saved(run, tmp_path):
     ours, theirs = weights(tmp_path / "out"), weights(saved)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (saved / "tokenizer.json").read_bytes()
+    same_tokenizer(tmp_path / "out" / "tokenizer.json", saved / "tokenizer.json")
+
+
+def same_tokenizer(ours: Path, theirs: Path) -> None:
+    """The base's own file, which transformers 4.57 saves as it is; 5 saves it with a post-processor that adds nothing
+    where it had none (tokenization_utils_tokenizers.py: update_post_processor)."""
+    files = [json.loads(file.read_text()) for file in (ours, theirs)]
+    assert {**files[0], "post_processor": None} == {**files[1], "post_processor": None}
+    text = "What does <eos> xml.sax do?"
+    assert Tokenizer.from_file(str(ours)).encode(text).ids == Tokenizer.from_file(str(theirs)).encode(text).ids
 
 
 def test_an_earlier_one_loads_with_transformers_or_peft(run, tmp_path):

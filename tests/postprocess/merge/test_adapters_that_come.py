@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from launcher.errors import TrntuneError
 from postprocess.merge import MergeOptions, merge
-from tests.postprocess.merge.adapters import FILE, QUICK, ROWS, configure, rename, same, save_tokenizer
+from tests.postprocess.merge.adapters import FILE, QUICK, ROWS, configure, refused, rename, same, save_tokenizer
 from tests.postprocess.merge.models import make_adapter, peft_merge, stored
+from trainer.libraries.peft_versions import trains_rows_of
 
+# What transformers saves of one: 5 has the second in the third.
+TOKENIZER = {"tokenizer.json", "special_tokens_map.json", "tokenizer_config.json"}
 # What each release writes beside the fields of peft 0.17, of a plain LoRA.
 NEWER: dict[str, dict[str, Any]] = {
     "0.18.1": {"alora_invocation_tokens": None, "arrow_config": None, "ensure_weight_tying": False},
@@ -46,9 +50,10 @@ def test_what_newer_releases_write_of_a_plain_lora(bases, tmp_path: Path, releas
     [
         ({"velora_config": {"scale": 1.0}, "peft_version": "0.20.0"}, r"velora_config=.* wrote the adapter \(0.20.0\)"),
         ({"use_bdlora": {"nblocks": 2}, "kasa_config": {"a": 1}}, r"doesn't know (use_bdlora|kasa_config)=.*, "),
+        ({"arrow_config": {"top_k": 2}}, "this merge doesn't know arrow_config="),
+        ({"monteclora_config": {"num_samples": 4}}, "this merge doesn't know monteclora_config="),
         ({"ensure_weight_tying": True, "target_modules": ["embed_tokens"]}, "doesn't know ensure_weight_tying=True"),
         ({"init_lora_weights": "lora_ga", "lora_ga_config": None}, "changed the base weights before training"),
-        ({"trainable_token_indices": {"lm_head": [1]}}, "rows of lm_head, which is no embedding: .* 0.18 or later"),
         ({"r": "four"}, "peft can't read its configuration|doesn't fit the base"),
     ],
 )
@@ -61,6 +66,25 @@ def test_settings_that_mean_something_are_named(bases, tmp_path: Path, changes: 
         merge(base, adapter, tmp_path / "out", QUICK)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_the_head_are_merged_where_peft_can_train_them(bases, tmp_path: Path) -> None:
+    """As 0.18 does; 0.17 has no such adapter but one of a newer release."""
+    base = bases("llama")
+    rows, head = [3, 70], "lm_head.token_adapter.trainable_tokens_delta"
+    if trains_rows_of(nn.Linear(1, 1)):
+        adapter = make_adapter(
+            tmp_path / "adapter", base, target_modules=["q_proj"], trainable_token_indices={"lm_head": rows}
+        )
+        expected = peft_merge(base, adapter)
+        assert merge(base, adapter, tmp_path / "out")["logits"]["compared"]
+        same(tmp_path / "out", expected)
+        trained = load_file(adapter / FILE)[f"base_model.model.{head}"]
+        assert torch.equal(stored(tmp_path / "out")["lm_head.weight"][rows], trained)
+        return
+    adapter = make_adapter(tmp_path / "adapter", base, target_modules=["q_proj"])
+    configure(adapter, trainable_token_indices={"lm_head": rows})
+    refused(base, adapter, "rows of lm_head, which is no embedding: .* 0.18 or later")
 
 
 def test_tied_weights_that_a_newer_release_has_kept_tied(bases, tmp_path: Path) -> None:
@@ -158,6 +182,6 @@ def test_adapters_of_other_trainers(bases, tmp_path: Path, trainer: Callable[[Pa
     assert record["logits"]["compared"]
     assert record["tokenizer"]["from"] == "adapter"
     same(tmp_path / "out", expected)
-    tokenizer = {"special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {file.name for file in adapter.iterdir()} & TOKENIZER
     model = {"config.json", "generation_config.json", "model.safetensors", "merge.json"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == tokenizer | model

@@ -19,6 +19,7 @@ from trainer.models.adapt import lora_targets
 FAMILIES = (
     *("mistral", "gemma2", "gpt_oss", "mixtral", "llama4_text", "gpt_neox"),
     *("falcon", "bloom", "granitemoe", "bamba", "lfm2", "minimax", "rwkv"),
+    *("qwen2_moe", "deepseek_v3"),
 )
 NOT_ADAPTED = ("out_proj", "conv1d", "x_proj", "dt_proj")
 """peft refuses some of these layers in state space models"""

@@ -11,6 +11,7 @@ from launcher.config.schema import Config
 from launcher.neuron.graphs import shapes
 from launcher.neuron.variables import cache_root, graph_directory
 from tests.launcher.conftest import single
+from tests.library_sets import neuron_source
 from trainer.compilation import record
 from trainer.compilation.cache import busy_seconds, compiled, modules
 from trainer.compilation.trial import tracing, trial_config
@@ -129,10 +130,8 @@ def test_the_trial_is_the_same_run_for_ten_steps(config):
 
 def test_a_trial_is_known_by_the_tools_variable(monkeypatch):
     """The same one that optimum-neuron reads, from the installed file."""
-    from importlib.metadata import files
-
-    (source,) = [file for file in files("optimum-neuron") or [] if str(file) == "optimum/neuron/utils/misc.py"]
-    assert 'os.environ.get("NEURON_EXTRACT_GRAPHS_ONLY") == "1"' in source.locate().read_text()
+    source = neuron_source("optimum/neuron/utils/misc.py")
+    assert 'os.environ.get("NEURON_EXTRACT_GRAPHS_ONLY") == "1"' in source.read_text()
     monkeypatch.setenv("NEURON_EXTRACT_GRAPHS_ONLY", "1")
     assert tracing()
     monkeypatch.delenv("NEURON_EXTRACT_GRAPHS_ONLY")

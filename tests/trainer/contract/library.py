@@ -8,8 +8,9 @@ import functools
 import importlib
 import inspect
 from dataclasses import dataclass
-from importlib.metadata import files
 from pathlib import Path
+
+from tests.library_sets import neuron_source
 
 NAME = "optimum.neuron"
 # Methods that hand their keywords on to another class, which they look up by name.
@@ -23,8 +24,7 @@ HANDED_ON = {
 @functools.cache
 def root() -> Path:
     """site-packages."""
-    (file,) = [file for file in files("optimum-neuron") or [] if str(file) == "optimum/neuron/version.py"]
-    return Path(str(file.locate())).parents[2]
+    return neuron_source("optimum/neuron/version.py").parents[2]
 
 
 def module_file(module: str) -> Path | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
-from trainer.data import chat
+import pytest
+from transformers.utils import chat_template_utils
+
 from trainer.data.chat_encoder import ChatEncoder
 from trainer.data.conversations import ChatRow, conversation, turns
+from trainer.data.template_day import DAY
 from trainer.data.tokenize import IGNORE, tokenize
 
 TURNS = (
@@ -36,7 +40,15 @@ def encoded(tokenizer: Any, row: ChatRow) -> tuple[list[int], list[list[int]]]:
     return ids, [ids[begin:end] for begin, end in spans]
 
 
-def by_template(tokenizer: Any, given: list[dict[str, Any]], **more: Any) -> list[int]:
-    """As generation tokenizes them."""
-    ids: list[int] = tokenizer.apply_chat_template(given, tokenize=True, strftime_now=chat._DATE.strftime, **more)
-    return ids
+class _Then(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return DAY
+
+
+def by_template(tokenizer: Any, given: list[dict[str, Any]], tokenize: bool = True, **more: Any) -> Any:
+    """The ids as generation tokenizes them, or their text, by transformers alone, on the day that rows are written."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(chat_template_utils, "datetime", _Then)
+        # Since transformers 5 ids come in a dict if nothing is said.
+        return tokenizer.apply_chat_template(given, tokenize=tokenize, return_dict=False, **more)

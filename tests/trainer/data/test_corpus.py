@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from launcher.errors import TrntuneError
-from launcher.paths import ROOT
+from tests.launcher.conftest import single
+from tests.limits import PATIENCE
 from tests.trainer.data.conftest import config_for, settings_for
 from trainer.data import build, groups
 from trainer.data.encoder import Encoder
 from trainer.data.prepare import PreparedData, prepare
 from trainer.data.tokenize import tokenize
 from trainer.fetch.tiny_llama import byte_tokenizer
-from trainer.probes.dataset import shape_of
+from trainer.probes.dataset import PlainTokenizer, shape_of
 
 
 @pytest.fixture
@@ -100,29 +100,37 @@ def test_a_file_that_changes_under_a_streaming_run_stops_it(rows_file, tokenizer
 
 def test_many_processes_that_come_at_once_tokenize_once(rows_file, tokenizer, tmp_path):
     """As the ranks of a run do."""
-    script = (
-        "import sys, pathlib\n"
-        "from tests.launcher.conftest import single\n"
-        "from trainer.data import build\n"
-        "from trainer.data.prepare import prepare\n"
-        "from trainer.probes.dataset import PlainTokenizer\n"
-        "write = build.write\n"
-        "def told(*arguments):\n"
-        "    print('tokenizes')\n"
-        "    write(*arguments)\n"
-        "build.write = told\n"
-        "rows, tokenizer = map(pathlib.Path, sys.argv[1:3])\n"
-        "print(prepare(single(*sys.argv[3:]).config, rows, PlainTokenizer(tokenizer)).digest())\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     file = tmp_path / "tokenizer" / "tokenizer.json"
-    command = [sys.executable, "-c", script, str(rows_file), str(file), *settings_for(rows_file)]
-    ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    lines = [line for rank in ranks for line in rank.communicate()[0].split()]
+    together = multiprocessing.get_context("forkserver")
+    # Imported once for the three; another test's server may run already, and has imported less.
+    together.set_forkserver_preload([__name__])
+    barrier, told = together.Barrier(3), together.Queue()
+    arguments = (barrier, told, dict(os.environ), rows_file, file, settings_for(rows_file))
+    ranks = [together.Process(target=tokenize_with_others, args=arguments) for _ in range(3)]
+    for rank in ranks:
+        rank.start()
+    lines = [told.get(timeout=PATIENCE) for _ in range(4)]
+    for rank in ranks:
+        rank.join(PATIENCE)
+    assert [rank.exitcode for rank in ranks] == [0, 0, 0]
     assert lines.count("tokenizes") == 1
     assert set(lines) == {"tokenizes", prepare(config_for(rows_file), rows_file, tokenizer).digest()}
-    assert len(lines) == 4
+    assert told.empty()
+
+
+def tokenize_with_others(barrier, told, environment, rows, tokenizer, settings) -> None:
+    """One rank of those that come at once; tells the digest, and that it tokenizes if it is the one that does."""
+    os.environ.update(environment)
+    write = build.write
+
+    def telling(*arguments) -> None:
+        told.put("tokenizes")
+        write(*arguments)
+
+    build.write = telling
+    barrier.wait(PATIENCE)
+    told.put(prepare(single(*settings).config, rows, PlainTokenizer(tokenizer)).digest())
 
 
 def test_a_broken_row_leaves_nothing_behind(rows_file, tokenizer, cache):

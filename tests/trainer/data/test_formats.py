@@ -185,7 +185,10 @@ def test_rows_of_instructions_are_what_they_were_before_there_were_other_formats
         ("dataset.loss_on=all", "dataset.packing=false"): ("7f088840e545", "f33ee2a8ad8d"),
     }
     for settings, expected in golden.items():
-        data = prepare(config_for(path, *settings), path, byte_tokenizer(4096))
+        tokenizer = byte_tokenizer(4096)
+        # transformers 5 puts one there that adds nothing.
+        tokenizer.backend_tokenizer.post_processor = None
+        data = prepare(config_for(path, *settings), path, tokenizer)
         tokens = [[(e.input_ids, e.labels, e.line) for e in row] for row in [*data.train, *data.eval]]
         found = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
         assert (data.digest()[:12], found[:12]) == expected

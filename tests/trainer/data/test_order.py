@@ -22,10 +22,11 @@ def test_replicas_share_a_step_so_that_its_rows_do_not_depend_on_how_many_they_a
     loaders = [MicroBatches(24, 5, size, replica, replicas) for replica in range(replicas)]
     for epoch in range(2):
         for loader in loaders:
-            loader.epoch = epoch
+            loader.set_epoch(epoch)
         batches = [list(loader) for loader in loaders]
         assert {len(each) for each in batches} == {len(loaders[0])} == {2 * accumulation}
         for step in range(2):
             part = slice(step * accumulation, (step + 1) * accumulation)
             taken = [row for each in zip(*(b[part] for b in batches), strict=True) for micro in each for row in micro]
             assert taken == rows_of_step(epoch * 2 + step + 1, 24, 12, 5)
+            assert [loader.of_step(taken) for loader in loaders] == [each[part] for each in batches]

@@ -10,6 +10,7 @@ from launcher.errors import TrntuneError
 from trainer.families.answers import Answering, answering, continuations
 from trainer.families.choose import way_of_answering
 from trainer.families.small import small_config, small_model
+from trainer.libraries.transformers_versions import MAJOR
 
 IN_BATCHES = Answering("sdpa", batched=True, cached=True)
 PROMPTS = [[5, 17, 44, 60, 8, 9, 12, 33, 71, 20, 6, 7], [31, 30, 29]]
@@ -27,11 +28,12 @@ def test_most_families_answer_in_padded_batches(family):
 @pytest.mark.parametrize(
     ("family", "settings", "how"),
     [
-        ("lfm2", {"full_attn_idxs": [1, 3]}, Answering("sdpa", batched=False, cached=True)),
+        # Since transformers 5 its convolutions leave padding out.
+        ("lfm2", {"full_attn_idxs": [1, 3]}, Answering("sdpa", batched=MAJOR >= 5, cached=True)),
         ("rwkv", {}, Answering("eager", batched=False, cached=True)),
     ],
 )
-def test_a_family_for_which_padding_is_another_model_does_without(family, settings, how):
+def test_where_padding_makes_another_model_of_a_family_it_does_without(family, settings, how):
     found = model(family, **settings)
     assert answering(found, how.attention) == how
     expected = []

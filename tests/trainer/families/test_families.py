@@ -23,6 +23,7 @@ from trainer.families.experts import idle_parameters, looked_up
 from trainer.families.pairs import attention_width, layer_extents
 from trainer.families.small import with_attention
 from trainer.families.table import Outcome, lines, outcome
+from trainer.libraries.transformers_versions import MAJOR
 from trainer.models.attention import DOCUMENT_ATTENTION
 from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 from trainer.probes.model import facts
@@ -69,7 +70,7 @@ def step_of_transformers(model: nn.Module) -> tuple[torch.Tensor, dict[str, torc
     for example in documents():
         if len(example.input_ids) < 2:  # nothing to predict
             continue
-        logits = model(torch.tensor([example.input_ids])).logits[0, :-1].float()
+        logits = model(torch.tensor([example.input_ids]), use_cache=False).logits[0, :-1].float()
         loss = cross_entropy(logits, torch.tensor(example.labels[1:]), reduction="sum")
         loss.backward()
         total += loss.detach()
@@ -134,9 +135,11 @@ def test_every_family_that_is_trained_has_sizes_for_the_plan(outcomes):
         active = looked_up(found.model) + idle_parameters(found.model, found.model.config.get_text_config())
         assert 0 < active < sum(parameter.numel() for parameter in found.model.parameters()) or sizes.tied_embeddings
     without = {found.case.family for found in trained if attention_width(found.model.config) == 0}
-    assert without == {"falcon_mamba", "mamba", "mamba2", "rwkv"}
+    # transformers 4.57 can't compute its small xLSTM.
+    assert without == {"falcon_mamba", "mamba", "mamba2", "rwkv", *(["xlstm"] if MAJOR >= 5 else [])}
 
 
+@pytest.mark.skipif(MAJOR < 5, reason="docs/models.md is of the newest set of libraries")
 def test_the_table_of_families_is_what_is_found(outcomes):
     expected = "\n".join(lines(outcomes)) + "\n"
     assert (ROOT / "docs" / "models.md").read_text() == expected, "python -m trainer.families > docs/models.md"

@@ -56,7 +56,7 @@ def test_digits_are_split_one_by_one_as_the_model_was_trained(tokenizer):
 
 def test_generation_answers_and_stops_by_itself(model, tokenizer):
     messages = [{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}]
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=False)
     output = model.generate(ids, max_new_tokens=60, do_sample=False)[0, ids.shape[1] :]
     assert output[-1] == 2
     assert len(output) < 60

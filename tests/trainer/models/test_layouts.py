@@ -21,6 +21,7 @@ from launcher.model_dir.files import vocabulary_of, weight_files
 from launcher.model_dir.weights import check_fit, stored_shapes
 from launcher.plan.disk import merged_bytes
 from postprocess.safetensors.header import source_tensors
+from tests.pickled import pickle_shards
 from tests.postprocess.merge.models import make_base
 from tests.trainer.models.conftest import config_of, load
 from trainer.fetch.local import check_directory
@@ -34,7 +35,7 @@ SHARDS = [f"model-0000{number}-of-00004.safetensors" for number in (1, 2, 3, 4)]
 
 def shard(base: Path) -> None:
     """The model in four files with an index."""
-    AutoModelForCausalLM.from_pretrained(base).save_pretrained(base, max_shard_size="100KB")
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(base, max_shard_size="110KB")
     (base / "model.safetensors").unlink(missing_ok=True)
     assert sorted(file.name for file in base.glob("*.safetensors")) == SHARDS
 
@@ -62,9 +63,8 @@ def with_index(text: str) -> Change:
 
 def pickled_in_shards(lost: str | None = None) -> Change:
     def change(base: Path) -> None:
-        model = AutoModelForCausalLM.from_pretrained(base)
-        (base / "model.safetensors").unlink()
-        model.save_pretrained(base, max_shard_size="100KB", safe_serialization=False)
+        shard(base)
+        pickle_shards(base)
         if lost is not None:
             (base / lost).unlink()
 

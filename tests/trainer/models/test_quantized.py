@@ -26,6 +26,7 @@ from tests.trainer.models.test_adapter_options import ALL, adapted, config_of, l
 from trainer.engines.state import copied, put
 from trainer.engines.torch import state
 from trainer.families.small import small_config, small_model
+from trainer.libraries.transformers_versions import parts_of_parameters
 from trainer.models.adapt import is_packed, modules_of, size
 from trainer.models.load import count_parameters, load_model
 from trainer.models.quantized import has_even_scales
@@ -132,15 +133,18 @@ def test_a_packed_weight_takes_the_bytes_that_the_plan_counts(bases):
 
 
 def test_a_router_that_computes_more_than_a_product_is_not_packed(tmp_path):
-    """Llama 4's is a linear layer by class, and gives scores and logits; Mixtral's is a plain one."""
-    for family, router in (("llama4_text", "feed_forward.router"), ("mixtral", "block_sparse_moe.gate")):
+    """Llama 4's is a linear layer by class, and gives scores and logits; Mixtral's is a plain one, and since
+    transformers 5 no linear layer, but one that chooses."""
+    plain = not parts_of_parameters(small_model(small_config(AutoConfig.for_model("mixtral"), 64), "eager"))
+    mixtrals = "block_sparse_moe.gate" if plain else "mlp.gate"
+    for family, router in (("llama4_text", "feed_forward.router"), ("mixtral", mixtrals)):
         base = tmp_path / family
         small_model(small_config(AutoConfig.for_model(family), 64), "eager").save_pretrained(base)
         model = load_model(base, config_of(base, NF4, "lora.target_modules=[q_proj]"), "eager")
         packed = {name for name, module in model.named_modules() if is_packed(module)}
         assert packed == set(modules_of(load(base)).linear)
         assert any(name.endswith(router) for name, _ in model.named_modules())
-        assert any(name.endswith(router) for name in packed) == (family == "mixtral")
+        assert any(name.endswith(router) for name in packed) == (plain and family == "mixtral")
         model(input_ids=torch.tensor([[5, 6, 7]]))
 
 
@@ -154,6 +158,17 @@ def test_what_cannot_be_packed_is_refused_before_a_step(bases, tmp_path):
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(TrntuneError, match=r"up_proj.weight holds 1 numbers of 3,840 that are not finite"):
         load_model(broken, config_of(broken, NF4), "eager")
+
+
+def test_an_expert_with_numbers_that_are_not_finite_is_refused_though_it_is_no_layer_in_the_model(tmp_path):
+    """Since transformers 5 all experts are one parameter, by another name than those in files."""
+    base = tmp_path / "base"
+    small_model(small_config(AutoConfig.for_model("mixtral"), 64), "eager").save_pretrained(base)
+    tensors, name = load_file(base / "model.safetensors"), "model.layers.1.block_sparse_moe.experts.2.w3.weight"
+    tensors[name][3, 5] = float("inf")
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(TrntuneError, match=rf"{name} holds 1 numbers of [\d,]+ that are not finite"):
+        load_model(base, config_of(base, NF4, "lora.target_modules=[q_proj]"), "eager")
 
 
 def change(directory: Path, **tensors: torch.Tensor) -> Path:

@@ -10,6 +10,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from transformers.masking_utils import chunked_causal_mask_function, sliding_window_causal_mask_function
 
 from launcher.errors import UsageError
+from trainer.libraries.transformers_versions import Queries
 from trainer.models.attention import DOCUMENT_ATTENTION, document_attention, segments_of
 from trainer.models.block_attention import BLOCK
 from trainer.models.causal_lm import CausalLMLoss
@@ -87,13 +88,13 @@ def test_attention_and_its_gradients_are_those_of_a_mask(reach, softcap, sunk, p
 
 @pytest.mark.parametrize("size", [2, 3, 8, 100])
 def test_windows_and_chunks_are_told_apart(size):
-    places = torch.arange(LENGTH)
-    given = {"attention_mask": torch.ones(1, LENGTH, dtype=torch.bool), "local_size": size}
+    queries = Queries(LENGTH, 0, torch.device("cpu")).arguments()
+    given = {"attention_mask": torch.ones(1, LENGTH, dtype=torch.bool), "local_size": size, **queries}
     for padding in range(size):
         chunked = chunked_causal_mask_function(size, torch.tensor([padding]))
-        assert document_mask(1, places, LENGTH, mask_function=chunked, **given) == Reach("chunk", size)
+        assert document_mask(1, LENGTH, mask_function=chunked, **given) == Reach("chunk", size)
     window = sliding_window_causal_mask_function(size)
-    assert document_mask(1, places, LENGTH, mask_function=window, **given) == Reach("window", size)
+    assert document_mask(1, LENGTH, mask_function=window, **given) == Reach("window", size)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from launcher.architecture.adapter_faults import own_choice
 from launcher.config.schema import LoraConfig
 from launcher.errors import TrntuneError
 from trainer.families.small import small_config, small_model
+from trainer.libraries.transformers_versions import parts_of_parameters
 from trainer.models.adapt import check_faults, lora_targets, peft_config
 
 
@@ -25,13 +26,21 @@ def adapted(family: str, targets: list[str]) -> set[str]:
     return {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in peft.named_parameters() if ".lora_A" in name}
 
 
+# Layers of experts, and the router's: since transformers 5 experts are one parameter, and this router a module that
+# gives more than a product. A shared expert is a dense layer by names of its own, and its gate is one.
+IN_ONE = bool(parts_of_parameters(model("mixtral")))
+EXPERTS = () if IN_ONE else ("gate", "w1", "w2", "w3")
+SHARED = ("shared_expert_gate",) if IN_ONE else ("shared_expert_gate", "gate")
+
+
 @pytest.mark.parametrize(
     ("family", "layers"),
     [
         ("gpt2", {"c_attn", "c_proj", "c_fc"}),
         ("phi3", {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),
         ("gpt_neox", {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"}),
-        ("mixtral", {"q_proj", "k_proj", "v_proj", "o_proj", "gate", "w1", "w2", "w3"}),
+        ("mixtral", {"q_proj", "k_proj", "v_proj", "o_proj", *EXPERTS}),
+        ("qwen2_moe", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", *SHARED}),
         ("mamba", {"in_proj", "x_proj", "dt_proj"}),
     ],
 )

@@ -19,10 +19,10 @@ from trainer.models.generation import check_generation, mend_generation
     ("content", "words"),
     [
         (
-            {"early_stopping": None},
+            {"early_stopping": "sometimes"},
             r"generation_config\.json: `early_stopping` must be a boolean.*correct it, or remove",
         ),
-        ({"num_return_sequences": 3}, "Greedy methods without beam search"),
+        ({"num_return_sequences": 3}, r"Greedy methods (\(do_sample != True\) )?without beam search"),
         ([1], "is not a JSON object"),
     ],
 )
@@ -54,6 +54,35 @@ def test_what_is_repaired_is_what_transformers_refuses_and_then_saves(number: in
             GenerationConfig(**content).validate(strict=True)
         kept = GenerationConfig(**applied(content, repairs(content)))
         kept.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "repaired"),
+    [
+        ({"do_sample": None, "top_p": 0.5}, {"top_p": 0.5, "do_sample": True}),
+        ({"do_sample": None, "temperature": 0.0}, {"do_sample": None}),
+        ({"do_sample": False, "top_h": 0.4}, {"do_sample": False}),
+        ({"num_beams": None, "early_stopping": True}, {"num_beams": None}),
+    ],
+)
+def test_what_transformers_refuses_since_5_is_repaired(content: Any, repaired: Any, tmp_path: Path) -> None:
+    """4.57 saves it as it is: null is there neither true nor false, and top_h nothing that it knows."""
+    assert applied(content, repairs(content)) == repaired
+    GenerationConfig(**repaired).save_pretrained(tmp_path)
+
+
+def test_a_null_is_refused_where_transformers_does_not_load_it(base, tmp_path: Path) -> None:
+    directory = base(generation_config={"early_stopping": None})
+    try:
+        GenerationConfig(early_stopping=None)
+    except ValueError:  # transformers 4.57
+        with pytest.raises(TrntuneError, match=r"generation_config\.json: `early_stopping` must be a boolean"):
+            check_generation(directory)
+        return
+    check_generation(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert mend_generation(model, directory) == ()
+    model.save_pretrained(tmp_path / "saved")
 
 
 @pytest.mark.parametrize("generation", [None, "{broken", {"eos_token_id": 2}, {**SAMPLED, "do_sample": True}])

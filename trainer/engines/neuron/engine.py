@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
+from launcher.neuron.libraries import COMMAND, libraries_fault
 from launcher.plan.steps import total_steps, warmup_steps
 from launcher.run_dir.result import RunStatus
 from trainer.checkpoints.peers import Peers, SingleProcess
@@ -35,7 +36,7 @@ from trainer.models.unchanged import checksums
 from trainer.probes.model import on_meta
 from trainer.signals import Stop
 
-_INSTALL = "see docs/trainium.md for what an instance needs"
+_INSTALL = f"it comes from AWS's package index: {COMMAND} (docs/trainium.md)"
 
 
 def create(config: Config) -> NeuronEngine:
@@ -69,6 +70,8 @@ class NeuronEngine:
         check_supported(config)
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             raise TrntuneError("the neuron engine must be started by torchrun, also in one process")
+        if fault := libraries_fault():
+            raise TrntuneError(f"accelerator={config.accelerator.name}: {fault}")
         try:
             # optimum-neuron sets what the compiler reads when it is imported, before the process group is made.
             self.neuron_trainer = import_module("trainer.engines.neuron.trainer")

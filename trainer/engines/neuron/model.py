@@ -66,7 +66,7 @@ def _put_adapter(model: Any, adapter: dict[str, torch.Tensor]) -> None:
     if any(getattr(module, "qkv_linear", False) for module in model.modules()):
         adapter = share_first_half(adapter, QKV)
     split = adapt_state_dict(model, adapter, {}, inplace=True, adapter_name="default")
-    result = set_peft_model_state_dict(model, split, adapter_name="default")
+    result: Any = set_peft_model_state_dict(model, split, adapter_name="default")
     if result.unexpected_keys:
         raise TrntuneError(f"the adapter doesn't fit optimum-neuron's layers: {result.unexpected_keys[0]}")
 

@@ -19,15 +19,13 @@ import importlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import nn
 
 from launcher.errors import TrntuneError
-
-VERSION = "0.4.5"
+from launcher.neuron.libraries import VERSION
 
 # Of the functions and classes that the mends replace or rely on.
 FINGERPRINTS = {
@@ -65,16 +63,9 @@ def named(name: str) -> Any:
 
 
 def check(found: Callable[[str], Any]) -> None:
-    """Raise TrntuneError unless this is the optimum-neuron that the mends were written for.
-
-    ``found`` gives the object of a dotted name.
+    """Raise TrntuneError unless this is the source that the mends were written for: launcher.neuron.libraries has seen
+    that it is the version. ``found`` gives the object of a dotted name.
     """
-    version = metadata.version("optimum-neuron")
-    if version != VERSION:
-        raise TrntuneError(
-            f"optimum-neuron {version} is installed: this engine mends faults of {VERSION} and runs with no other; "
-            f"install optimum-neuron=={VERSION}"
-        )
     for name, expected in FINGERPRINTS.items():
         if fingerprint(inspect.getsource(found(name))) != expected:
             raise TrntuneError(

@@ -19,8 +19,9 @@ class RowLoader(DataLoader[Any]):
         self.micro_batches = sampler
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before each pass."""
-        self.micro_batches.epoch = epoch
+        """Called by the Trainer before each pass. In a pass that a run goes on in, transformers 5 has put a loader of
+        its own round the sampler by then, and calls the sampler's."""
+        self.micro_batches.set_epoch(epoch)
 
 
 def trained_labels(batches: list[Any], device: torch.device) -> torch.Tensor:

@@ -47,11 +47,11 @@ class StepMeter(TrainerCallback):
         observer: TrainingCallback,
         checkpoints: Checkpoints,
         best: BestWeights,
-        check_finite: Callable[[], None],
+        check_step: Callable[[], None],
     ) -> None:
-        """``check_finite`` is called when ``step`` has the loss and the norm of all replicas, before the update."""
+        """``check_step`` is called when ``step`` has the loss and the norm of all replicas, before the update."""
         self.replica, self.step, self.observer, self.checkpoints = replica, step, observer, checkpoints
-        self.best, self.check_finite = best, check_finite
+        self.best, self.check_step = best, check_step
         self.started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -72,7 +72,7 @@ class StepMeter(TrainerCallback):
         if not args.max_grad_norm:  # it has not been computed for clipping
             gradients = [p.grad for p in self.replica.module.parameters() if p.grad is not None]
             step.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-        self.check_finite()
+        self.check_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = self.step

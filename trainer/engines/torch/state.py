@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trainer.engines.state import Tensors, adapter_document, copied
+from trainer.libraries.transformers_versions import NAMES_AS_IN_THE_MODEL
 from trainer.models.adapt import left_out
 
 OPTIMIZER, BEST = "optimizer.safetensors", "best.safetensors"
@@ -35,7 +36,8 @@ def live_weights(model: PreTrainedModel | PeftModel) -> Tensors:
 
 def save_weights(model: PreTrainedModel | PeftModel, directory: Path, tensors: Tensors | None = None) -> None:
     """As peft and transformers save; an adapter with everything that was trained. ``tensors`` in place of a model's."""
-    model.save_pretrained(str(directory), state_dict=tensors)
+    names = {} if tensors is None else NAMES_AS_IN_THE_MODEL
+    model.save_pretrained(str(directory), state_dict=tensors, **names)
     if isinstance(model, PeftModel) and any(
         left_out(model, get_peft_model_state_dict(model, save_embedding_layers=False))
     ):

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import transformers
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from launcher.config.schema import Config, accumulation_steps
+from launcher.errors import TrntuneError
 from launcher.plan.steps import warmup_steps
 from trainer.checkpoints import rng
 from trainer.checkpoints.state import Checkpoints, EngineState, RestoredState
@@ -92,7 +94,7 @@ class PackedTrainer(Trainer):
             train_dataset=rows,
             eval_dataset=eval_rows,
             data_collator=replica.collator,
-            callbacks=[StepMeter(replica, self.step, observer, checkpoints, best, self.check_finite)],
+            callbacks=[StepMeter(replica, self.step, observer, checkpoints, best, self.check_step)],
         )
         # Ours is normalized by the labels of the whole step, over all micro batches and replicas.
         self.model_accepts_loss_kwargs = True
@@ -125,14 +127,33 @@ class PackedTrainer(Trainer):
 
     def get_train_dataloader(self) -> RowLoader:
         group, size = self.replica.group, self.args.per_device_train_batch_size
-        sampler = MicroBatches(len(self.rows), self.replica.config.seed, size, group.rank, group.replicas)
+        self.sampler = MicroBatches(
+            len(self.rows), self.replica.config.seed, size, group.rank, group.replicas,
+            self.args.gradient_accumulation_steps,
+        )  # fmt: skip
         pin = self.args.dataloader_pin_memory
-        return RowLoader(self.rows, sampler, collate_fn=self.replica.collator, pin_memory=pin)
+        return RowLoader(self.rows, self.sampler, collate_fn=self.replica.collator, pin_memory=pin)
+
+    def check_step(self) -> None:
+        """Raise TrntuneError before an update that must not be made."""
+        self.check_rows()
+        self.check_finite()
+
+    def check_rows(self) -> None:
+        """Raise TrntuneError unless the step was given its own rows: a run that goes on, or a library that is upgraded,
+        could else train on others while the record says these."""
+        step = self.state.global_step + 1
+        expected = self.sampler.of_step(self.rows_of(step))
+        if list(self.sampler.taken) != expected:
+            raise TrntuneError(
+                f"step {step} was given the rows {list(self.sampler.taken)} instead of {expected}: the Trainer of "
+                f"transformers {transformers.__version__} goes through the data in another way; nothing was updated"
+            )
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
         """Labels that count in this optimizer step, all micro batches and replicas; at least 1 (a step of padding).
 
-        Called by get_batch_samples of transformers 4.57."""
+        Called by get_batch_samples of transformers 4.57 and 5.24."""
         if not batch_samples:  # the end of a pass that was gone into in the middle, the same on every rank
             return None
         return self.replica.group.all_reduce(trained_labels(batch_samples, device)).clamp(min=1)
@@ -191,7 +212,7 @@ class PackedTrainer(Trainer):
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Called where control.should_save asks for it, by transformers 4.57: after the step, its log and its
+        """Called where control.should_save asks for it, by transformers 4.57 and 5.24: after the step, its log and its
         evaluation."""
         if self.state.global_step > self.checkpoints.saved_step:
             self._save_state(rng.capture())
@@ -234,10 +255,10 @@ class PackedTrainer(Trainer):
     # What the Trainer calls while it goes on from a checkpoint.
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The weights are in place already. Called by train of transformers 4.57."""
+        """The weights are in place already. Called by train of transformers 4.57 and 5.24."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Called by transformers 4.57 once both are made, with None in a run from the beginning."""
+        """Called by transformers 4.57 and 5.24 once both are made, with None in a run from the beginning."""
         if self.restored is not None:
             stored = self.restored.tensors(state_files.OPTIMIZER)
             state_files.restore_optimizer(self.inner_optimizer, self.replica.module, stored)
@@ -245,6 +266,6 @@ class PackedTrainer(Trainer):
             restore_scheduler(scheduler, self.restored.step)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Called by transformers 4.57 where a run goes on, before the first step that it trains."""
+        """Called by transformers 4.57 and 5.24 where a run goes on, before the first step that it trains."""
         if self.restored is not None:
             restore_rng(self.restored, self.replica.group.rank)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from launcher.config.schema import Config
-from launcher.errors import TrntuneError
+from launcher.errors import TrntuneError, UsageError
+from launcher.neuron import libraries
 from tests.trainer.models.conftest import composed
 from trainer.engines.base import create_engine
+from trainer.engines.neuron import engine
 from trainer.engines.neuron.part import Part
 from trainer.metrics.throughput import Counts
 from trainer.signals import Stop
@@ -43,11 +46,23 @@ def test_it_wants_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         create_engine(composed(*NEURON))
 
 
+def test_a_python_whose_libraries_do_not_fit_is_told_as_the_launcher_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    monkeypatch.setattr(libraries, "installed", {"transformers": "5.24.0"}.get)
+    with pytest.raises(TrntuneError, match=r"^accelerator=trn1_32xlarge: .* needs .*pip install") as told:
+        create_engine(composed(*NEURON))
+    with pytest.raises(UsageError, match=re.escape(str(told.value))):
+        libraries.check_libraries(composed(*NEURON), ["train"])
+
+
 def test_a_machine_without_neurons_packages_is_told_which_one_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWS's are not among those whose versions are asked."""
     if importlib.util.find_spec("torch_xla") is not None:
         pytest.skip("torch_xla is installed here")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(TrntuneError, match="needs the Python package torch_"):
+    monkeypatch.setattr(engine, "libraries_fault", lambda: None)
+    missing = "optimum" if importlib.util.find_spec("optimum") is None else "torch_"
+    with pytest.raises(TrntuneError, match=f"needs the Python package {missing}"):
         create_engine(composed(*NEURON))
 
 

@@ -1,0 +1,89 @@
+"""The libraries that training on Neuron needs: optimum-neuron pins older ones than the newest that this project runs
+with, so it has an environment of its own (docs/trainium.md). Read from packages' metadata: nothing is imported."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+
+from launcher.config.schema import ClusterConfig, Config
+from launcher.errors import UsageError
+from launcher.jobs.executor import is_submitted
+from launcher.jobs.variables import ON_ACCELERATOR
+from launcher.run_dir.provenance import installed
+
+PACKAGE = "optimum-neuron"
+VERSION = "0.4.5"
+"""the one that trainer/engines/neuron was written for"""
+PYTHON = "<3.12,>=3.10"
+REQUIREMENTS = (
+    "transformers~=4.57.1",
+    "optimum~=2.0.0",
+    "huggingface_hub>=0.35.3",
+    "trl==0.24.0",
+    "peft==0.17.0",
+    "evaluate==0.4.3",
+    "accelerate==1.8.1",
+)
+"""What its metadata says with extra ``training``: for machines where it isn't installed. A test compares them."""
+
+COMMAND = "python3.11 -m venv neuron && . neuron/bin/activate && pip install -e '.[neuronx]'"
+_ADVICE = f"make it an environment of its own, in the checkout: {COMMAND} (AWS's index: docs/trainium.md)"
+
+
+def libraries_fault() -> str | None:
+    """One line on why this Python can't train on Neuron: what is needed, what is installed, and what to do."""
+    unfit = list(_unfit())
+    if not unfit:
+        return None
+    needed, here = (", ".join(words) for words in zip(*unfit, strict=True))
+    return f"training on Neuron needs {needed}; installed: {here}; {_ADVICE}"
+
+
+def check_libraries(config: Config, stages: Sequence[str]) -> None:
+    """Raise UsageError where ``stages`` would train on Neuron with this Python, and it can't."""
+    if needs_libraries(config, stages) and (fault := libraries_fault()):
+        raise UsageError(f"accelerator={config.accelerator.name}: {fault}")
+
+
+def needs_libraries(config: Config, stages: Sequence[str]) -> bool:
+    """Whether one of ``stages`` runs the neuron engine with this Python. Another one, that of the cluster's nodes, is
+    asked when its engine starts."""
+    trains = bool(set(stages) & set(ON_ACCELERATOR))
+    return trains and config.accelerator.engine == "neuron" and _with_this_python(config.cluster)
+
+
+def _with_this_python(cluster: ClusterConfig) -> bool:
+    return not is_submitted(cluster) or cluster.python in (None, sys.executable)
+
+
+def _unfit() -> Iterator[tuple[str, str]]:
+    """What is needed and isn't there, with what is there instead."""
+    # Only runs on Neuron ask, and every other command would wait for these imports.
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    version = installed(PACKAGE)
+    python, lines = _metadata() if version == VERSION else (PYTHON, REQUIREMENTS)
+    if not SpecifierSet(python).contains(platform.python_version(), prereleases=True):
+        yield f"Python {python}", f"Python {platform.python_version()}"
+    if version != VERSION:
+        yield f"{PACKAGE}=={VERSION}", f"{PACKAGE} {version}" if version else f"no {PACKAGE}"
+    for requirement in map(Requirement, lines):
+        found = installed(requirement.name)
+        if found is None and version != VERSION:
+            continue  # it comes with optimum-neuron
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            yield f"{requirement.name}{requirement.specifier}", f"{requirement.name} {found or 'is missing'}"
+
+
+def _metadata() -> tuple[str, tuple[str, ...]]:
+    """Versions of Python and packages that the installed optimum-neuron names."""
+    from packaging.requirements import Requirement
+
+    parsed = map(Requirement, metadata.requires(PACKAGE) or [])
+    asked = [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": "training"})]
+    python: str = metadata.metadata(PACKAGE)["Requires-Python"]
+    return python, tuple(f"{one.name}{one.specifier}" for one in asked)

@@ -34,7 +34,7 @@ def config_of(*arguments):
 def on_meta(model: str, *arguments: str):
     """transformers' model with the facts of conf/model."""
     facts = config_of(f"model={model}", *arguments).model.architecture
-    config = {"llama": LlamaConfig, "qwen3": Qwen3Config}[facts.family](
+    config = {"llama": LlamaConfig, "granite": GraniteConfig, "qwen3": Qwen3Config}[facts.family](
         hidden_size=facts.hidden_size,
         intermediate_size=facts.intermediate_size,
         num_hidden_layers=facts.layers,

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from launcher.config.schema import Config
 from launcher.errors import UsageError
 from launcher.jobs.helper_process import ask
+from launcher.model_dir.config_facts import described_by
 
 
 def check_family(config: Config) -> None:
@@ -15,19 +16,22 @@ def check_family(config: Config) -> None:
     adapter of another kind than its settings say (trainer.models.adapt).
 
     It is found out by a process of its own, from the model's config.json. Llama, Granite and Qwen3 need none; a model
-    on the Hub, or one with code of its own, is looked at when it trains.
+    on the Hub without model.config_json, or one with code of its own, is looked at when it trains.
     """
     model = config.model
-    if model.architecture is not None or model.source != "local" or not model.path or model.trust_remote_code:
+    if model.architecture is not None or model.trust_remote_code:
+        return
+    directory = described_by(model)
+    if directory is None:
         return
     if config.accelerator.engine != "torch" or "train" not in config.stages:
         return
     request = {
-        "model_dir": model.path,
+        "model_dir": str(directory),
         "length": config.training.max_length,
         "packing": config.dataset.packing,
         "lora": asdict(config.lora) if config.method.name == "lora" else None,
     }
     found = ask("trainer.families.choose", json.dumps(request), "whether samples can be packed is seen when it trains")
     if found is not None and found.get("error"):
-        raise UsageError(found["error"])
+        raise UsageError(found["error"].replace(str(directory), model.hub_id or str(directory)))

@@ -25,6 +25,12 @@ def check_model_source(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic(
             "model.hub_id", model.hub_id, "model.source=hub needs a repository", "give model.hub_id=OWNER/NAME"
         )
+    if model.config_json and (model.source != "hub" or model.architecture is not None):
+        why = "is read of a model on the Hub without model.architecture alone"
+        yield Diagnostic("model.config_json", model.config_json, why, "leave it out")
+    if model.config_json and not isinstance(model.config_json.get("model_type"), str):
+        why = "names no model_type, by which transformers knows the family"
+        yield Diagnostic("model.config_json", model.config_json, why, "give its config.json's")
     if model.source == "wheel" and model.wheel is None:
         yield Diagnostic("model.wheel", None, "model.source=wheel needs one", "take model=smollm2_135m as an example")
     if model.source == "builtin" and model.architecture is None:

@@ -59,6 +59,9 @@ class ModelConfig:
     parameters: int | None = setting(None, "parameters that the loaded model must have, tied ones counted once", ge=1)
     wheel: WheelConfig | None = setting(None, "the wheel that holds it (source=wheel)")
     architecture: ArchitectureConfig | None = setting(None, "architecture facts; null: read from path/config.json")
+    config_json: dict[str, Any] = setting(
+        {}, "settings of its config.json on the Hub, for checks and plan of a family that architecture doesn't know"
+    )
 
 
 @dataclass

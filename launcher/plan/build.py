@@ -16,6 +16,7 @@ from launcher.errors import UsageError
 from launcher.jobs.helper_process import NoAnswer, answer
 from launcher.jobs.job import Job, instances, jobs
 from launcher.jobs.variables import variables
+from launcher.model_dir.config_facts import described_by
 from launcher.neuron.libraries import libraries_fault, needs_libraries
 from launcher.plan import disk, duration, memory, schedule
 from launcher.plan.duration import Duration
@@ -132,16 +133,23 @@ def extents(config: Config) -> tuple[Extent, ...]:
 
 
 def described(config: Config) -> dict[str, Any]:
-    """trainer.probes.model's description of a local model. Raises UsageError where there is none."""
-    if config.model.path is None:
-        raise UsageError("model.architecture=null: the plan needs it; give model.architecture={...}, or a local model")
+    """trainer.probes.model's description of a model that is here, or known by its config.json. Raises UsageError where
+    there is none."""
+    model = config.model
+    directory = described_by(model)
+    if directory is None:
+        raise UsageError(
+            "model.architecture=null: the plan needs it; give model.architecture={...}, model.config_json={...} or a "
+            "local model"
+        )
     lora = asdict(config.lora) if config.method.name == "lora" else None
     try:
-        found = counted(config.model.path, json.dumps(lora))
+        found = counted(str(directory), json.dumps(lora))
     except NoAnswer as error:
         found = {"error": f"transformers can't build it: {error}"}
     if "error" in found:
-        raise UsageError(f"model.path={config.model.path}: no plan: {found['error']}")
+        why = str(found["error"]).replace(str(directory), model.hub_id or str(directory))
+        raise UsageError(f"{f'model.path={model.path}' if model.path else model.hub_id}: no plan: {why}")
     return found
 
 

@@ -23,7 +23,7 @@ from trainer.models.adapt import check_adapted_as_planned, check_faults, modules
 from trainer.models.load import count_parameters
 from trainer.probes.model import describe
 
-MODELS = [name for name in choices([CONF])["model"] if name != "local"]
+MODELS = [name for name, file in choices([CONF])["model"].items() if "\narchitecture:" in file.read_text()]
 ADAPTERS = ["r16_qv", "r16_all_linear", "r64_all_linear", "dora", "rslora"]
 
 

@@ -44,9 +44,12 @@ _CONVERT = "hf download {} --local-dir DIR, then python -m postprocess.convert D
 Result = TypeVar("Result")
 
 
-def fetch_model(hub_id: str, revision: str | None, with_code: bool = False) -> Path:
+def fetch_model(
+    hub_id: str, revision: str | None, with_code: bool = False, check: Callable[[Path], None] = lambda directory: None
+) -> Path:
     """The directory of the model's snapshot, downloaded unless it is in huggingface_hub's own cache; ``with_code``
-    brings the repository's Python files too."""
+    brings the repository's Python files too. ``check`` sees a directory with its config.json before the weights are
+    downloaded."""
     instead = "download it elsewhere and use model=local model.path=DIR"
 
     def download(local_only: bool) -> str:
@@ -59,7 +62,7 @@ def fetch_model(hub_id: str, revision: str | None, with_code: bool = False) -> P
             local_files_only=local_only,
         )
 
-    _check_quantized(hub_id, revision, instead)
+    check(_check_quantized(hub_id, revision, instead))
     directory = Path(_fetch(download, f"model {hub_id}", instead))
     fault = weights_fault(directory)
     if fault is None and not weight_files(directory):
@@ -69,15 +72,18 @@ def fetch_model(hub_id: str, revision: str | None, with_code: bool = False) -> P
     return directory
 
 
-def _check_quantized(hub_id: str, revision: str | None, instead: str) -> None:
-    """Raise TrntuneError for a model whose weights are quantized, before they are downloaded."""
+def _check_quantized(hub_id: str, revision: str | None, instead: str) -> Path:
+    """Where its config.json lies. Raises TrntuneError for a model whose weights are quantized, before they are
+    downloaded."""
 
     def download(local_only: bool) -> str:
         return hf_hub_download(hub_id, "config.json", revision=revision, token=token(), local_files_only=local_only)
 
-    fault = quantization_fault(Path(_fetch(download, f"model {hub_id}", instead)).parent)
+    directory = Path(_fetch(download, f"model {hub_id}", instead)).parent
+    fault = quantization_fault(directory)
     if fault is not None:
         raise TrntuneError(f"model {hub_id}: {fault}")
+    return directory
 
 
 def fetch_dataset_file(hub_id: str, file: str, revision: str | None) -> Path:

@@ -10,11 +10,13 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from launcher.config.schema import DatasetConfig, ModelConfig
 from launcher.data.files import entries
 from launcher.errors import TrntuneError
+from launcher.model_dir.config_facts import check_agrees
 from launcher.model_dir.files import vocabulary_of
 from trainer.data import imports
 from trainer.fetch import cache, python_docs
@@ -34,7 +36,7 @@ def fetch_model(model: ModelConfig) -> Path:
 
         assert model.hub_id is not None
         _say(f"looking for {model.hub_id} on the Hugging Face Hub")
-        return from_hub(model.hub_id, model.revision, model.trust_remote_code)
+        return from_hub(model.hub_id, model.revision, model.trust_remote_code, partial(check_agrees, model))
     from trainer.fetch.local import check_directory
 
     assert model.path is not None

@@ -64,6 +64,40 @@ def test_a_quantized_model_is_refused_before_its_weights_are_downloaded(reposito
     assert set(asked) == {"config.json"}
 
 
+KNOWN = """
+from launcher.errors import TrntuneError
+from tests.launcher.conftest import single
+from trainer.fetch.sources import fetch_model
+for size in (65, 64):
+    model = single("model=smollm3_3b", "model.hub_id=owner/name").config.model
+    model.config_json = {"model_type": "llama", "hidden_size": size}
+    try:
+        print((fetch_model(model) / "model.safetensors").is_file())
+    except TrntuneError as error:
+        print(error)
+"""
+
+
+def test_a_model_that_is_another_one_than_was_planned_is_refused_before_its_weights_are_downloaded(
+    repository, tmp_path
+):
+    with serving(repository) as (handler, endpoint):
+        env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", KNOWN], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE
+        )
+    assert done.returncode == 0, done.stderr
+    refused, found = done.stdout.splitlines()
+    assert refused == (
+        "model owner/name: its config.json has hidden_size=64, and model.config_json, by which it was planned, 65: "
+        "give model.revision=COMMIT of the model that was meant, or correct hidden_size in model.config_json"
+    )
+    assert found == "True"
+    asked = [path.rpartition("/")[2] for path in handler.asked if "/resolve/" in path]
+    assert asked.index("config.json") < asked.index("model.safetensors")
+    assert asked.count("model.safetensors") >= 1
+
+
 def test_a_model_that_has_pickles_alone_is_refused_with_the_commands_that_convert_it(repository, tmp_path):
     (repository / "model.safetensors").rename(repository / "pytorch_model.bin")
     line, asked = fetch(repository, tmp_path)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from launcher.config.schema import Config
 from launcher.errors import UsageError
 from launcher.jobs.helper_process import ask
-from launcher.model_dir.config_facts import described_by
+from launcher.model_dir.config_facts import described_by, told_of
 
 
 def check_family(config: Config) -> None:
@@ -21,10 +21,10 @@ def check_family(config: Config) -> None:
     model = config.model
     if model.architecture is not None or model.trust_remote_code:
         return
+    if config.accelerator.engine != "torch" or "train" not in config.stages:
+        return
     directory = described_by(model)
     if directory is None:
-        return
-    if config.accelerator.engine != "torch" or "train" not in config.stages:
         return
     request = {
         "model_dir": str(directory),
@@ -34,4 +34,4 @@ def check_family(config: Config) -> None:
     }
     found = ask("trainer.families.choose", json.dumps(request), "whether samples can be packed is seen when it trains")
     if found is not None and found.get("error"):
-        raise UsageError(found["error"].replace(str(directory), model.hub_id or str(directory)))
+        raise UsageError(told_of(model, found["error"]))

@@ -23,6 +23,12 @@ def described_by(model: ModelConfig) -> Path | None:
     return _written(json.dumps(model.config_json, sort_keys=True)) if model.config_json else None
 
 
+def told_of(model: ModelConfig, text: str) -> str:
+    """``text`` about ``described_by``'s directory, in words that whoever has never seen it understands."""
+    directory = described_by(model)
+    return text.replace(str(directory), str(model.hub_id)) if model.config_json else text
+
+
 @functools.cache
 def _written(content: str) -> Path:
     directory = Path(tempfile.mkdtemp(prefix="trntune-"))

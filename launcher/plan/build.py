@@ -16,7 +16,7 @@ from launcher.errors import UsageError
 from launcher.jobs.helper_process import NoAnswer, answer
 from launcher.jobs.job import Job, instances, jobs
 from launcher.jobs.variables import variables
-from launcher.model_dir.config_facts import described_by
+from launcher.model_dir.config_facts import described_by, told_of
 from launcher.neuron.libraries import libraries_fault, needs_libraries
 from launcher.plan import disk, duration, memory, schedule
 from launcher.plan.duration import Duration
@@ -148,8 +148,8 @@ def described(config: Config) -> dict[str, Any]:
     except NoAnswer as error:
         found = {"error": f"transformers can't build it: {error}"}
     if "error" in found:
-        why = str(found["error"]).replace(str(directory), model.hub_id or str(directory))
-        raise UsageError(f"{f'model.path={model.path}' if model.path else model.hub_id}: no plan: {why}")
+        where = f"model.path={model.path}" if model.path else model.hub_id
+        raise UsageError(f"{where}: no plan: {told_of(model, found['error'])}")
     return found
 
 

@@ -30,6 +30,8 @@ _UNSUPPORTED = {
     "megatron_config": "Megatron's layers",
     "alora_invocation_tokens": "activated LoRA, which cannot be merged",
 }
+# How training began and what it ran on: files have the values, and some of these would compute for minutes.
+OF_THE_START = ("eva_config", "corda_config", "loftq_config", "lora_ga_config", "runtime_config")
 # What else is computed, or says nothing of the merge. A release of peft that knows more settings than these would do
 # something else by them, which is not what is computed here.
 _COMPUTED = frozenset(
@@ -39,7 +41,7 @@ _COMPUTED = frozenset(
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
         *("trainable_token_indices", "fan_in_fan_out", "bias", "lora_bias", "use_dora", "init_lora_weights"),
         *("megatron_core", "qalora_group_size"),  # details of what is refused where it is on
-        *("eva_config", "corda_config", "loftq_config", "lora_ga_config", "runtime_config"),  # of training's start
+        *OF_THE_START,
     )
 )
 # peft 0.18. An embedding and its head that were trained in full as one are both in the file, each to be put where it

@@ -14,7 +14,7 @@ import trainer.lean_peft  # noqa: F401 (before an adapter is put on a model)
 from launcher.architecture.adapters import ends
 from launcher.errors import TrntuneError, first, in_first_line
 from launcher.run_dir.provenance import installed
-from postprocess.merge.adapter import TYING, Adapter, changes_base, is_off, ties_in_full
+from postprocess.merge.adapter import OF_THE_START, TYING, Adapter, changes_base, is_off, ties_in_full
 from postprocess.merge.renames import PREFIX, fitting, module_of, proposed
 from trainer.libraries.peft_versions import trains_rows_of
 
@@ -23,8 +23,6 @@ NAME = "default"  # peft's name for the adapter within the model; files don't ha
 DELTA = ".token_adapter.trainable_tokens_delta"
 # What newer releases write that says nothing of the adapter.
 _SAYS_NOTHING = ("peft_version",)
-# How training began and what it ran on: files have the values, and some of these would compute for minutes.
-_OF_THE_START = ("eva_config", "corda_config", "loftq_config", "lora_ga_config", "runtime_config")
 
 
 def lora_config(adapter: Adapter) -> LoraConfig:
@@ -45,7 +43,7 @@ def lora_config(adapter: Adapter) -> LoraConfig:
         )
     settings = {key: value for key, value in written.items() if key in known}
     if not changes_base(written):  # else peft has to begin so again, to come to the base that was trained on
-        settings = {key: value for key, value in settings.items() if key not in _OF_THE_START}
+        settings = {key: value for key, value in settings.items() if key not in OF_THE_START}
         settings["init_lora_weights"] = True
     settings.update(inference_mode=True, **tied)
     try:

@@ -41,17 +41,15 @@ class MicroBatches(torch.utils.data.Sampler[list[int]]):
         """Which pass the next iteration is over."""
         self.epoch = epoch
 
-    def of_step(self, step_rows: list[int]) -> list[list[int]]:
-        """This replica's micro batches of an optimizer step that has ``step_rows`` on all replicas."""
-        begins = range(self.replica * self.size, len(step_rows), self.replicas * self.size)
-        return [step_rows[start : start + self.size] for start in begins]
+    def own(self, rows: Sequence[int]) -> Iterator[list[int]]:
+        """This replica's micro batches of ``rows``, which all replicas go through: those of a pass, or of a step."""
+        for start in range(self.replica * self.size, len(rows), self.replicas * self.size):
+            yield list(rows[start : start + self.size])
 
     def __len__(self) -> int:
         return self.rows // (self.size * self.replicas)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = epoch_order(self.rows, self.seed, self.epoch)
-        for start in range(self.replica * self.size, self.rows, self.replicas * self.size):
-            batch = list(order[start : start + self.size])
+        for batch in self.own(epoch_order(self.rows, self.seed, self.epoch)):
             self.taken.append(batch)
             yield batch

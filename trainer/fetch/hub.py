@@ -62,7 +62,10 @@ def fetch_model(
             local_files_only=local_only,
         )
 
-    check(_check_quantized(hub_id, revision, instead))
+    config = _fetch_config(hub_id, revision, instead)
+    if (fault := quantization_fault(config)) is not None:
+        raise TrntuneError(f"model {hub_id}: {fault}")
+    check(config)
     directory = Path(_fetch(download, f"model {hub_id}", instead))
     fault = weights_fault(directory)
     if fault is None and not weight_files(directory):
@@ -72,18 +75,13 @@ def fetch_model(
     return directory
 
 
-def _check_quantized(hub_id: str, revision: str | None, instead: str) -> Path:
-    """Where its config.json lies. Raises TrntuneError for a model whose weights are quantized, before they are
-    downloaded."""
+def _fetch_config(hub_id: str, revision: str | None, instead: str) -> Path:
+    """The directory where the model's config.json lies, downloaded alone."""
 
     def download(local_only: bool) -> str:
         return hf_hub_download(hub_id, "config.json", revision=revision, token=token(), local_files_only=local_only)
 
-    directory = Path(_fetch(download, f"model {hub_id}", instead)).parent
-    fault = quantization_fault(directory)
-    if fault is not None:
-        raise TrntuneError(f"model {hub_id}: {fault}")
-    return directory
+    return Path(_fetch(download, f"model {hub_id}", instead)).parent
 
 
 def fetch_dataset_file(hub_id: str, file: str, revision: str | None) -> Path:

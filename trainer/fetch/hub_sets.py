@@ -19,6 +19,7 @@ from launcher.errors import TrntuneError, in_one_line, nearest
 from launcher.io import write_json
 from trainer.data.imports import Part, imported
 from trainer.fetch import cache, hub
+from trainer.libraries.hub_versions import UNREACHABLE
 
 _URL = re.compile(r"hf://datasets/(?P<id>[^@]+)@(?P<commit>[^/]+)/(?P<file>.+)")
 _PATIENCE = 10.0
@@ -143,8 +144,6 @@ def _commit(hub_id: str, revision: str | None) -> str | None:
     """What the revision is now: one question. datasets asks several, each again and again where nobody answers."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-
-    from trainer.libraries.hub_versions import UNREACHABLE
 
     try:
         return HfApi().dataset_info(hub_id, revision=revision, timeout=_PATIENCE, token=hub.token()).sha

@@ -103,12 +103,17 @@ def _by_prefix(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]]) ->
     return found
 
 
+def _transforms(model: PreTrainedModel) -> tuple[Any, list[Any], list[Any]]:
+    """transformers 5's module that loads weights, and the renamings and conversions of this model's family."""
+    loading: Any = import_module("transformers.core_model_loading")
+    found = import_module("transformers.conversion_mapping").get_model_conversion_mapping(model)
+    renamings = [each for each in found if isinstance(each, loading.WeightRenaming)]
+    return loading, renamings, [each for each in found if isinstance(each, loading.WeightConverter)]
+
+
 def _by_conversions(model: PreTrainedModel, stored: Mapping[str, tuple[int, ...]]) -> dict[str, Made]:
     """In the steps of core_model_loading.convert_and_load_state_dict_in_model, on tensors without storage."""
-    loading: Any = import_module("transformers.core_model_loading")
-    transforms = import_module("transformers.conversion_mapping").get_model_conversion_mapping(model)
-    renamings = [each for each in transforms if isinstance(each, loading.WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, loading.WeightConverter)]
+    loading, renamings, converters = _transforms(model)
     by_pattern = {pattern: each for each in converters for pattern in each.source_patterns}
     prefix, places = model.base_model_prefix, model.state_dict()
     found: dict[str, Made] = {}
@@ -145,9 +150,7 @@ def parts_of_parameters(model: PreTrainedModel) -> frozenset[str]:
     """Last parts of the names, in files, of layers that loading makes other parameters of: single experts' since 5."""
     if MAJOR < 5:
         return frozenset()
-    loading: Any = import_module("transformers.core_model_loading")
-    transforms = import_module("transformers.conversion_mapping").get_model_conversion_mapping(model)
-    converters = [each for each in transforms if isinstance(each, loading.WeightConverter)]
+    loading, _, converters = _transforms(model)
     merged = [each for each in converters if any(isinstance(op, loading.MergeModulelist) for op in each.operations)]
     names = [pattern.removesuffix(".weight") for each in merged for pattern in each.source_patterns]
     return frozenset(name.rpartition(".")[2] for name in names)

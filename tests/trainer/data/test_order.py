@@ -29,4 +29,4 @@ def test_replicas_share_a_step_so_that_its_rows_do_not_depend_on_how_many_they_a
             part = slice(step * accumulation, (step + 1) * accumulation)
             taken = [row for each in zip(*(b[part] for b in batches), strict=True) for micro in each for row in micro]
             assert taken == rows_of_step(epoch * 2 + step + 1, 24, 12, 5)
-            assert [loader.of_step(taken) for loader in loaders] == [each[part] for each in batches]
+            assert [list(loader.own(taken)) for loader in loaders] == [each[part] for each in batches]

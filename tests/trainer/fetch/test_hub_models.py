@@ -34,14 +34,19 @@ def repository(tmp_path: Path) -> Path:
 
 def fetch(repository: Path, home: Path) -> tuple[str, list[str]]:
     """What is said in one line, and the files that were asked for."""
+    [line], asked = run(FETCH, repository, home)
+    return line, asked
+
+
+def run(script: str, repository: Path, home: Path) -> tuple[list[str], list[str]]:
+    """The lines that a process of its own prints, and the files that were asked for."""
     with serving(repository) as (handler, endpoint):
         env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home)}
         done = subprocess.run(
-            [sys.executable, "-c", FETCH], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE
+            [sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE
         )
     assert done.returncode == 0, done.stderr
-    [line] = done.stdout.splitlines()
-    return line, [path.rpartition("/")[2] for path in handler.asked if "/resolve/" in path]
+    return done.stdout.splitlines(), [path.rpartition("/")[2] for path in handler.asked if "/resolve/" in path]
 
 
 def test_the_second_copy_in_mistrals_own_format_is_not_downloaded(repository, tmp_path):
@@ -81,19 +86,12 @@ for size in (65, 64):
 def test_a_model_that_is_another_one_than_was_planned_is_refused_before_its_weights_are_downloaded(
     repository, tmp_path
 ):
-    with serving(repository) as (handler, endpoint):
-        env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
-        done = subprocess.run(
-            [sys.executable, "-c", KNOWN], cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE
-        )
-    assert done.returncode == 0, done.stderr
-    refused, found = done.stdout.splitlines()
+    (refused, found), asked = run(KNOWN, repository, tmp_path)
     assert refused == (
         "model owner/name: its config.json has hidden_size=64, and model.config_json, by which it was planned, 65: "
         "give model.revision=COMMIT of the model that was meant, or correct hidden_size in model.config_json"
     )
     assert found == "True"
-    asked = [path.rpartition("/")[2] for path in handler.asked if "/resolve/" in path]
     assert asked.index("config.json") < asked.index("model.safetensors")
     assert asked.count("model.safetensors") >= 1
 

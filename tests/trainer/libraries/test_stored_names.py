@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,11 +26,16 @@ def shapes_of(model) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
+def saved(family: str, directory: Path):
+    """A small model and the shapes of the tensors in its file."""
+    model = small(family)
+    model.save_pretrained(directory)
+    return model, stored_shapes([directory / "model.safetensors"])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_is_made_of_what_was_saved(family, tmp_path):
-    model = small(family)
-    model.save_pretrained(tmp_path)
-    stored = stored_shapes([tmp_path / "model.safetensors"])
+    model, stored = saved(family, tmp_path)
     made = made_of(model, stored)
     assert {name: made[name].shape for name in shapes_of(model)} == shapes_of(model)
     assert {source for parameter in made.values() for source in parameter.sources} == stored.keys()
@@ -40,9 +47,7 @@ def test_every_parameter_is_made_of_what_was_saved(family, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_left_out_is_made_of_nothing_and_half_of_it_of_another_shape(family, tmp_path):
-    model = small(family)
-    model.save_pretrained(tmp_path)
-    stored = stored_shapes([tmp_path / "model.safetensors"])
+    model, stored = saved(family, tmp_path)
     whole = made_of(model, stored)
     name = max(whole, key=lambda name: len(whole[name].sources))
     *rest, last = whole[name].sources

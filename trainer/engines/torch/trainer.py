@@ -143,10 +143,10 @@ class PackedTrainer(Trainer):
         """Raise TrntuneError unless the step was given its own rows: a run that goes on, or a library that is upgraded,
         could else train on others while the record says these."""
         step = self.state.global_step + 1
-        expected = self.sampler.of_step(self.rows_of(step))
-        if list(self.sampler.taken) != expected:
+        expected, taken = list(self.sampler.own(self.rows_of(step))), list(self.sampler.taken)
+        if taken != expected:
             raise TrntuneError(
-                f"step {step} was given the rows {list(self.sampler.taken)} instead of {expected}: the Trainer of "
+                f"step {step} was given the rows {taken} instead of {expected}: the Trainer of "
                 f"transformers {transformers.__version__} goes through the data in another way; nothing was updated"
             )
 

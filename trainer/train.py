@@ -127,7 +127,7 @@ class TrainRun:
             self.config,
             self.run_dir,
             self.engine,
-            identity(self.config, data.digest(), fingerprint(model_dir) if self.writes else None),
+            identity(self.config, data.digests(), fingerprint(model_dir) if self.writes else None),
             len(data.train),
             recorder,
             progress,

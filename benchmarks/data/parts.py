@@ -79,7 +79,7 @@ def _prepare(config: Config, tokenizer: Any) -> dict[str, Any]:
     start_rss = _peak_rss()
     began, cpu = time.perf_counter(), time.process_time()
     data = prepare(config, Path(config.dataset.path), tokenizer)
-    data.digest()
+    data.digests()
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     peak = _peak_rss()
     held = data.eval.sums().tokens

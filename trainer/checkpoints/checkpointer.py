@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -22,7 +22,12 @@ from trainer.checkpoints.state import EngineState
 from trainer.checkpoints.store import Rejected, Selection, Store
 from trainer.checkpoints.writer import Outcome, Snapshot, Writer
 
-PACKAGES = ("trntune", "torch", "transformers", "peft", "accelerate", "numpy")
+if TYPE_CHECKING:
+    from trainer.data.prepare import Digests
+
+PACKAGES = ("trntune", "torch", "transformers", "tokenizers", "peft", "accelerate", "numpy")
+_DATA, _ROWS = "data_sha256", "rows_sha256"
+"""of the rows, as this version of tokenizers reads them and whichever reads them"""
 STEPS_FILE, RUN_FILE = "steps.safetensors", "run.json"
 
 StageState = tuple[dict[str, torch.Tensor], dict[str, Any]]
@@ -69,9 +74,9 @@ class SaveReport:
     failures: list[str] = field(default_factory=list)
 
 
-def identity(config: Config, data_sha256: str, base: str | None) -> dict[str, Any]:
+def identity(config: Config, data: Digests, base: str | None) -> dict[str, Any]:
     """What a checkpoint's weights and position are of. ``base`` is the fingerprint of the model that was loaded."""
-    return {**fixed_part(config), "data_sha256": data_sha256, "base": base}
+    return {**fixed_part(config), _DATA: data.versioned, _ROWS: data.lasting, "base": base}
 
 
 def world_of(config: Config) -> World:
@@ -83,10 +88,13 @@ def world_of(config: Config) -> World:
 def check_same_run(manifest: Manifest, config: Config, wanted: dict[str, Any]) -> None:
     """Raise InvalidCheckpointError for a checkpoint of another run, or of processes that this run doesn't have."""
     recorded = since(manifest.identity)
-    for key in wanted.keys() | recorded.keys():
+    # Checkpoints of earlier versions know their rows only as their version of tokenizers read them.
+    left_out = _DATA if _ROWS in recorded else _ROWS
+    for key in sorted((wanted.keys() | recorded.keys()) - {left_out}):
         here, there = wanted.get(key), recorded.get(key)
         if here != there:
-            raise InvalidCheckpointError(f"it is of another run: {key} is {there} there, {here} here")
+            why = "" if key != _DATA else f": other rows, or other libraries read them{_written_with(manifest)}"
+            raise InvalidCheckpointError(f"it is of another run: {key} is {there} there, {here} here{why}")
     world = world_of(config)
     may_differ = model_processes(config) == 1 == manifest.world.tensor_parallel * manifest.world.pipeline_parallel
     allowed = under("parallelism.data_parallel", config.training.allow_config_change)
@@ -221,6 +229,11 @@ class Checkpointer:
             f"{shown(self.store.root)}: no checkpoint can be used ({reasons}); to begin from the first step, "
             f"remove {shown(self.store.root)}"
         )
+
+
+def _written_with(manifest: Manifest) -> str:
+    was = manifest.versions.get("transformers")
+    return "" if was in (None, _version("transformers")) else f" (it was written with transformers {was})"
 
 
 def _version(package: str) -> str | None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 from launcher.errors import TrntuneError
@@ -43,10 +40,8 @@ class ChatEncoder(Encoder):
         with self.ready():
             self._adds_nothing = self._decoded([*self._piece("a"), *self._piece("b")]) == "ab"
 
-    def _identity(self, backend: str) -> str:
-        template = self.template
-        facts = [version("tokenizers"), "conversation", _FORMAT, template.thinking, self.tokenizer.chat_template]
-        return hashlib.sha256(f"{json.dumps(facts)}{backend}".encode()).hexdigest()
+    def _facts(self) -> list[Any]:
+        return ["conversation", _FORMAT, self.template.thinking, self.tokenizer.chat_template]
 
     @contextmanager
     def ready(self) -> Iterator[None]:

@@ -56,15 +56,36 @@ class Encoder:
 
     @functools.cached_property
     def identity(self) -> str:
-        """SHA-256 of all that ids depend on beside the row."""
+        """SHA-256 of all that ids depend on beside the row, with the library's version: it names cached tokens."""
         with self.ready():
-            return self._identity(self._backend.to_str())
+            return self._sha256([version("tokenizers"), *self._facts()])
 
-    def _identity(self, backend: str) -> str:
+    @functools.cached_property
+    def lasting_identity(self) -> str:
+        """The same whichever version of tokenizers and transformers reads the tokenizer: a run goes on under another.
+
+        transformers 5 puts a post-processor that adds nothing where 4.57 leaves none.
+        """
+        with self.ready(), self._without_idle_post_processor():
+            return self._sha256(self._facts())
+
+    def _sha256(self, facts: list[Any]) -> str:
+        return hashlib.sha256(f"{json.dumps(facts)}{self._backend.to_str()}".encode()).hexdigest()
+
+    def _facts(self) -> list[Any]:
+        """What ids depend on beside the tokenizer's own file."""
         template = None if self.prompt == "plain" else self.tokenizer.chat_template
-        read = ["read"] if self.control == "read" else []
-        facts = json.dumps([version("tokenizers"), self.prompt, self.eos, template, *read])
-        return hashlib.sha256(f"{facts}{backend}".encode()).hexdigest()
+        return [self.prompt, self.eos, template, *(["read"] if self.control == "read" else [])]
+
+    @contextmanager
+    def _without_idle_post_processor(self) -> Iterator[None]:
+        kept = self._backend.post_processor
+        if self._backend.num_special_tokens_to_add(False) == 0:
+            self._backend.post_processor = None
+        try:
+            yield
+        finally:
+            self._backend.post_processor = kept
 
     @functools.cached_property
     def dtype(self) -> np.dtype[Any]:

@@ -80,10 +80,10 @@ class PackedRows(Sequence[Row]):
         """Lines of the data set's file that these rows hold, in order."""
         return [int(self.corpus.rows["line"][place]) for row in rows for place in self._members(row)]
 
-    def digest(self) -> str:
-        """SHA-256 of the rows in their order, by the hashes of their questions and answers, their lengths, and all
-        else that the tokens depend on."""
-        facts = [self.corpus.encoder.identity, self.corpus.source.split_seed, self.max_length, self.loss_on]
+    def digest(self, encoder: str) -> str:
+        """SHA-256 of the rows in their order, by the hashes of their questions and answers, their lengths in tokens,
+        and all else that the tokens depend on; ``encoder`` is an identity of the corpus's."""
+        facts = [encoder, self.corpus.source.split_seed, self.max_length, self.loss_on]
         found = hashlib.sha256(json.dumps(facts).encode())
         found.update(self.order.astype("<i8").tobytes())
         found.update(self.groups.ends.astype("<i8").tobytes())

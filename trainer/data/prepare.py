@@ -7,7 +7,7 @@ import random
 from array import array
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,17 @@ from trainer.data.packed import PackedRows, Row
 from trainer.data.split import Places
 from trainer.data.tokenize import no_room
 
-__all__ = ["DataReport", "PreparedData", "Row", "prepare", "prepare_corpus"]
+__all__ = ["DataReport", "Digests", "PreparedData", "Row", "prepare", "prepare_corpus"]
+
+
+class Digests(NamedTuple):
+    """SHA-256 of the training rows in their order; with a held-out set of one's own also of that, since
+    dataset.eval_path is a place only."""
+
+    versioned: str
+    """as this version of tokenizers reads them"""
+    lasting: str
+    """whichever version reads them"""
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,15 @@ class PreparedData:
         """Training rows that hold something: without the padding of the last global batch."""
         return len(self.train.groups.ends)
 
-    def digest(self) -> str:
-        """SHA-256 of the training rows in their order: a position in them means the same only for the same ones; with
-        a held-out set of one's own also of that, since dataset.eval_path is a place only."""
-        train = self.train.digest()
+    def digests(self) -> Digests:
+        """A position in the rows means the same only for the same ones."""
+        encoder = self.train.corpus.encoder
+        return Digests(self._digest(encoder.identity), self._digest(encoder.lasting_identity))
+
+    def _digest(self, encoder: str) -> str:
+        train = self.train.digest(encoder)
         own = self.report.eval_line is not None
-        return hashlib.sha256(f"{train}{self.eval.digest()}".encode()).hexdigest() if own else train
+        return hashlib.sha256(f"{train}{self.eval.digest(encoder)}".encode()).hexdigest() if own else train
 
 
 def prepare(config: Config, dataset_path: Path, tokenizer: Any) -> PreparedData:

@@ -19,6 +19,7 @@ from launcher.model_dir.files import (
     weight_files,
     weights_fault,
 )
+from launcher.model_dir.rotary import rotary_fault
 from launcher.model_dir.safetensors_header import read_json_header
 
 Shapes = dict[str, tuple[int, ...]]
@@ -147,7 +148,8 @@ def too_few_rows(last: int, rows: int) -> str | None:
 
 def unreadable(directory: Path) -> str | None:
     """Why nothing can be read of a model directory, by the names of its files and config.json; None where it can."""
-    return quantization_fault(directory) or weights_fault(directory) or dtype_fault(directory)
+    faults = (quantization_fault, weights_fault, dtype_fault, rotary_fault)
+    return next((fault for find in faults if (fault := find(directory))), None)
 
 
 def dtype_fault(directory: Path) -> str | None:

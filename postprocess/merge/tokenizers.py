@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from launcher.errors import TrntuneError
+from trainer.libraries.transformers_files import auto_tokenizer
 
 TEXTS = (
     "The capital of France is Paris, and the capital of Italy is",
@@ -38,7 +37,7 @@ def prove_tokenizer(source: Path, merged: Path) -> dict[str, Any]:
 
 def _encoded(directory: Path) -> list[Any]:
     """Ids of TEXTS, and of the tokens that have a role."""
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    tokenizer = auto_tokenizer(directory, trust_remote_code=False, local_files_only=True)
     return [*(tokenizer(text)["input_ids"] for text in TEXTS), *(getattr(tokenizer, name) for name in _SPECIAL)]
 
 

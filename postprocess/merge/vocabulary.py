@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from launcher.errors import TrntuneError, in_one_line
 from postprocess.merge.adapter import Adapter
 from postprocess.merge.files import has_tokenizer
 from postprocess.merge.renames import PREFIX
+from trainer.libraries.transformers_files import auto_tokenizer
 
 # What embeddings are padded to, for the sake of fast matrix products: powers of two.
 _MULTIPLES = tuple(2**power for power in range(10))
@@ -85,7 +85,7 @@ def tokens_of(adapter: Adapter) -> int | None:
     if not has_tokenizer(adapter.directory):
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(adapter.directory, trust_remote_code=False, local_files_only=True)
+        tokenizer = auto_tokenizer(adapter.directory, trust_remote_code=False, local_files_only=True)
         return 1 + max(tokenizer.get_vocab().values())
     except Exception as error:  # of a damaged one, or of one whose package is missing: many kinds
         raise TrntuneError(f"{adapter.directory}: its tokenizer can't be loaded: {in_one_line(error, 200)}") from None

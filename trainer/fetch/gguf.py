@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from transformers.utils import logging
 
 from launcher.errors import TrntuneError
+from trainer.libraries.transformers_files import mend_config, save_tokenizer
 
 
 def convert(file: Path, directory: Path, parameters: int | None) -> None:
@@ -37,7 +38,8 @@ def convert(file: Path, directory: Path, parameters: int | None) -> None:
     model.generation_config = GenerationConfig(**ids)
     model.config.update(ids)
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    mend_config(directory, {})
+    save_tokenizer(tokenizer, directory)
 
 
 def build_tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:

@@ -51,13 +51,14 @@ def try_files(config: Config, model_dir: Path, data: Path) -> None:
     needed = conversational or config.dataset.prompt == "chat" or config.dataset.chat_template is not None
     if not needed and config.accelerator.device == "cpu" and (model_dir / "tokenizer.json").is_file():
         return
+    from trainer.libraries.transformers_files import save_tokenizer
     from trainer.models.load import run_tokenizer
     from trainer.rehearsal import CONVERSATION, QUESTION, try_tokenizer
 
     tokenizer = run_tokenizer(config, model_dir)
     row = replace(CONVERSATION, thinking=config.dataset.thinking) if conversational else QUESTION
     with tempfile.TemporaryDirectory(prefix="trntune-") as folder:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, Path(folder))
         try_tokenizer(tokenizer, row, config.dataset.prompt, Path(folder), config.model.trust_remote_code)
 
 

@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from launcher.config.schema import ArchitectureConfig
+from trainer.libraries.transformers_files import mend_config, save_tokenizer
 
 _SEED = 20
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -42,7 +43,8 @@ def build(directory: Path, architecture: ArchitectureConfig) -> None:
         model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    mend_config(directory, {})
+    save_tokenizer(tokenizer, directory)
 
 
 def byte_tokenizer(max_length: int) -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from launcher.architecture.quantized import is_quantized
@@ -21,6 +21,7 @@ from launcher.errors import TrntuneError, in_first_line, in_one_line
 from launcher.jobs.torchrun import is_rank_zero
 from launcher.model_dir.files import tokenizer_fault, vocabulary_of
 from launcher.model_dir.weights import check_readable, incomplete, missing_text, too_few_rows
+from trainer.libraries.transformers_files import auto_tokenizer
 from trainer.models.adapt import check_adapted_as_planned, check_faults, is_added, peft_config, size, train_in_fp32
 from trainer.models.quantized import Packing, leave_files
 from trainer.models.stored import not_finite_text
@@ -33,7 +34,7 @@ def load_tokenizer(model_dir: Path, trust_remote_code: bool = False) -> Any:
     """The fast tokenizer of a model directory; where none is named, padding is the end-of-sequence token."""
     check_foreign_code(model_dir)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, use_fast=True, trust_remote_code=trust_remote_code)
+        tokenizer = auto_tokenizer(model_dir, use_fast=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # what transformers raises for a file that it can't convert is of any kind
         fault = _not_converted(model_dir) or f"its tokenizer can't be loaded: {in_first_line(error)}"
         raise TrntuneError(f"{model_dir}: {fault}") from None

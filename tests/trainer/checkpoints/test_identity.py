@@ -58,7 +58,7 @@ def test_rows_are_the_same_whichever_libraries_read_them(config):
     recorded = identity(config, Digests("read by tokenizers 0.22", "rows"), "base")
     check_same_run(manifest(config, recorded), config, identity(config, DATA, "base"))
     other = identity(config, Digests(DATA.versioned, "other rows"), "base")
-    with pytest.raises(InvalidCheckpointError, match="rows_sha256 is rows there, other rows here$"):
+    with pytest.raises(InvalidCheckpointError, match=r"rows_sha256 is rows there, other rows here$"):
         check_same_run(manifest(config, recorded), config, other)
 
 

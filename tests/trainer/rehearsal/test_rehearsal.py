@@ -235,7 +235,7 @@ def test_an_infinite_limit_in_a_models_config_costs_no_checkpoint(tiny: Path, tm
     engine, run = prepared(tiny, tmp_path / "run", "method=full")
     engine.model.config.time_step_limit = [0.0, float("inf")]
     assert rehearse(engine, run) is None
-    name, document = config_document(engine.model)
+    name, document = config_document(engine.model, engine.replica.base_config)
     manifest = Manifest(1, 0.1, Position(0, 1), World(1, 1, 1, 1), {}, "", {}, "", {})
     write_files(Snapshot(manifest, {}, {name: document}), tmp_path / "step")
     assert AutoConfig.from_pretrained(tmp_path / "step" / name).time_step_limit == [0.0, float("inf")]

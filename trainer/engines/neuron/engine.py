@@ -29,6 +29,7 @@ from trainer.engines.neuron.layout import best_file, weights_file
 from trainer.engines.neuron.part import Part
 from trainer.engines.neuron.state import trained_weights
 from trainer.engines.state import ENGINE, put
+from trainer.libraries.transformers_files import save_tokenizer
 from trainer.metrics.throughput import ModelSize, Stopwatch
 from trainer.models.adapt import modules_of
 from trainer.models.size import ParameterCounts, model_size
@@ -157,13 +158,13 @@ class NeuronEngine:
         """Write this rank's part of the adapter or the model, in the layout that postprocess.consolidate reads."""
         saved.write(directory, saved.weights(self.part, self.trainer.model), self._documents())
         if self.rank == 0:
-            self.tokenizer.save_pretrained(directory)
+            save_tokenizer(self.tokenizer, directory)
 
     def rehearse(self, directory: Path) -> None:
         """What this rank will say of the weights, and on rank 0 the tokenizer. The device isn't used."""
         saved.write(directory, {}, self._documents())
         if self.rank == 0:
-            self.tokenizer.save_pretrained(directory)
+            save_tokenizer(self.tokenizer, directory)
 
     def saved_bytes(self) -> tuple[int, int]:
         return saved.saved_bytes(self.part, self.trainer.model)

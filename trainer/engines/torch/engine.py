@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, set_seed
 from launcher.architecture.adapters import Modules
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
+from launcher.model_dir.config_json import read_config_json
 from launcher.plan.steps import total_steps
 from launcher.run_dir.result import RunStatus
 from trainer.checkpoints import durable
@@ -38,6 +39,7 @@ from trainer.families.choose import enable_checkpointing, way_of_answering, way_
 from trainer.families.pairs import layer_extents
 from trainer.families.way import Way
 from trainer.fused import fuse
+from trainer.libraries.transformers_files import mend_config, save_tokenizer
 from trainer.metrics.throughput import ModelSize, Stopwatch
 from trainer.models.adapt import modules_of
 from trainer.models.attention import DOCUMENT_ATTENTION
@@ -99,7 +101,7 @@ class TorchEngine:
         fuse(model)
         collator = Collator(self.config.training.max_length, tokenizer.pad_token_id)
         module, extents = CausalLMLoss(model, self.way), layer_extents(base.config)
-        self.replica = Replica(self.config, self.group, model, module, collator, extents)
+        self.replica = Replica(self.config, self.group, model, module, collator, extents, read_config_json(model_dir))
 
     @property
     def model(self) -> PreTrainedModel | PeftModel:
@@ -175,7 +177,7 @@ class TorchEngine:
 
     def rehearse(self, directory: Path) -> None:
         """An adapter as it begins, of a model one number of each tensor; tied ones stay tied."""
-        name, document = state.config_document(self.model)
+        name, document = state.config_document(self.model, self.replica.base_config)
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         durable.write_json(directory / name, document, allow_nan=True)
         self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(self.model))
@@ -184,7 +186,9 @@ class TorchEngine:
         # The attention function is this process's: a reader of config.json must not look for it.
         with self._plain_attention():
             state.save_weights(self.model, directory, tensors)
-        self.tokenizer.save_pretrained(directory)
+        if not isinstance(self.model, PeftModel):
+            mend_config(directory, self.replica.base_config)
+        save_tokenizer(self.tokenizer, directory)
 
     def saved_bytes(self) -> tuple[int, int]:
         """Rank 0 writes for all; AdamW keeps two moments of what is trained, in its dtype."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -29,6 +31,8 @@ class Replica:
     collator: Collator
     extents: Extents
     """how far each layer's attention looks"""
+    base_config: Mapping[str, Any]
+    """config.json of the model that was loaded"""
     updated: bool = False
     """the weights are no longer the base's"""
 

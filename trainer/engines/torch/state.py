@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from launcher.model_dir.rotary import with_both
 from trainer.engines.state import Tensors, adapter_document, copied
 from trainer.libraries.transformers_versions import NAMES_AS_IN_THE_MODEL
 from trainer.models.adapt import left_out
@@ -48,11 +50,12 @@ def weights_file(model: PreTrainedModel | PeftModel) -> str:
     return ADAPTER if isinstance(model, PeftModel) else MODEL
 
 
-def config_document(model: PreTrainedModel | PeftModel) -> tuple[str, Any]:
-    """The configuration that belongs beside the weights: file name and JSON value."""
+def config_document(model: PreTrainedModel | PeftModel, base: Mapping[str, Any]) -> tuple[str, Any]:
+    """The configuration that belongs beside the weights: file name and JSON value; ``base`` is the config.json that the
+    model was loaded with."""
     if isinstance(model, PeftModel):
         return ADAPTER_CONFIG, adapter_document(model.peft_config["default"])
-    return MODEL_CONFIG, json.loads(model.config.to_json_string(use_diff=True))
+    return MODEL_CONFIG, with_both(json.loads(model.config.to_json_string(use_diff=True)), base)
 
 
 def first_numbers(model: nn.Module) -> Tensors:

@@ -229,7 +229,7 @@ class PackedTrainer(Trainer):
             tensors[state_files.OPTIMIZER] = copied(state_files.optimizer_tensors(self.inner_optimizer, replica.module))
             if self.best.weights:
                 tensors[state_files.BEST] = self.best.weights
-            name, document = state_files.config_document(replica.model)
+            name, document = state_files.config_document(replica.model, replica.base_config)
             documents[name] = document
             documents[ENGINE] = {
                 "engine": "torch",

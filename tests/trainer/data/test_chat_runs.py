@@ -54,7 +54,7 @@ def test_a_run_trains_on_the_answers_of_its_file(chats, tokenizer, packing, stre
     trained = sum(label != IGNORE for row in data.train for example in row for label in example.labels[1:])
     assert data.train.sums().trained == trained
     again = prepare(config, chats, tokenizer)
-    assert (again.digest(), list(again.train), again.report) == (data.digest(), list(data.train), data.report)
+    assert (again.digests(), list(again.train), again.report) == (data.digests(), list(data.train), data.report)
     other = prepare(config_for(chats, "dataset.loss_on=all", "training.max_length=512"), chats, tokenizer)
     assert all(example.labels == example.input_ids for row in other.train for example in row)
 

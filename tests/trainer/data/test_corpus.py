@@ -33,7 +33,7 @@ def rows_file(tmp_path: Path) -> Path:
 def contents(data: PreparedData):
     """Everything that a run sees of its data."""
     everything = list(range(len(data.train)))
-    return list(data.train), list(data.eval), list(data.held_out), data.report, data.digest(), data.lines(everything)
+    return list(data.train), list(data.eval), list(data.held_out), data.report, data.digests(), data.lines(everything)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_many_processes_that_come_at_once_tokenize_once(rows_file, tokenizer, tm
         rank.join(PATIENCE)
     assert [rank.exitcode for rank in ranks] == [0, 0, 0]
     assert lines.count("tokenizes") == 1
-    assert set(lines) == {"tokenizes", prepare(config_for(rows_file), rows_file, tokenizer).digest()}
+    assert set(lines) == {"tokenizes", prepare(config_for(rows_file), rows_file, tokenizer).digests()}
     assert told.empty()
 
 
@@ -130,7 +130,7 @@ def tokenize_with_others(barrier, told, environment, rows, tokenizer, settings) 
 
     build.write = telling
     barrier.wait(PATIENCE)
-    told.put(prepare(single(*settings).config, rows, PlainTokenizer(tokenizer)).digest())
+    told.put(prepare(single(*settings).config, rows, PlainTokenizer(tokenizer)).digests())
 
 
 def test_a_broken_row_leaves_nothing_behind(rows_file, tokenizer, cache):
@@ -162,7 +162,7 @@ def test_windows_of_a_large_set_are_packed_apart_with_every_row_once(rows_file, 
     assert list(data.eval) == list(whole.eval)
     assert data.report.train_tokens == whole.report.train_tokens
     assert len(whole.train) <= len(data.train) <= len(whole.train) + 2 * 6 + 4
-    assert data.digest() != whole.digest()
+    assert data.digests() != whole.digests()
 
 
 def test_the_plan_sees_all_of_a_set_that_a_run_has_tokenized(rows_file, tokenizer, monkeypatch, encoded):

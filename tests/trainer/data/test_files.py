@@ -32,7 +32,7 @@ def test_the_same_rows_give_the_same_tokens_from_every_kind_of_file(tmp_path, to
     path = tmp_path / name
     KINDS[name](path, ROWS)
     data = prepared(tokenizer, path)
-    assert data.digest() == expected.digest()
+    assert data.digests() == expected.digests()
     assert [list(rows) for rows in (data.train, data.eval)] == [list(rows) for rows in (expected.train, expected.eval)]
     assert list(data.held_out) == list(expected.held_out)
     assert {row.response for row in data.held_out} <= {row["response"] for row in ROWS}
@@ -47,9 +47,9 @@ def test_neither_how_rows_are_shared_among_files_nor_their_order_changes_a_token
         part = [{"context": None, **row} if name == "a.parquet" else row for row in ROWS[number::3]]
         write(tmp_path / "parts" / name, part)
     data = prepared(tokenizer, [tmp_path / "parts" / names[number] for number in order])
-    assert data.digest() == expected.digest()
-    assert prepared(tokenizer, tmp_path / "parts").digest() == expected.digest()
-    assert prepared(tokenizer, tmp_path / "*" / "?.*").digest() == expected.digest()
+    assert data.digests() == expected.digests()
+    assert prepared(tokenizer, tmp_path / "parts").digests() == expected.digests()
+    assert prepared(tokenizer, tmp_path / "*" / "?.*").digests() == expected.digests()
     assert [each["path"].rpartition("/")[2] for each in data.report.files] == [names[number] for number in order]
     assert sum(each["rows"] for each in data.report.files) == 50
     assert {each["sha256"] for each in data.report.files} == {file_sha256(tmp_path / "parts" / name) for name in names}
@@ -81,7 +81,7 @@ def test_a_turn_has_its_own_keys_only(tmp_path, tokenizer):
         texts = {tokenizer.decode(example.input_ids) for row in data.train for example in row}
         assert not [text for text in texts if "None" in text]
         assert any("(Hm.)" in text for text in texts)
-        digests.add(data.digest())
+        digests.add(data.digests())
     assert len(digests) == 1
 
 
@@ -163,11 +163,11 @@ def test_a_saved_set_is_its_rows_and_one_of_splits_is_refused(tmp_path, tokenize
     from datasets import Dataset, DatasetDict
 
     Dataset.from_list(ROWS).save_to_disk(str(tmp_path / "saved"))
-    assert prepared(tokenizer, tmp_path / "saved").digest() == expected.digest()
+    assert prepared(tokenizer, tmp_path / "saved").digests() == expected.digests()
     DatasetDict({"train": Dataset.from_list(ROWS)}).save_to_disk(str(tmp_path / "splits"))
     with pytest.raises(TrntuneError, match=r"is a set of several splits; give one of them, such as .*splits/train"):
         prepared(tokenizer, tmp_path / "splits")
-    assert prepared(tokenizer, tmp_path / "splits" / "train").digest() == expected.digest()
+    assert prepared(tokenizer, tmp_path / "splits" / "train").digests() == expected.digests()
 
 
 def test_a_mixture_has_the_shares_that_were_asked_for_and_no_row_twice(tmp_path, tokenizer):
@@ -210,8 +210,9 @@ def test_a_held_out_set_of_ones_own_is_all_that_is_held_out_and_twins_are_told(t
     assert list(same.held_out) == list(data.held_out)
     write_csv(tmp_path / "eval.csv", held_out)
     other = prepared(tokenizer, tmp_path / "train.jsonl", own)
-    assert other.train.digest() == data.train.digest()
-    assert other.digest() != data.digest()
+    encoder = data.train.corpus.encoder.identity
+    assert other.train.digest(encoder) == data.train.digest(encoder)
+    assert other.digests() != data.digests()
     (tmp_path / "eval.csv").write_text("instruction,response\n")
     with pytest.raises(TrntuneError, match="the held-out set has no row that can be used"):
         prepared(tokenizer, tmp_path / "train.jsonl", own)
@@ -253,7 +254,7 @@ def test_too_long_rows_are_left_out_or_stop_the_run(tmp_path, tokenizer):
 def test_content_goes_before_an_ending_that_says_something_else(tmp_path, tokenizer, expected):
     for name, write in (("array.jsonl", write_json), ("parquet.jsonl", write_parquet), ("arrow.csv", write_arrow)):
         write(tmp_path / name, ROWS)
-        assert prepared(tokenizer, tmp_path / name).digest() == expected.digest()
+        assert prepared(tokenizer, tmp_path / name).digests() == expected.digests()
 
 
 FOREIGN = [

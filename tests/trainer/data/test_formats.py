@@ -53,7 +53,7 @@ def test_the_format_is_found_and_trains_on_the_answer(tmp_path, tokenizer, recor
             assert text == (tokenizer.decode(example.input_ids) if name == "text" else "b<|im_end|>")
     given = prepared(tokenizer, tmp_path / "rows.jsonl", "dataset.packing=false", f"dataset.format={name}")
     assert given.report.found == f"format {name}, as dataset.format says"
-    assert given.digest() == data.digest()
+    assert given.digests() == data.digests()
 
 
 UNCLEAR = [
@@ -191,7 +191,7 @@ def test_rows_of_instructions_are_what_they_were_before_there_were_other_formats
         data = prepare(config_for(path, *settings), path, tokenizer)
         tokens = [[(e.input_ids, e.labels, e.line) for e in row] for row in [*data.train, *data.eval]]
         found = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
-        assert (data.digest()[:12], found[:12]) == expected
+        assert (data.digests().versioned[:12], found[:12]) == expected
 
 
 def test_alpaca_is_an_instruction_with_other_names(tmp_path, tokenizer):
@@ -202,7 +202,7 @@ def test_alpaca_is_an_instruction_with_other_names(tmp_path, tokenizer):
         [{"instruction": row["instruction"], "context": row["input"], "response": row["output"]} for row in rows],
     )
     found = [prepared(tokenizer, tmp_path / f"{name}.jsonl") for name in ("alpaca", "instruction")]
-    assert found[0].digest() == found[1].digest()
+    assert found[0].digests() == found[1].digests()
     assert list(found[0].train) == list(found[1].train)
 
 

@@ -30,7 +30,7 @@ def nested(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_a_nested_column_is_read_by_its_path_in_every_kind_of_file(tmp_path, tokenizer, expected, name):
     KINDS[name](tmp_path / name, nested(ROWS))
     data = prepared(tokenizer, tmp_path / name, *NESTED)
-    assert data.digest() == expected.digest()
+    assert data.digests() == expected.digests()
     assert [row.response for row in data.held_out] == [row.response for row in expected.held_out]
     # What isn't read of the field around them is told of, and nothing of what is.
     web, numbers = sum(len("web") for _ in ROWS), sum(len(row["id"]) for row in nested(ROWS))
@@ -38,7 +38,7 @@ def test_a_nested_column_is_read_by_its_path_in_every_kind_of_file(tmp_path, tok
     assert data.report.unused == {"data": pytest.approx(web / text), "id": pytest.approx(numbers / text)}
     own = "dataset.prompt_template='Q: {name} A: '"
     flat = prepared(tokenizer, tmp_path / "expected.jsonl", own.replace("name", "instruction"))
-    assert prepared(tokenizer, tmp_path / name, NESTED[1], own.replace("name", "data.q")).digest() == flat.digest()
+    assert prepared(tokenizer, tmp_path / name, NESTED[1], own.replace("name", "data.q")).digests() == flat.digests()
 
 
 def test_a_column_that_is_called_so_goes_before_a_path(tmp_path, tokenizer):

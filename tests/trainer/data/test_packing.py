@@ -119,7 +119,7 @@ def test_held_out_rows_do_not_depend_on_the_order_of_the_file(rows_file, tokeniz
     assert list(first.train) == list(second.train)
     assert list(first.eval) == list(second.eval)
     assert held_out == list(second.held_out)
-    assert first.digest() == second.digest()
+    assert first.digests() == second.digests()
     assert first.lines([0]) != second.lines([0])
 
 

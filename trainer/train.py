@@ -258,6 +258,9 @@ class TrainRun:
         if self.writes:
             with session.told(), session.kept():
                 save_whole(self.engine, self.config, model_dir, final)
+        elif self.engine.gathers:
+            with session.told():
+                self.engine.save(final)
         return final.name
 
     def _rehearse(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -23,15 +23,15 @@ from launcher.run_dir.result import RunStatus
 from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import Checkpoints
-from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
 from trainer.data.turn_end import ends_of, until_end
 from trainer.engines.base import FitResult, NonFiniteLossError, Rows, TrainingCallback
 from trainer.engines.early_stopping import BestWeights
-from trainer.engines.state import Tensors, put
+from trainer.engines.state import put
 from trainer.engines.torch import process_group, state
 from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.replica import Replica
+from trainer.engines.torch.sharding import Shards, is_sharded, shard
 from trainer.engines.torch.trainer import PackedTrainer, training_arguments
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.choose import enable_checkpointing, way_of_answering, way_of_training
@@ -65,7 +65,6 @@ class TorchEngine:
     """See trainer.engines.base.Engine."""
 
     sharded = False
-    can_answer = True
     notes: Sequence[str] = ()
     replica: Replica
     """from ``load`` on"""
@@ -80,6 +79,8 @@ class TorchEngine:
             check_bf16()
         self.group = process_group.join(config)
         self.rank, self.replicas = self.group.rank, self.group.replicas
+        self.gathers = is_sharded(config)
+        self.can_answer = not self.gathers
 
     def load(self, model_dir: Path, tokenizer: Any) -> None:
         """Load the model, add the adapter, and put it on the device."""
@@ -95,11 +96,14 @@ class TorchEngine:
             enable_checkpointing(base)
         self.modules = modules_of(base)
         model = apply_method(base, self.config)
-        nn.Module.to(model, self.group.device)
+        if not is_sharded(self.config):
+            nn.Module.to(model, self.group.device)
         fuse(model)
         collator = Collator(self.config.training.max_length, tokenizer.pad_token_id)
         module, extents = CausalLMLoss(model, self.way), layer_extents(base.config)
         self.replica = Replica(self.config, self.group, model, module, collator, extents)
+        if is_sharded(self.config):
+            self.replica.shards = shard(module, model, self.modules.layers, self.config, self.group)
 
     @property
     def model(self) -> PreTrainedModel | PeftModel:
@@ -107,7 +111,8 @@ class TorchEngine:
 
     def parameters(self) -> ParameterCounts:
         total, trainable = count_parameters(self.model)
-        return ParameterCounts(total, trainable, trainable)
+        here = sum(p.numel() for p in self.replica.trainable().values())
+        return ParameterCounts(total, trainable, here)
 
     def model_size(self) -> ModelSize:
         return model_size(self.replica.module.model, self.parameters(), self.config, self.modules)
@@ -128,7 +133,7 @@ class TorchEngine:
         arguments = training_arguments(self.config, total)
         trainer = PackedTrainer(replica, arguments, rows, eval_rows, observer, checkpoints, stopwatch, best)
         if resumed is not None:
-            put(state.live_weights(self.model), resumed.tensors(state.weights_file(self.model)))
+            put(self.replica.weights(), resumed.tensors(state.weights_file(self.model)))
             best.restore_state(resumed)
         trainer.train_from(resumed, total)
         steps, stop = trainer.state.global_step, trainer.step.stop
@@ -139,7 +144,7 @@ class TorchEngine:
         return FitResult(RunStatus.INTERRUPTED if stop == Stop.SAVE_AND_FINISH else finished, steps, best.step)
 
     def checksums(self) -> dict[str, int]:
-        return checksums(state.live_weights(self.model))
+        return checksums(self.replica.weights())
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
         """Greedy decoding, of all prompts in one left-padded batch where the family computes the same then."""
@@ -166,34 +171,56 @@ class TorchEngine:
 
         Raises NonFiniteLossError where the last update broke the weights: no loss computed with them would tell.
         """
-        if bad := not_finite(state.live_weights(self.model)):
+        if bad := self.replica.not_finite():
             raise NonFiniteLossError(
                 f"after the last step {bad} holds numbers that are not finite, so the weights are not saved; lower "
                 "training.learning_rate"
             )
-        self._write(directory)
+        shards = self.replica.shards
+        if shards is None:
+            self._write(directory, lambda: state.save_weights(self.model, directory))
+        else:
+            self._write_gathered(shards, directory)
 
     def rehearse(self, directory: Path) -> None:
         """An adapter as it begins, of a model one number of each tensor; tied ones stay tied."""
-        name, document = state.config_document(self.model)
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        durable.write_json(directory / name, document, allow_nan=True)
-        self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(self.model))
+        shards = self.replica.shards
+        if self.rank == 0:
+            name, document = state.config_document(self.model)
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            durable.write_json(directory / name, document, allow_nan=True)
+        if isinstance(self.model, PeftModel):
+            if shards is None:
+                self._write(directory, lambda: state.save_weights(self.model, directory))
+            else:
+                self._write_gathered(shards, directory)
+        elif self.rank == 0:
+            tensors = state.first_numbers(self.model) if shards is None else shards.first_numbers()
+            self._write(directory, lambda: state.save_weights(self.model, directory, tensors))
 
-    def _write(self, directory: Path, tensors: Tensors | None = None) -> None:
+    def _write_gathered(self, shards: Shards, directory: Path) -> None:
+        """All ranks call it, and rank 0 writes."""
+        found = shards.gathered(keep=self.rank == 0)
+        if self.rank == 0:
+            self._write(directory, lambda: shards.write(directory, found))
+
+    def _write(self, directory: Path, weights: Callable[[], None]) -> None:
         # The attention function is this process's: a reader of config.json must not look for it.
         with self._plain_attention():
-            state.save_weights(self.model, directory, tensors)
+            weights()
         self.tokenizer.save_pretrained(directory)
 
     def saved_bytes(self) -> tuple[int, int]:
-        """Rank 0 writes for all; AdamW keeps two moments of what is trained, in its dtype."""
-        if self.rank != 0:
+        """Rank 0 writes for all, but of a model in parts each rank its own into a checkpoint; AdamW keeps two moments of
+        what is trained, in its dtype."""
+        shards = self.replica.shards
+        if self.rank != 0 and shards is None:
             return 0, 0
-        weights = sum(tensor.nbytes for tensor in state.live_weights(self.model).values())
-        moments = sum(2 * p.nbytes for p in self.model.parameters() if p.requires_grad)
+        weights = sum(tensor.nbytes for tensor in self.replica.weights().values())
+        moments = sum(2 * p.nbytes for p in self.replica.trainable().values())
         best = 0 if self.config.training.early_stopping_patience is None else weights
-        return weights, weights + moments + best
+        final = weights if shards is None else shards.whole_bytes() if self.rank == 0 else 0
+        return final, weights + moments + best
 
     def peak_memory(self) -> tuple[int, int | None]:
         host = self._reduced(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, dist.ReduceOp.SUM)

@@ -29,6 +29,7 @@ from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.meter import StepAtHand, StepMeter
 from trainer.engines.torch.process_group import backend_of
 from trainer.engines.torch.replica import Replica
+from trainer.engines.torch.sharding import whole
 from trainer.engines.warmup import begin_above_zero
 from trainer.metrics.throughput import StepReport, Stopwatch
 from trainer.models.causal_lm import MODEL_INPUTS
@@ -99,6 +100,9 @@ class PackedTrainer(Trainer):
         # Ours is normalized by the labels of the whole step, over all micro batches and replicas.
         self.model_accepts_loss_kwargs = True
         self.restored: RestoredState | None = None
+        if replica.shards is not None:
+            self._prepare_model = self.accelerator.prepare_model
+            self.accelerator.prepare_model = self._only_autocast
         self._clip = self.accelerator.clip_grad_norm_
         self.accelerator.clip_grad_norm_ = self._clip_and_remember
 
@@ -207,9 +211,13 @@ class PackedTrainer(Trainer):
         raise non_finite(step, what, self.observer.lines(self.rows_of(step)))
 
     def _clip_and_remember(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        norm: torch.Tensor = self._clip(*args, **kwargs)
+        norm: torch.Tensor = whole(self._clip(*args, **kwargs))
         self.step.grad_norm = float(norm)
         return norm
+
+    def _only_autocast(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Of what accelerate prepares a model with: it is on its device and sharded, and must not get into DDP."""
+        return self._prepare_model(model, device_placement=False, evaluation_mode=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Called where control.should_save asks for it, by transformers 4.57 and 5.24: after the step, its log and its

@@ -211,8 +211,8 @@ class TorchEngine:
         self.tokenizer.save_pretrained(directory)
 
     def saved_bytes(self) -> tuple[int, int]:
-        """Rank 0 writes for all, but of a model in parts each rank its own into a checkpoint; AdamW keeps two moments of
-        what is trained, in its dtype."""
+        """Rank 0 writes for all, but into a checkpoint of a model in parts each rank its own; AdamW keeps two moments
+        of what is trained, in its dtype."""
         shards = self.replica.shards
         if self.rank != 0 and shards is None:
             return 0, 0

@@ -80,7 +80,7 @@ class Shards:
         save_file(tensors, directory / Path(ADAPTER).name, metadata={"format": "pt"})
 
     def first_numbers(self) -> Tensors:
-        """In place of ``state.first_numbers``: one number for each tensor of a model, tied ones the same. No exchange."""
+        """In place of ``state.first_numbers``: one number for each tensor, tied ones the same. No exchange."""
         tensors, made = self._tensors(), Tensors()
         for inner in self._stored().values():
             tensor = tensors[inner]

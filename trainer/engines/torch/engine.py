@@ -27,7 +27,7 @@ from trainer.data.collate import Collator
 from trainer.data.turn_end import ends_of, until_end
 from trainer.engines.base import FitResult, NonFiniteLossError, Rows, TrainingCallback
 from trainer.engines.early_stopping import BestWeights
-from trainer.engines.state import put
+from trainer.engines.state import Tensors, put
 from trainer.engines.torch import process_group, state
 from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.replica import Replica
@@ -59,6 +59,10 @@ def check_bf16() -> None:
     if not torch.cuda.is_bf16_supported():
         name = torch.cuda.get_device_name()
         raise TrntuneError(f"training.precision=bf16: {name} has no bf16; use training.precision=fp32")
+
+
+def _not_spread(tensors: Tensors) -> None:
+    """Each rank has kept its own part."""
 
 
 class TorchEngine:
@@ -127,9 +131,14 @@ class TorchEngine:
         self, rows: Rows, eval_rows: Rows, observer: TrainingCallback, checkpoints: Checkpoints, stopwatch: Stopwatch
     ) -> FitResult:
         """Train with transformers.Trainer until the steps are done, evaluation stops improving, or a stop is asked."""
-        replica, resumed, total = self.replica, checkpoints.resumed, total_steps(self.config, len(rows))
-        file = state.BEST if self.rank == 0 else None  # all replicas have the same weights
-        best = BestWeights(self.config.training, replica.trainable, file, self.group.spread)
+        replica, total = self.replica, total_steps(self.config, len(rows))
+        resumed = None if checkpoints.resumed is None else replica.regrouped(checkpoints.resumed)
+        if replica.shards is None:
+            # All replicas have the same weights.
+            file, spread = state.BEST if self.rank == 0 else None, self.group.spread
+        else:
+            file, spread = state.BEST, _not_spread
+        best = BestWeights(self.config.training, replica.trainable, file, spread)
         arguments = training_arguments(self.config, total)
         trainer = PackedTrainer(replica, arguments, rows, eval_rows, observer, checkpoints, stopwatch, best)
         if resumed is not None:

@@ -14,8 +14,8 @@ from trainer.checkpoints import rng
 from trainer.checkpoints.state import Checkpoints
 from trainer.engines.base import TrainingCallback
 from trainer.engines.early_stopping import BestWeights
+from trainer.engines.torch.parts import whole
 from trainer.engines.torch.replica import Replica
-from trainer.engines.torch.sharding import whole
 from trainer.metrics.throughput import Counts
 from trainer.signals import Stop
 

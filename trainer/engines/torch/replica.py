@@ -13,11 +13,13 @@ from transformers import PreTrainedModel
 
 from launcher.architecture.attention_pairs import Extents
 from launcher.config.schema import Config
+from trainer.checkpoints.state import RestoredState
 from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
 from trainer.engines.state import Tensors
+from trainer.engines.torch.parts import Regrouped, local, part_file
 from trainer.engines.torch.process_group import ProcessGroup
-from trainer.engines.torch.sharding import Shards, local
+from trainer.engines.torch.sharding import Shards
 from trainer.engines.torch.state import live_weights
 from trainer.models.causal_lm import CausalLMLoss
 
@@ -50,6 +52,16 @@ class Replica:
     def autocast(self) -> AbstractContextManager[None]:
         """Inside, products are computed in training.precision."""
         return torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16")
+
+    def file(self, name: str) -> str:
+        """The file of a checkpoint that has this rank's part of what ``name`` is for."""
+        return name if self.shards is None else part_file(name, self.group.rank, self.group.replicas)
+
+    def regrouped(self, stored: RestoredState) -> Regrouped:
+        """A checkpoint as this rank goes on from it, whichever ranks wrote it."""
+        if self.shards is None:
+            return Regrouped(stored, 0, 1, ())
+        return Regrouped(stored, self.group.rank, self.group.replicas, self.shards.whole_names())
 
     def not_finite(self) -> str | None:
         """The name of a tensor that training changes and that has an infinite number or a NaN in it, or None. Of a

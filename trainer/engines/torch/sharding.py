@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError, in_first_line
 from trainer.engines.state import Tensors
+from trainer.engines.torch.parts import local, whole
 from trainer.engines.torch.process_group import ProcessGroup
 from trainer.engines.torch.state import ADAPTER, live_weights
 from trainer.models.causal_lm import CausalLMLoss
@@ -31,17 +31,6 @@ from trainer.models.causal_lm import CausalLMLoss
 
 def is_sharded(config: Config) -> bool:
     return config.parallelism.sharding == "fsdp"
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's part of ``tensor``, in the same memory: of what isn't sharded all of it."""
-    with torch.no_grad():
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` of all ranks together, on each. All ranks call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 @dataclass(frozen=True)
@@ -57,6 +46,11 @@ class Shards:
         """This rank's part of what ``live_weights`` gives of a whole model. Not copies."""
         tensors = self._tensors()
         return {name: local(tensors[inner]) for name, inner in self.names.items()}
+
+    def whole_names(self) -> list[str]:
+        """Of ``weights``, those that are not in parts: buffers."""
+        parameters = dict(self.module.named_parameters())
+        return [name for name, inner in self.names.items() if inner not in parameters]
 
     def gathered(self, keep: bool) -> Tensors:
         """What ``write`` takes, by the names in ``module``, in host memory where this rank shall ``keep`` it. All ranks

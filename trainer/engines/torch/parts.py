@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
+from trainer.checkpoints.parts import PARTS, part_file
 from trainer.checkpoints.state import RestoredState
 from trainer.engines.state import Tensors
-
-PARTS = "parts.json"
-"""the document of a checkpoint in parts: "ranks" that wrote it, and which of the weights each of them has "whole" """
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -37,12 +35,6 @@ def part_like(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     mesh, placements, device = parameter.device_mesh, parameter.placements, parameter.device
     size, stride = parameter.shape, parameter.stride()
     return DTensor.from_local(part.to(device), mesh, placements, run_check=False, shape=size, stride=stride)
-
-
-def part_file(name: str, rank: int, ranks: int) -> str:
-    """The file of a checkpoint that has this rank's part of what one rank writes as ``name``."""
-    stem, _, suffix = name.rpartition(".")
-    return name if ranks == 1 else f"{stem}.rank-{rank:05d}-of-{ranks:05d}.{suffix}"
 
 
 def rows_of(rows: int, rank: int, ranks: int) -> tuple[int, int]:

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from launcher.architecture.attention_pairs import Extents
 from launcher.config.schema import Config
+from trainer.checkpoints.parts import part_file
 from trainer.checkpoints.state import RestoredState
 from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
 from trainer.engines.state import Tensors
-from trainer.engines.torch.parts import Regrouped, local, part_file
+from trainer.engines.torch.parts import Regrouped, local
 from trainer.engines.torch.process_group import ProcessGroup
 from trainer.engines.torch.sharding import Shards
 from trainer.engines.torch.state import live_weights

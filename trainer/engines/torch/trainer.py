@@ -17,6 +17,7 @@ from launcher.config.schema import Config, accumulation_steps
 from launcher.errors import TrntuneError
 from launcher.plan.steps import warmup_steps
 from trainer.checkpoints import rng
+from trainer.checkpoints.parts import PARTS
 from trainer.checkpoints.state import Checkpoints, EngineState
 from trainer.data.collate import counts_of
 from trainer.data.order import MicroBatches, rows_of_step
@@ -27,7 +28,7 @@ from trainer.engines.torch import state as state_files
 from trainer.engines.torch.data_loader import RowLoader, trained_labels
 from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.meter import StepAtHand, StepMeter
-from trainer.engines.torch.parts import PARTS, Regrouped, whole
+from trainer.engines.torch.parts import Regrouped, whole
 from trainer.engines.torch.process_group import backend_of
 from trainer.engines.torch.replica import Replica
 from trainer.engines.warmup import begin_above_zero

@@ -30,6 +30,7 @@ def check_family(config: Config) -> None:
         "model_dir": str(directory),
         "length": config.training.max_length,
         "packing": config.dataset.packing,
+        "sharded": config.parallelism.sharding == "fsdp",
         "lora": asdict(config.lora) if config.method.name == "lora" else None,
     }
     found = ask("trainer.families.choose", json.dumps(request), "whether samples can be packed is seen when it trains")

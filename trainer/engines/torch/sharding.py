@@ -26,6 +26,7 @@ from trainer.engines.state import Tensors
 from trainer.engines.torch.parts import local, whole
 from trainer.engines.torch.process_group import ProcessGroup
 from trainer.engines.torch.state import ADAPTER, live_weights
+from trainer.families.choose import check_shardable
 from trainer.models.causal_lm import CausalLMLoss
 
 
@@ -70,7 +71,7 @@ class Shards:
         if not isinstance(self.model, PeftModel):
             self.model.save_pretrained(str(directory), state_dict=tensors)
             return
-        self.model.save_pretrained(str(directory), state_dict={f"base_{inner}": found[inner] for inner in found})
+        self.model.save_pretrained(str(directory), state_dict={f"base_model.{inner}": found[inner] for inner in found})
         save_file(tensors, directory / Path(ADAPTER).name, metadata={"format": "pt"})
 
     def first_numbers(self) -> Tensors:
@@ -110,6 +111,7 @@ def shard(
     """
     names = _names(module, live_weights(model))
     units: list[nn.Module] = [] if layers is None else list(module.model.get_submodule(layers).children())
+    check_shardable((name for name, p in module.named_parameters() if p.requires_grad), config.model.name)
     _check_units(module, units)
     mesh = init_device_mesh(group.device.type, (group.replicas,))
     try:

@@ -31,7 +31,7 @@ from trainer.engines.state import Tensors, put
 from trainer.engines.torch import process_group, state
 from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.replica import Replica
-from trainer.engines.torch.sharding import Shards, is_sharded, shard
+from trainer.engines.torch.sharding import Shards, in_turn, is_sharded, shard
 from trainer.engines.torch.trainer import PackedTrainer, training_arguments
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.choose import enable_checkpointing, way_of_answering, way_of_training
@@ -87,27 +87,34 @@ class TorchEngine:
         self.can_answer = not self.gathers
 
     def load(self, model_dir: Path, tokenizer: Any) -> None:
-        """Load the model, add the adapter, and put it on the device."""
+        """Load the model, add the adapter, and put it, or this rank's part of it, on the device."""
         self.tokenizer, self.model_dir = tokenizer, model_dir
         set_seed(self.config.seed)
         self.way = way_of_training(model_dir, self.config)
         self.attention = DOCUMENT_ATTENTION if self.way.packed is None else self.way.attention
-        base = load_model(model_dir, self.config, self.attention, self.group.device)
+        if not is_sharded(self.config):
+            self.replica = self._loaded()
+            nn.Module.to(self.model, self.group.device)
+            return
+        with in_turn(self.group) as mesh:
+            self.replica = self._loaded()
+            module, layers = self.replica.module, self.modules.layers
+            self.replica.shards = shard(module, self.model, layers, self.config, mesh)
+
+    def _loaded(self) -> Replica:
+        """The whole model in host memory, but for a base in 4 bit, which is packed on the device."""
+        base = load_model(self.model_dir, self.config, self.attention, self.group.device)
         if self.config.method.name == "full":  # an adapter is saved without them
-            self.notes = mend_generation(base, model_dir, ends_of(tokenizer))
-        check_enough_embeddings(base, tokenizer, model_dir)
+            self.notes = mend_generation(base, self.model_dir, ends_of(self.tokenizer))
+        check_enough_embeddings(base, self.tokenizer, self.model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
         self.modules = modules_of(base)
         model = apply_method(base, self.config)
-        if not is_sharded(self.config):
-            nn.Module.to(model, self.group.device)
         fuse(model)
-        collator = Collator(self.config.training.max_length, tokenizer.pad_token_id)
+        collator = Collator(self.config.training.max_length, self.tokenizer.pad_token_id)
         module, extents = CausalLMLoss(model, self.way), layer_extents(base.config)
-        self.replica = Replica(self.config, self.group, model, module, collator, extents)
-        if is_sharded(self.config):
-            self.replica.shards = shard(module, model, self.modules.layers, self.config, self.group)
+        return Replica(self.config, self.group, model, module, collator, extents)
 
     @property
     def model(self) -> PreTrainedModel | PeftModel:

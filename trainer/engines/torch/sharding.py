@@ -7,7 +7,8 @@ batch: without that each device would keep those of the whole model until the la
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
@@ -102,18 +103,29 @@ class Shards:
         return {**parameters, **dict(self.module.named_buffers(remove_duplicate=False))}
 
 
+@contextmanager
+def in_turn(group: ProcessGroup) -> Iterator[DeviceMesh]:
+    """Inside is one rank after the other: each has a whole model in host memory until it is sharded. All ranks call it;
+    what is inside exchanges nothing. Gives the devices that ``shard`` takes."""
+    mesh = init_device_mesh(group.device.type, (group.replicas,))
+    for turn in range(group.replicas):
+        if turn == group.rank:
+            yield mesh
+        group.all_reduce(torch.zeros(1, device=group.device))
+
+
 def shard(
-    module: CausalLMLoss, model: PreTrainedModel | PeftModel, layers: str | None, config: Config, group: ProcessGroup
+    module: CausalLMLoss, model: PreTrainedModel | PeftModel, layers: str | None, config: Config, mesh: DeviceMesh
 ) -> Shards:
     """Put this rank's part of a model in host memory on its device, one unit after the other; the rest is let go.
 
-    ``layers`` is the name of the list of decoder layers. Raises TrntuneError for a model that can't be sharded.
+    ``layers`` is the name of the list of decoder layers. No exchange between ranks. Raises TrntuneError for a model
+    that can't be sharded.
     """
     names = _names(module, live_weights(model))
     units: list[nn.Module] = [] if layers is None else list(module.model.get_submodule(layers).children())
     check_shardable((name for name, p in module.named_parameters() if p.requires_grad), config.model.name)
     _check_units(module, units)
-    mesh = init_device_mesh(group.device.type, (group.replicas,))
     try:
         for unit in units:
             fully_shard(unit, mesh=mesh, mp_policy=_precision(config))

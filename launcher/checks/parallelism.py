@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.checks.diagnostic import Check, Diagnostic
-from launcher.config.schema import Config, model_processes, world_size
+from launcher.config.schema import Config, is_sharded, model_processes, world_size
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "neuron": "xla"}
 ENGINES = {"cpu": ("torch",), "cuda": ("torch",), "neuron": ("neuron",)}
@@ -74,7 +74,7 @@ def check_split(config: Config) -> Iterator[Diagnostic]:
 def check_sharding(config: Config) -> Iterator[Diagnostic]:
     """FSDP needs the torch engine, several processes, and weights that can be cut."""
     parallel, key = config.parallelism, "parallelism.sharding"
-    if parallel.sharding != "fsdp":
+    if not is_sharded(config):
         return
     if config.accelerator.engine != "torch":
         why = f"accelerator={config.accelerator.name} trains by optimum-neuron, which has no FSDP"

@@ -10,7 +10,7 @@ from launcher.architecture.family_table import FAMILIES, HEAD
 from launcher.architecture.parameters import Parameters
 from launcher.architecture.quantized import BYTES_PER_WEIGHT
 from launcher.architecture.tensors import adapted_layers, linear_layers, modules
-from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps
+from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, is_sharded
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.job import processes_per_node
 from launcher.plan import sharded
@@ -75,7 +75,7 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
     neuron = config.accelerator.engine == "neuron"
     stage = parameters.fullest
     held, trained = parameters.local[stage], parameters.trainable_local[stage]
-    if sharded.is_sharded(config):
+    if is_sharded(config):
         weights, gradients, optimizer = sharded.state(config, facts, held, trained)
     else:
         weights, gradients, optimizer = (_neuron_state if neuron else _torch_state)(config, held, trained)
@@ -96,7 +96,7 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
 
 def _in_parts_here(config: Config) -> bool:
     """Whether a model in parts is in the memory that it is read into."""
-    return sharded.is_sharded(config) and config.accelerator.device == "cpu"
+    return is_sharded(config) and config.accelerator.device == "cpu"
 
 
 def available(config: Config, machine_bytes: float) -> float:
@@ -195,7 +195,7 @@ def _checkpoint(config: Config, trained: int) -> float:
     training = config.training
     if config.accelerator.device != "cpu":
         return 0.0
-    share = trained / (config.parallelism.data_parallel if sharded.is_sharded(config) else 1)
+    share = trained / (config.parallelism.data_parallel if is_sharded(config) else 1)
     kept = 0.0 if training.early_stopping_patience is None else 4.0 * share
     return kept + (0.0 if training.save_every is None else 12.0 * share)
 

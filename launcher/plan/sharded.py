@@ -15,10 +15,6 @@ from launcher.config.schema import ArchitectureConfig, Config
 HOST_HOLES = 0.8
 
 
-def is_sharded(config: Config) -> bool:
-    return config.parallelism.sharding == "fsdp"
-
-
 @dataclass(frozen=True)
 class Unit:
     """Parameters that are put together at once."""

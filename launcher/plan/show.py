@@ -13,13 +13,12 @@ from rich.table import Table
 from launcher import units
 from launcher.architecture.adapters import MAX_NAMES, saved_modules
 from launcher.architecture.tensors import modules
-from launcher.config.schema import accumulation_steps, world_size
+from launcher.config.schema import accumulation_steps, is_sharded, world_size
 from launcher.errors import first
 from launcher.jobs.job import instances
 from launcher.jobs.variables import variables
 from launcher.plan import disk
 from launcher.plan.build import Plan, to_json
-from launcher.plan.sharded import is_sharded
 from launcher.plan.steps import row_problems, warmup_steps
 
 COLUMN_WIDTH = 30  # that a run needs at least to be readable

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from launcher.architecture.adapters import Modules
-from launcher.config.schema import Config
+from launcher.config.schema import Config, is_sharded
 from launcher.errors import TrntuneError
 from launcher.plan.steps import total_steps
 from launcher.run_dir.result import RunStatus
@@ -31,7 +31,7 @@ from trainer.engines.state import Tensors, put
 from trainer.engines.torch import process_group, state
 from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.replica import Replica
-from trainer.engines.torch.sharding import Shards, in_turn, is_sharded, shard
+from trainer.engines.torch.sharding import Shards, in_turn, shard
 from trainer.engines.torch.trainer import PackedTrainer, training_arguments
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.choose import enable_checkpointing, way_of_answering, way_of_training

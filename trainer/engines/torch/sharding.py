@@ -31,10 +31,6 @@ from trainer.families.choose import check_shardable
 from trainer.models.causal_lm import CausalLMLoss
 
 
-def is_sharded(config: Config) -> bool:
-    return config.parallelism.sharding == "fsdp"
-
-
 @dataclass(frozen=True)
 class Shards:
     """A model in parts. Its ``module``, the CausalLMLoss, has FSDP's methods too."""
@@ -77,11 +73,10 @@ class Shards:
 
     def first_numbers(self) -> Tensors:
         """In place of ``state.first_numbers``: one number for each tensor, tied ones the same. No exchange."""
-        tensors, made = self._tensors(), Tensors()
-        for inner in self._stored().values():
-            tensor = tensors[inner]
-            made.setdefault(str(id(tensor)), torch.zeros(min(1, tensor.numel()), dtype=tensor.dtype))
-        return {name: made[str(id(tensors[inner]))] for name, inner in self._stored().items()}
+        tensors, made = self._tensors(), dict[int, torch.Tensor]()
+        for tensor in tensors.values():
+            made.setdefault(id(tensor), torch.zeros(min(1, tensor.numel()), dtype=tensor.dtype))
+        return {name: made[id(tensors[inner])] for name, inner in self._stored().items()}
 
     def whole_bytes(self) -> int:
         """Of what training changes, on all ranks."""

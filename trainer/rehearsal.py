@@ -50,10 +50,11 @@ def rehearse(
     Returns the bytes of what lies beside saved weights.
     """
     first, folder = peers.rank == 0, run_dir.path / FOLDER
+    together = engine.sharded or engine.gathers
     agreed(peers, lambda: try_places(run_dir) if first else None)
     try:
         with torch.random.fork_rng(devices=[]):  # training draws the same, whatever is tried before it
-            agreed(peers, lambda: _saved(engine, folder, model_dir) if first or engine.sharded else None)
+            agreed(peers, lambda: _saved(engine, folder, model_dir) if first or together else None)
             agreed(peers, lambda: _tried(config, run_dir, engine, tokenizer, folder, row) if first else None)
         beside = agreed(peers, lambda: _bytes_below(folder, weights=False) if first else None)
     finally:

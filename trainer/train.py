@@ -258,6 +258,9 @@ class TrainRun:
         if self.writes:
             with session.told(), session.kept():
                 save_whole(self.engine, self.config, model_dir, final)
+        elif self.engine.gathers:
+            with session.told():
+                self.engine.save(final)
         return final.name
 
     def _rehearse(
@@ -272,7 +275,7 @@ class TrainRun:
             progress.message(f"warning: {fault}")
 
     def _record_samples(self, data: PreparedData, before: list[str], after: list[str]) -> None:
-        if not self.writes or not before:
+        if not self.writes or not before or not after:  # a run may go on with weights in parts, which don't answer
             return
         samples = side_by_side(data.held_out[: len(before)], before, after)
         write_jsonl(self.run_dir.samples, samples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from launcher.checks.diagnostic import Check, Diagnostic
-from launcher.config.schema import Config, model_processes, world_size
+from launcher.config.schema import Config, is_sharded, model_processes, world_size
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "neuron": "xla"}
 ENGINES = {"cpu": ("torch",), "cuda": ("torch",), "neuron": ("neuron",)}
@@ -71,4 +71,21 @@ def check_split(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic("parallelism.pipeline_parallel", stages, why, f"at most {facts.layers}")
 
 
-PARALLEL_CHECKS: tuple[Check, ...] = (check_accelerator, check_engine, check_world_size, check_split)
+def check_sharding(config: Config) -> Iterator[Diagnostic]:
+    """FSDP needs the torch engine, several processes, and weights that can be cut."""
+    parallel, key = config.parallelism, "parallelism.sharding"
+    if not is_sharded(config):
+        return
+    if config.accelerator.engine != "torch":
+        why = f"accelerator={config.accelerator.name} trains by optimum-neuron, which has no FSDP"
+        yield Diagnostic(key, "fsdp", why, "take parallelism.zero_1=true, or tensor_parallel")
+        return
+    if parallel.data_parallel == 1:
+        why = "one process has nobody to share parameters with"
+        yield Diagnostic(key, "fsdp", why, "take parallelism=fsdp2, or a larger parallelism.data_parallel")
+    if config.method.name == "lora" and config.lora.quantize_base is not None:
+        why = f"a base in {config.lora.quantize_base} can't be cut into parts here"
+        yield Diagnostic("lora.quantize_base", config.lora.quantize_base, why, "leave it out, or take sharding=ddp")
+
+
+PARALLEL_CHECKS: tuple[Check, ...] = (check_accelerator, check_engine, check_sharding, check_world_size, check_split)

@@ -21,6 +21,12 @@ class ParallelismConfig:
     pipeline_parallel: int = setting(1, "processes that share the layers of a replica in sequence (neuron)", ge=1)
     sequence_parallel: bool = setting(False, "split activations between layers over tensor_parallel (neuron)")
     zero_1: bool = setting(False, "split the optimizer state over data_parallel (neuron)")
+    sharding: str = setting(
+        "ddp",
+        "what each of data_parallel holds (engine torch): ddp: the whole model; fsdp: its part of parameters, "
+        "gradients and moments",
+        choices=("ddp", "fsdp"),
+    )
 
 
 @dataclass

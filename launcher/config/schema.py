@@ -59,6 +59,7 @@ __all__ = [
     "TrainingConfig",
     "WheelConfig",
     "accumulation_steps",
+    "is_sharded",
     "model_processes",
     "register",
     "setting",
@@ -189,6 +190,11 @@ def model_processes(config: Config) -> int:
 def world_size(config: Config) -> int:
     """Processes of the training stage."""
     return config.parallelism.data_parallel * model_processes(config)
+
+
+def is_sharded(config: Config) -> bool:
+    """Whether the processes of data_parallel share one model (FSDP) instead of having a replica each."""
+    return config.parallelism.sharding == "fsdp"
 
 
 def accumulation_steps(config: Config) -> int:

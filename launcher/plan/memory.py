@@ -10,9 +10,10 @@ from launcher.architecture.family_table import FAMILIES, HEAD
 from launcher.architecture.parameters import Parameters
 from launcher.architecture.quantized import BYTES_PER_WEIGHT
 from launcher.architecture.tensors import adapted_layers, linear_layers, modules
-from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps
+from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, is_sharded
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.job import processes_per_node
+from launcher.plan import sharded
 from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input, reached_layers
 
 GIB = 2**30
@@ -43,11 +44,13 @@ class Memory:
     """the copy that a checkpoint is written from, beside the training; on an accelerator it is in the host's memory"""
     available: float
     """memory of the device, or this process's share of the machine"""
+    whole: float = 0.0
+    """at another time, instead of all but the runtime: a model in parts while it is read or saved, on a CPU"""
 
     @property
     def total(self) -> float:
         state = self.weights + self.gradients + self.optimizer
-        return state + self.activations + self.loss + self.runtime + self.checkpoint
+        return max(state + self.activations + self.loss + self.checkpoint, self.whole) + self.runtime
 
     @property
     def fits(self) -> bool:
@@ -56,9 +59,14 @@ class Memory:
     @property
     def largest(self) -> str:
         """What needs most, in words."""
-        parts = ("weights", "gradients", "optimizer", "activations", "loss", "runtime", "checkpoint")
+        parts = ("weights", "gradients", "optimizer", "activations", "loss", "runtime", "checkpoint", "whole")
         name = max(parts, key=lambda part: getattr(self, part))
-        words = {"optimizer": "the optimizer state", "checkpoint": "the copy that a checkpoint is written from"}
+        whole = "the whole model while it is read or saved"
+        words = {
+            "whole": whole,
+            "optimizer": "the optimizer state",
+            "checkpoint": "the copy that a checkpoint is written from",
+        }
         return {**words, "loss": "the loss", "runtime": "the runtime"}.get(name, name)
 
 
@@ -67,7 +75,10 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
     neuron = config.accelerator.engine == "neuron"
     stage = parameters.fullest
     held, trained = parameters.local[stage], parameters.trainable_local[stage]
-    weights, gradients, optimizer = (_neuron_state if neuron else _torch_state)(config, held, trained)
+    if is_sharded(config):
+        weights, gradients, optimizer = sharded.state(config, facts, held, trained)
+    else:
+        weights, gradients, optimizer = (_neuron_state if neuron else _torch_state)(config, held, trained)
     if parameters.packed:
         weights += _packed(config, facts, parameters.packed)
     return Memory(
@@ -79,7 +90,13 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
         runtime=_runtime(config),
         checkpoint=_checkpoint(config, trained),
         available=available(config, machine_bytes),
+        whole=sharded.whole(config, held, trained) if _in_parts_here(config) else 0.0,
     )
+
+
+def _in_parts_here(config: Config) -> bool:
+    """Whether a model in parts is in the memory that it is read into."""
+    return is_sharded(config) and config.accelerator.device == "cpu"
 
 
 def available(config: Config, machine_bytes: float) -> float:
@@ -178,8 +195,9 @@ def _checkpoint(config: Config, trained: int) -> float:
     training = config.training
     if config.accelerator.device != "cpu":
         return 0.0
-    kept = 0.0 if training.early_stopping_patience is None else 4.0 * trained
-    return kept + (0.0 if training.save_every is None else 12.0 * trained)
+    share = trained / (config.parallelism.data_parallel if is_sharded(config) else 1)
+    kept = 0.0 if training.early_stopping_patience is None else 4.0 * share
+    return kept + (0.0 if training.save_every is None else 12.0 * share)
 
 
 def _runtime(config: Config) -> float:

@@ -13,7 +13,7 @@ from rich.table import Table
 from launcher import units
 from launcher.architecture.adapters import MAX_NAMES, saved_modules
 from launcher.architecture.tensors import modules
-from launcher.config.schema import accumulation_steps, world_size
+from launcher.config.schema import accumulation_steps, is_sharded, world_size
 from launcher.errors import first
 from launcher.jobs.job import instances
 from launcher.jobs.variables import variables
@@ -146,9 +146,14 @@ def beside(plan: Plan) -> str:
 
 def per_rank(plan: Plan) -> str:
     """Trained and held parameters of a process, on the fullest pipeline stage."""
-    if world_size(plan.config) == plan.config.parallelism.data_parallel:
+    counts, stage, parallel = plan.parameters, plan.parameters.fullest, plan.config.parallelism
+    if is_sharded(plan.config):
+        trained_here, held_here = (
+            math.ceil(whole[stage] / parallel.data_parallel) for whole in (counts.trainable_local, counts.local)
+        )
+        return f"{units.count(trained_here)} of {units.count(held_here)}"
+    if world_size(plan.config) == parallel.data_parallel:
         return ""
-    counts, stage = plan.parameters, plan.parameters.fullest
     stages = len(counts.local)
     where = f" (stage {stage} of 0 to {stages - 1}, the fullest)" if stages > 1 else ""
     return f"{units.count(counts.trainable_local[stage])} of {units.count(counts.local[stage])}{where}"
@@ -159,7 +164,13 @@ def factors(plan: Plan) -> str:
     parallel = plan.config.parallelism
     sizes = {"data": parallel.data_parallel, "tensor": parallel.tensor_parallel, "pipeline": parallel.pipeline_parallel}
     switches = [
-        name for name, on in (("sequence parallel", parallel.sequence_parallel), ("ZeRO-1", parallel.zero_1)) if on
+        name
+        for name, on in (
+            ("sequence parallel", parallel.sequence_parallel),
+            ("ZeRO-1", parallel.zero_1),
+            ("FSDP", is_sharded(plan.config)),
+        )
+        if on
     ]
     listed = " x ".join(f"{name} {size}" for name, size in sizes.items())
     return f"{world_size(plan.config)} = {listed}" + "".join(f", {switch}" for switch in switches)
@@ -266,6 +277,7 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
         ("loss", lambda p: units.gigabytes(p.memory.loss)),
         ("process, runtime", lambda p: units.gigabytes(p.memory.runtime)),
         ("copy for a checkpoint", lambda p: units.gigabytes(p.memory.checkpoint)),
+        ("whole, read or saved", lambda p: units.gigabytes(p.memory.whole) if p.memory.whole else ""),
         ("memory a process", lambda p: units.gigabytes(p.memory.total)),
         ("", verdict),
         ("on disk", on_disk),

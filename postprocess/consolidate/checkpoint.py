@@ -1,7 +1,9 @@
-"""The torch engine's checkpoints (checkpoints/step-N) as a Source: already whole, they are verified and completed."""
+"""The torch engine's checkpoints (checkpoints/step-N) as a Source: they are verified, completed, and put together where
+each rank has written its part."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from postprocess.consolidate.origin import stated_base
 from postprocess.consolidate.source import Kind
 from postprocess.safetensors.header import TensorSpec, read_header
 from trainer.checkpoints.manifest import MANIFEST, InvalidCheckpointError, Manifest, verify
+from trainer.checkpoints.parts import PARTS, part_file
 
 _STEP = re.compile(r"step-(\d+)")
 _WEIGHTS = {"model": "weights/model.safetensors", "adapter": "weights/adapter_model.safetensors"}
@@ -47,10 +50,18 @@ def verified(directory: Path) -> Manifest:
 def open_checkpoint(directory: Path, base: Path | None) -> TorchSource:
     """Raises TrntuneError for a checkpoint that is damaged or not of the torch engine."""
     manifest = verified(directory)
-    kinds: list[Kind] = [kind for kind in ("model", "adapter") if _WEIGHTS[kind] in manifest.files]
+    ranks, whole = 1, []
+    if PARTS in manifest.files:
+        parts = json.loads((directory / PARTS).read_text(encoding="utf-8"))
+        ranks, whole = parts["ranks"], parts["whole"]
+    kinds: list[Kind] = [kind for kind in ("model", "adapter") if _files(kind, ranks)[0] in manifest.files]
     if len(kinds) != 1:
         raise TrntuneError(f"{directory} has no weights of the torch engine")
-    return TorchSource(directory.absolute(), manifest, kinds[0], base)
+    return TorchSource(directory.absolute(), manifest, kinds[0], base, ranks, frozenset(whole))
+
+
+def _files(kind: Kind, ranks: int) -> list[str]:
+    return [part_file(_WEIGHTS[kind], rank, ranks) for rank in range(ranks)]
 
 
 @dataclass(frozen=True)
@@ -61,10 +72,14 @@ class TorchSource:
     manifest: Manifest
     kind: Kind
     base: Path | None
+    ranks: int = 1
+    """that have each written a part of the weights"""
+    whole: frozenset[str] = frozenset()
+    """weights that are in each of the parts"""
 
     @property
-    def _file(self) -> Path:
-        return self.directory / _WEIGHTS[self.kind]
+    def _parts(self) -> list[Path]:
+        return [self.directory / name for name in _files(self.kind, self.ranks)]
 
     @property
     def files(self) -> Sequence[Path]:
@@ -72,8 +87,14 @@ class TorchSource:
 
     @cached_property
     def specs(self) -> list[TensorSpec]:
-        header = read_header(self._file)
-        return [TensorSpec(name, entry.dtype, tuple(entry.shape)) for name, entry in header.items()]
+        first, *others = [read_header(file) for file in self._parts]
+        found = []
+        for name, entry in first.items():
+            shape = tuple(entry.shape)
+            if name not in self.whole:
+                shape = (sum(header[name].shape[0] for header in (first, *others)), *shape[1:]) if shape else shape
+            found.append(TensorSpec(name, entry.dtype, shape))
+        return found
 
     @cached_property
     def texts(self) -> dict[str, str]:
@@ -90,14 +111,15 @@ class TorchSource:
         return [*([self.base] if self.base else []), *known]
 
     def check(self, allow_diverged: bool) -> list[str]:
-        """One process has written the weights of all: nothing can differ. Says what the result will lack."""
+        """No weights are written twice: nothing can differ. Says what the result will lack."""
         if any((place / "tokenizer.json").is_file() for place in self.companions):
             return []
         return ["no tokenizer was found; --base names the directory of the base model"]
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        with safe_open(self._file, framework="pt") as stored:
-            yield stored.get_tensor(name)
+        for file in self._parts[:1] if name in self.whole else self._parts:
+            with safe_open(file, framework="pt") as stored:
+                yield stored.get_tensor(name)
 
     def describe(self) -> dict[str, Any]:
         return {"format": "trntune checkpoint", "step": self.manifest.step, "world": self.manifest.world.size}

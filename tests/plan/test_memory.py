@@ -26,3 +26,13 @@ def test_memory_is_what_the_plan_says(tmp_path, method):
     assert run.process.returncode == 0, run.process.stderr
     assert planned == pytest.approx(run.result["peak_memory_bytes"], rel=0.15)
     assert planned == json.loads((run.directory / "plan.json").read_text())["memory_bytes"]["total"]
+
+
+@pytest.mark.cold
+def test_memory_of_a_model_in_parts_is_what_the_plan_says(tmp_path):
+    arguments = (*Case("13m", "full").overrides(steps=3), "parallelism=fsdp2")
+    config = single(*arguments).config
+    planned = preflight(config, known(config)[0]).memory.total
+    run = Run(tmp_path / "run", launch(tmp_path, *arguments, f"hydra.run.dir={tmp_path}/run"))
+    assert run.process.returncode == 0, run.process.stderr
+    assert 2 * planned == pytest.approx(run.result["peak_memory_bytes"], rel=0.15)  # of both processes

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from launcher.config.schema import Config, model_processes, world_size
@@ -47,6 +48,11 @@ class Restored:
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of one file, in host memory."""
         return load_file(self.directory / name)
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Those of the tensors of one file, none of which is read."""
+        with safe_open(self.directory / name, framework="pt") as stored:
+            return {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
 
     def has(self, name: str) -> bool:
         return name in self.manifest.files

@@ -81,6 +81,9 @@ class Engine(Protocol):
     """copies of the model that share a step's rows: the processes, by the ranks that hold one copy together"""
     sharded: bool
     """the trained weights lie over the ranks: each of them calls ``save``, and stage consolidate makes them whole"""
+    gathers: bool
+    """the weights lie over the ranks, and ``save`` puts them together: each of them calls it, and rank 0 writes them
+    whole"""
     notes: Sequence[str]
     """what ``load`` has put right in the model, to be told"""
     can_answer: bool
@@ -139,7 +142,8 @@ class Engine(Protocol):
         ...
 
     def save(self, directory: Path) -> None:
-        """Write the adapter (LoRA) or the whole model (full) into ``directory``. Rank 0 only; all ranks if sharded.
+        """Write the adapter (LoRA) or the whole model (full) into ``directory``. Rank 0 only; all ranks if
+        sharded, or if it gathers.
 
         Tensors are in the dtype that they are trained in. Raises whatever the libraries and the disk do; an engine that
         looks for numbers that are not finite raises NonFiniteLossError before it writes anything."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from launcher.architecture.adapters import trained
 from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, UsageError, in_first_line
 from launcher.model_dir.weights import check_readable
 from trainer.families.answers import Answering, answering
+from trainer.families.experts import single_expert
 from trainer.families.proof import examine, prove, tried
 from trainer.families.small import WINDOWS, small_config, small_model
 from trainer.families.way import Way
@@ -113,6 +116,17 @@ def _with_its_weights(model_dir: Path, facts: PretrainedConfig, trust: bool, err
     return examine(model.eval(), small=False)
 
 
+def check_shardable(trained_names: Iterable[str], where: Path | str) -> None:
+    """Raise UsageError where ranks would have gradients of different parameters: FSDP sums them unit by unit."""
+    expert = single_expert(trained_names)
+    if expert is not None:
+        raise UsageError(
+            f"parallelism.sharding=fsdp: {where} has each expert as parameters of its own with this transformers "
+            f"({expert}), and a rank may have no token for one that another trains; train other layers, or take "
+            "parallelism.sharding=ddp"
+        )
+
+
 def enable_checkpointing(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass. Raises UsageError where the family has no way to."""
     if not model.supports_gradient_checkpointing:
@@ -131,7 +145,13 @@ def main(arguments: list[str]) -> int:
     try:
         refuse(found_way(model_dir, request["length"]), model_dir, request["packing"], request["length"])
         if request["lora"] is not None:
-            check_faults(on_meta(model_dir), LoraConfig(**request["lora"]))
+            lora = LoraConfig(**request["lora"])
+            found_there = trained(lora, check_faults(on_meta(model_dir), lora))
+            names = [*(adapter.name for adapter in found_there.adapters), *found_there.saved]
+        elif request["sharded"]:
+            names = [name for name, _ in on_meta(model_dir).named_parameters()]
+        if request["sharded"]:
+            check_shardable(names, model_dir)
     except TrntuneError as error:
         found = str(error)
     print(json.dumps({"error": found}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 _CHOSEN = ("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k", "num_experts_per_token")
 _WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim")
 _COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef")
+_SINGLE = re.compile(r"\.experts\.\d+\.")
 _ROUTER_LOGITS = "output_router_logits"
 
 
@@ -69,6 +71,12 @@ def _of_experts(name: str, parameter: nn.Parameter, count: int) -> bool:
     if number.isdigit():
         return int(number) < count
     return (bool(inside) and parameter.shape[0] % count == 0) or (parameter.dim() == 3 and parameter.shape[0] == count)
+
+
+def single_expert(names: Iterable[str]) -> str | None:
+    """The first of these names of parameters or modules that is of one expert among several: where a micro batch sends
+    it no token, it gets no gradient. None where experts are one parameter, or there are none."""
+    return next((name for name in names if _SINGLE.search(f"{name}.")), None)
 
 
 @contextmanager

@@ -52,6 +52,9 @@ PAIRS = [
     (["dataset.chat_template=nowhere"], "dataset.chat_template", "is not a file"),
     (["dataset.path=[[a]]"], "dataset.path", "a list of texts"),
     (["dataset.max_samples=32"], "dataset.max_samples", "at least 33"),
+    (["parallelism.sharding=fsdp"], "parallelism.sharding", "take parallelism=fsdp2"),
+    (["parallelism=fsdp2", "lora.quantize_base=nf4", "training.global_batch_size=2"], "lora.quantize_base", "nf4"),
+    (["parallelism.sharding=zero"], "parallelism.sharding", "ddp, fsdp"),
     (["accelerator.backend=nccl"], "accelerator.backend", "needs gloo"),
     (["accelerator=cuda", "accelerator.backend=gloo"], "accelerator.backend", "needs nccl"),
     (["accelerator.price_usd_per_hour=2", "accelerator.price_date=2025-11-23"], "accelerator.price_source", "all of"),
@@ -105,6 +108,8 @@ def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
         accelerator = "trn1_32xlarge" if "trn1" in choice else "trn2_48xlarge"
         arguments += [f"accelerator={accelerator}", "model=llama3_70b", "lora=r16_all_linear"]
         arguments += ["training.global_batch_size=96", "training.precision=bf16"]
+    if choice.startswith("parallelism=fsdp"):
+        arguments.append("training.global_batch_size=8")
     for run in composition(*arguments).runs:
         assert problems(run.config, run.overrides, run.swept) == []
 

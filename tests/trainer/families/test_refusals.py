@@ -10,6 +10,7 @@ from launcher.architecture.families import check_family
 from launcher.errors import UsageError
 from tests.conftest import launch
 from tests.launcher.conftest import single
+from trainer.libraries.transformers_versions import MAJOR
 
 SIZES = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -31,6 +32,19 @@ def test_a_state_space_model_is_refused_with_packing(tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     check_family(single(*arguments, "dataset.packing=false").config)
+
+
+def test_experts_of_their_own_are_not_sharded_where_they_are_trained(tmp_path):
+    """Experts are one parameter since transformers 5, and a layer each before."""
+    facts = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    given = ("model=local", model(tmp_path, **facts), "dataset.packing=false", "parallelism=fsdp2")
+    check_family(single(*given, "lora.target_modules=[q_proj]").config)
+    full = single(*given, "method=full").config
+    if MAJOR >= 5:
+        check_family(full)
+    else:
+        with pytest.raises(UsageError, match=r"sharding=fsdp: .* each expert as parameters of its own .*=ddp"):
+            check_family(full)
 
 
 @pytest.mark.parametrize(

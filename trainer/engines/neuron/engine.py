@@ -63,6 +63,7 @@ class NeuronEngine:
     """See trainer.engines.base.Engine."""
 
     sharded = True
+    gathers = False
     can_answer = False
     notes: Sequence[str] = ()
 

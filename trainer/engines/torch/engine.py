@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from launcher.architecture.adapters import Modules
-from launcher.config.schema import Config
+from launcher.config.schema import Config, is_sharded
 from launcher.errors import TrntuneError
 from launcher.model_dir.config_json import read_config_json
 from launcher.plan.steps import total_steps
@@ -24,7 +24,6 @@ from launcher.run_dir.result import RunStatus
 from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import Checkpoints
-from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
 from trainer.data.turn_end import ends_of, until_end
 from trainer.engines.base import FitResult, NonFiniteLossError, Rows, TrainingCallback
@@ -33,6 +32,7 @@ from trainer.engines.state import Tensors, put
 from trainer.engines.torch import process_group, state
 from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.replica import Replica
+from trainer.engines.torch.sharding import Shards, in_turn, shard
 from trainer.engines.torch.trainer import PackedTrainer, training_arguments
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.choose import enable_checkpointing, way_of_answering, way_of_training
@@ -63,11 +63,14 @@ def check_bf16() -> None:
         raise TrntuneError(f"training.precision=bf16: {name} has no bf16; use training.precision=fp32")
 
 
+def _not_spread(tensors: Tensors) -> None:
+    """Each rank has kept its own part."""
+
+
 class TorchEngine:
     """See trainer.engines.base.Engine."""
 
     sharded = False
-    can_answer = True
     notes: Sequence[str] = ()
     replica: Replica
     """from ``load`` on"""
@@ -82,26 +85,39 @@ class TorchEngine:
             check_bf16()
         self.group = process_group.join(config)
         self.rank, self.replicas = self.group.rank, self.group.replicas
+        self.gathers = is_sharded(config)
+        self.can_answer = not self.gathers
 
     def load(self, model_dir: Path, tokenizer: Any) -> None:
-        """Load the model, add the adapter, and put it on the device."""
+        """Load the model, add the adapter, and put it, or this rank's part of it, on the device."""
         self.tokenizer, self.model_dir = tokenizer, model_dir
         set_seed(self.config.seed)
         self.way = way_of_training(model_dir, self.config)
         self.attention = DOCUMENT_ATTENTION if self.way.packed is None else self.way.attention
-        base = load_model(model_dir, self.config, self.attention, self.group.device)
+        if not is_sharded(self.config):
+            self.replica = self._loaded()
+            nn.Module.to(self.model, self.group.device)
+            return
+        with in_turn(self.group) as mesh:
+            self.replica = self._loaded()
+            module, layers = self.replica.module, self.modules.layers
+            self.replica.shards = shard(module, self.model, layers, self.config, mesh)
+
+    def _loaded(self) -> Replica:
+        """The whole model in host memory, but for a base in 4 bit, which is packed on the device."""
+        base = load_model(self.model_dir, self.config, self.attention, self.group.device)
         if self.config.method.name == "full":  # an adapter is saved without them
-            self.notes = mend_generation(base, model_dir, ends_of(tokenizer))
-        check_enough_embeddings(base, tokenizer, model_dir)
+            self.notes = mend_generation(base, self.model_dir, ends_of(self.tokenizer))
+        check_enough_embeddings(base, self.tokenizer, self.model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
         self.modules = modules_of(base)
         model = apply_method(base, self.config)
-        nn.Module.to(model, self.group.device)
         fuse(model)
-        collator = Collator(self.config.training.max_length, tokenizer.pad_token_id)
+        collator = Collator(self.config.training.max_length, self.tokenizer.pad_token_id)
         module, extents = CausalLMLoss(model, self.way), layer_extents(base.config)
-        self.replica = Replica(self.config, self.group, model, module, collator, extents, read_config_json(model_dir))
+        config = read_config_json(self.model_dir)
+        return Replica(self.config, self.group, model, module, collator, extents, config)
 
     @property
     def model(self) -> PreTrainedModel | PeftModel:
@@ -109,7 +125,8 @@ class TorchEngine:
 
     def parameters(self) -> ParameterCounts:
         total, trainable = count_parameters(self.model)
-        return ParameterCounts(total, trainable, trainable)
+        here = sum(p.numel() for p in self.replica.trainable().values())
+        return ParameterCounts(total, trainable, here)
 
     def model_size(self) -> ModelSize:
         return model_size(self.replica.module.model, self.parameters(), self.config, self.modules)
@@ -124,13 +141,18 @@ class TorchEngine:
         self, rows: Rows, eval_rows: Rows, observer: TrainingCallback, checkpoints: Checkpoints, stopwatch: Stopwatch
     ) -> FitResult:
         """Train with transformers.Trainer until the steps are done, evaluation stops improving, or a stop is asked."""
-        replica, resumed, total = self.replica, checkpoints.resumed, total_steps(self.config, len(rows))
-        file = state.BEST if self.rank == 0 else None  # all replicas have the same weights
-        best = BestWeights(self.config.training, replica.trainable, file, self.group.spread)
+        replica, total = self.replica, total_steps(self.config, len(rows))
+        resumed = None if checkpoints.resumed is None else replica.regrouped(checkpoints.resumed)
+        if replica.shards is None:
+            # All replicas have the same weights.
+            file, spread = state.BEST if self.rank == 0 else None, self.group.spread
+        else:
+            file, spread = state.BEST, _not_spread
+        best = BestWeights(self.config.training, replica.trainable, file, spread)
         arguments = training_arguments(self.config, total)
         trainer = PackedTrainer(replica, arguments, rows, eval_rows, observer, checkpoints, stopwatch, best)
         if resumed is not None:
-            put(state.live_weights(self.model), resumed.tensors(state.weights_file(self.model)))
+            put(self.replica.weights(), resumed.tensors(state.weights_file(self.model)))
             best.restore_state(resumed)
         trainer.train_from(resumed, total)
         steps, stop = trainer.state.global_step, trainer.step.stop
@@ -141,7 +163,7 @@ class TorchEngine:
         return FitResult(RunStatus.INTERRUPTED if stop == Stop.SAVE_AND_FINISH else finished, steps, best.step)
 
     def checksums(self) -> dict[str, int]:
-        return checksums(state.live_weights(self.model))
+        return checksums(self.replica.weights())
 
     def answer(self, prompts: list[list[int]], max_new_tokens: int, ends: Sequence[int]) -> list[list[int]]:
         """Greedy decoding, of all prompts in one left-padded batch where the family computes the same then."""
@@ -168,36 +190,58 @@ class TorchEngine:
 
         Raises NonFiniteLossError where the last update broke the weights: no loss computed with them would tell.
         """
-        if bad := not_finite(state.live_weights(self.model)):
+        if bad := self.replica.not_finite():
             raise NonFiniteLossError(
                 f"after the last step {bad} holds numbers that are not finite, so the weights are not saved; lower "
                 "training.learning_rate"
             )
-        self._write(directory)
+        shards = self.replica.shards
+        if shards is None:
+            self._write(directory, lambda: state.save_weights(self.model, directory))
+        else:
+            self._write_gathered(shards, directory)
 
     def rehearse(self, directory: Path) -> None:
         """An adapter as it begins, of a model one number of each tensor; tied ones stay tied."""
-        name, document = state.config_document(self.model, self.replica.base_config)
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        durable.write_json(directory / name, document, allow_nan=True)
-        self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(self.model))
+        shards = self.replica.shards
+        if self.rank == 0:
+            name, document = state.config_document(self.model, self.replica.base_config)
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            durable.write_json(directory / name, document, allow_nan=True)
+        if isinstance(self.model, PeftModel):
+            if shards is None:
+                self._write(directory, lambda: state.save_weights(self.model, directory))
+            else:
+                self._write_gathered(shards, directory)
+        elif self.rank == 0:
+            tensors = state.first_numbers(self.model) if shards is None else shards.first_numbers()
+            self._write(directory, lambda: state.save_weights(self.model, directory, tensors))
 
-    def _write(self, directory: Path, tensors: Tensors | None = None) -> None:
+    def _write_gathered(self, shards: Shards, directory: Path) -> None:
+        """All ranks call it, and rank 0 writes."""
+        found = shards.gathered(keep=self.rank == 0)
+        if self.rank == 0:
+            self._write(directory, lambda: shards.write(directory, found))
+
+    def _write(self, directory: Path, weights: Callable[[], None]) -> None:
         # The attention function is this process's: a reader of config.json must not look for it.
         with self._plain_attention():
-            state.save_weights(self.model, directory, tensors)
+            weights()
         if not isinstance(self.model, PeftModel):
             mend_config(directory, self.replica.base_config)
         save_tokenizer(self.tokenizer, directory)
 
     def saved_bytes(self) -> tuple[int, int]:
-        """Rank 0 writes for all; AdamW keeps two moments of what is trained, in its dtype."""
-        if self.rank != 0:
+        """Rank 0 writes for all, but into a checkpoint of a model in parts each rank its own; AdamW keeps two moments
+        of what is trained, in its dtype."""
+        shards = self.replica.shards
+        if self.rank != 0 and shards is None:
             return 0, 0
-        weights = sum(tensor.nbytes for tensor in state.live_weights(self.model).values())
-        moments = sum(2 * p.nbytes for p in self.model.parameters() if p.requires_grad)
+        weights = sum(tensor.nbytes for tensor in self.replica.weights().values())
+        moments = sum(2 * p.nbytes for p in self.replica.trainable().values())
         best = 0 if self.config.training.early_stopping_patience is None else weights
-        return weights, weights + moments + best
+        final = weights if shards is None else shards.whole_bytes() if self.rank == 0 else 0
+        return final, weights + moments + best
 
     def peak_memory(self) -> tuple[int, int | None]:
         host = self._reduced(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, dist.ReduceOp.SUM)

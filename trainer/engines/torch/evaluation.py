@@ -7,10 +7,8 @@ import math
 import torch
 
 from launcher.errors import TrntuneError
-from trainer.checkpoints.writer import not_finite
 from trainer.engines.base import Rows
 from trainer.engines.torch.replica import Replica
-from trainer.engines.torch.state import live_weights
 from trainer.models.causal_lm import MODEL_INPUTS
 
 
@@ -22,13 +20,17 @@ def held_out_loss(replica: Replica, rows: Rows) -> float:
     """
     group, size = replica.group, replica.config.training.micro_batch_size
     share = rows[group.rank :: group.replicas]
+    # A model in parts needs all ranks for each forward pass: one that has no rows left takes the first one for nothing.
+    longest = math.ceil(len(rows) / group.replicas) if replica.shards is not None else len(share)
     totals = torch.zeros(2, dtype=torch.float64, device=group.device)
     replica.module.eval()
-    with torch.inference_mode(), replica.autocast():
-        for start in range(0, len(share), size):
-            batch = replica.collator(share[start : start + size])
+    with replica.without_gradients(), replica.autocast():
+        for start in range(0, longest, size):
+            own = share[start : start + size]
+            batch = replica.collator(own or rows[:1])
             loss: torch.Tensor = replica.module(**{name: batch[name].to(group.device) for name in MODEL_INPUTS})
-            totals += torch.stack([loss.double(), batch["num_trained"].double().to(group.device)])
+            if own:
+                totals += torch.stack([loss.double(), batch["num_trained"].double().to(group.device)])
     group.all_reduce(totals)
     mean = float(totals[0] / totals[1])
     if not math.isfinite(mean):
@@ -38,7 +40,7 @@ def held_out_loss(replica: Replica, rows: Rows) -> float:
 
 def _why_not_finite(replica: Replica) -> str:
     """The base's weights were finite when they were loaded."""
-    if bad := not_finite(live_weights(replica.model)):
+    if bad := replica.not_finite():
         return f"{bad} holds numbers that are not finite; lower training.learning_rate"
     if replica.updated:
         return "the weights are finite, but too large; lower training.learning_rate"

@@ -14,6 +14,7 @@ from trainer.checkpoints import rng
 from trainer.checkpoints.state import Checkpoints
 from trainer.engines.base import TrainingCallback
 from trainer.engines.early_stopping import BestWeights
+from trainer.engines.torch.parts import whole
 from trainer.engines.torch.replica import Replica
 from trainer.metrics.throughput import Counts
 from trainer.signals import Stop
@@ -71,7 +72,7 @@ class StepMeter(TrainerCallback):
         step.stop = Stop.CHECKPOINT_AND_EXIT if leave else Stop.SAVE_AND_FINISH if finish else Stop.NO
         if not args.max_grad_norm:  # it has not been computed for clipping
             gradients = [p.grad for p in self.replica.module.parameters() if p.grad is not None]
-            step.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+            step.grad_norm = float(whole(torch.nn.utils.get_total_norm(gradients)))
         self.check_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from launcher.architecture.attention_pairs import Extents
 from launcher.config.schema import Config
+from trainer.checkpoints.parts import part_file
+from trainer.checkpoints.state import RestoredState
+from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
 from trainer.engines.state import Tensors
+from trainer.engines.torch.parts import Regrouped, local
 from trainer.engines.torch.process_group import ProcessGroup
+from trainer.engines.torch.sharding import Shards
+from trainer.engines.torch.state import live_weights
 from trainer.models.causal_lm import CausalLMLoss
 
 
@@ -33,13 +40,53 @@ class Replica:
     """how far each layer's attention looks"""
     base_config: Mapping[str, Any]
     """config.json of the model that was loaded"""
+    shards: Shards | None = None
+    """of a model that lies over the ranks"""
     updated: bool = False
     """the weights are no longer the base's"""
 
     def trainable(self) -> Tensors:
-        """The trained parameters by name in ``module``, tied ones once. Not copies."""
-        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+        """The trained parameters by name in ``module``, tied ones once: this rank's part of them. Not copies."""
+        return {name: local(p) for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def weights(self) -> Tensors:
+        """What training changes, by the names that it is saved by: this rank's part of it. Not copies."""
+        return live_weights(self.model) if self.shards is None else self.shards.weights()
 
     def autocast(self) -> AbstractContextManager[None]:
         """Inside, products are computed in training.precision."""
         return torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16")
+
+    def file(self, name: str) -> str:
+        """The file of a checkpoint that has this rank's part of what ``name`` is for."""
+        return name if self.shards is None else part_file(name, self.group.rank, self.group.replicas)
+
+    def regrouped(self, stored: RestoredState) -> Regrouped:
+        """A checkpoint as this rank goes on from it, whichever ranks wrote it."""
+        if self.shards is None:
+            return Regrouped(stored, 0, 1, ())
+        return Regrouped(stored, self.group.rank, self.group.replicas, self.shards.whole_names())
+
+    def not_finite(self) -> str | None:
+        """The name of a tensor that training changes and that has an infinite number or a NaN in it, or None. Of a
+        model in parts all ranks call it, and get the same answer."""
+        weights = self.weights()
+        found = not_finite(weights)
+        if self.shards is None:
+            return found
+        names = list(weights)
+        index = torch.tensor(len(names) if found is None else names.index(found), device=self.group.device)
+        first = int(self.group.all_reduce(index, dist.ReduceOp.MIN))
+        return None if first == len(names) else names[first]
+
+    @contextmanager
+    def without_gradients(self) -> Iterator[None]:
+        """Inside, forward passes keep nothing for a backward pass."""
+        if self.shards is None:
+            with torch.inference_mode():
+                yield
+            return
+        # What FSDP gathers parameters into is made once: made in inference mode it could not be trained.
+        with torch.no_grad():
+            yield
+        self.shards.reshard()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from launcher.model_dir.rotary import with_both
 from trainer.engines.state import Tensors, adapter_document, copied
+from trainer.engines.torch.parts import local, part_like
 from trainer.libraries.transformers_versions import NAMES_AS_IN_THE_MODEL
 from trainer.models.adapt import left_out
 
@@ -66,12 +67,12 @@ def first_numbers(model: nn.Module) -> Tensors:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> Tensors:
-    """The optimizer's state as "<parameter>.<key>". Not copies."""
+    """This rank's part of the optimizer's state as "<parameter>.<key>". Not copies."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     found = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            found[f"{names[id(parameter)]}.{key}"] = value if torch.is_tensor(value) else torch.tensor(value)
+            found[f"{names[id(parameter)]}.{key}"] = local(value) if torch.is_tensor(value) else torch.tensor(value)
     return found
 
 
@@ -85,7 +86,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, store
     content = optimizer.state_dict()
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     content["state"] = {
-        index: by_parameter[names[id(parameter)]]
+        index: {key: part_like(parameter, part) for key, part in by_parameter[names[id(parameter)]].items()}
         for index, parameter in enumerate(order)
         if names[id(parameter)] in by_parameter
     }

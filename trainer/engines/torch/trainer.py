@@ -17,7 +17,8 @@ from launcher.config.schema import Config, accumulation_steps
 from launcher.errors import TrntuneError
 from launcher.plan.steps import warmup_steps
 from trainer.checkpoints import rng
-from trainer.checkpoints.state import Checkpoints, EngineState, RestoredState
+from trainer.checkpoints.parts import PARTS
+from trainer.checkpoints.state import Checkpoints, EngineState
 from trainer.data.collate import counts_of
 from trainer.data.order import MicroBatches, rows_of_step
 from trainer.engines.base import Rows, TrainingCallback, non_finite
@@ -27,6 +28,7 @@ from trainer.engines.torch import state as state_files
 from trainer.engines.torch.data_loader import RowLoader, trained_labels
 from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.meter import StepAtHand, StepMeter
+from trainer.engines.torch.parts import Regrouped, whole
 from trainer.engines.torch.process_group import backend_of
 from trainer.engines.torch.replica import Replica
 from trainer.engines.warmup import begin_above_zero
@@ -98,11 +100,14 @@ class PackedTrainer(Trainer):
         )
         # Ours is normalized by the labels of the whole step, over all micro batches and replicas.
         self.model_accepts_loss_kwargs = True
-        self.restored: RestoredState | None = None
+        self.restored: Regrouped | None = None
+        if replica.shards is not None:
+            self._prepare_model = self.accelerator.prepare_model
+            self.accelerator.prepare_model = self._only_autocast
         self._clip = self.accelerator.clip_grad_norm_
         self.accelerator.clip_grad_norm_ = self._clip_and_remember
 
-    def train_from(self, resumed: RestoredState | None, total_steps: int) -> None:
+    def train_from(self, resumed: Regrouped | None, total_steps: int) -> None:
         """Train to the end, from the beginning or from a checkpoint."""
         if resumed is None:
             self.train()
@@ -207,9 +212,13 @@ class PackedTrainer(Trainer):
         raise non_finite(step, what, self.observer.lines(self.rows_of(step)))
 
     def _clip_and_remember(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        norm: torch.Tensor = self._clip(*args, **kwargs)
+        norm: torch.Tensor = whole(self._clip(*args, **kwargs))
         self.step.grad_norm = float(norm)
         return norm
+
+    def _only_autocast(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """Of what accelerate prepares a model with: it is on its device and sharded, and must not get into DDP."""
+        return self._prepare_model(model, device_placement=False, evaluation_mode=True)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Called where control.should_save asks for it, by transformers 4.57 and 5.24: after the step, its log and its
@@ -224,11 +233,15 @@ class PackedTrainer(Trainer):
         replica = self.replica
         tensors = {rng_file(replica.group.rank): generators}
         documents: dict[str, Any] = {}
-        if replica.group.rank == 0:  # what all replicas have alike
-            tensors[state_files.weights_file(replica.model)] = copied(state_files.live_weights(replica.model))
-            tensors[state_files.OPTIMIZER] = copied(state_files.optimizer_tensors(self.inner_optimizer, replica.module))
+        if replica.group.rank == 0 or replica.shards is not None:  # else what all replicas have alike
+            moments = state_files.optimizer_tensors(self.inner_optimizer, replica.module)
+            tensors[replica.file(state_files.weights_file(replica.model))] = copied(replica.weights())
+            tensors[replica.file(state_files.OPTIMIZER)] = copied(moments)
             if self.best.weights:
-                tensors[state_files.BEST] = self.best.weights
+                tensors[replica.file(state_files.BEST)] = self.best.weights
+        if replica.group.rank == 0:
+            if replica.shards is not None:
+                documents[PARTS] = {"ranks": replica.group.replicas, "whole": replica.shards.whole_names()}
             name, document = state_files.config_document(replica.model, replica.base_config)
             documents[name] = document
             documents[ENGINE] = {
@@ -268,4 +281,4 @@ class PackedTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Called by transformers 4.57 and 5.24 where a run goes on, before the first step that it trains."""
         if self.restored is not None:
-            restore_rng(self.restored, self.replica.group.rank)
+            restore_rng(self.restored.stored, self.replica.group.rank)

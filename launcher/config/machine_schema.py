@@ -10,6 +10,9 @@ from omegaconf import MISSING
 
 from launcher.config.setting import setting
 
+ANSWERING_DEVICES = ("cpu", "cuda")
+"""Devices that stage generate answers on: greedy decoding has another shape for each token, which others compile."""
+
 
 @dataclass
 class ParallelismConfig:

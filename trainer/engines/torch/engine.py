@@ -1,4 +1,4 @@
-"""The torch engine: transformers.Trainer on CPU or CUDA, one process a replica, started by torchrun when several."""
+"""The torch engine: transformers.Trainer on a CPU or a device, one process a replica; torchrun starts several."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from transformers import PreTrainedModel, set_seed
 
 from launcher.architecture.adapters import Modules
 from launcher.config.schema import Config
-from launcher.errors import TrntuneError
 from launcher.plan.steps import total_steps
 from launcher.run_dir.result import RunStatus
+from trainer import device
 from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import Checkpoints
@@ -54,13 +54,6 @@ def create(config: Config) -> TorchEngine:
     return TorchEngine(config)
 
 
-def check_bf16() -> None:
-    """Raise TrntuneError for a CUDA device that has no bf16: transformers would refuse it when all is loaded."""
-    if not torch.cuda.is_bf16_supported():
-        name = torch.cuda.get_device_name()
-        raise TrntuneError(f"training.precision=bf16: {name} has no bf16; use training.precision=fp32")
-
-
 class TorchEngine:
     """See trainer.engines.base.Engine."""
 
@@ -74,10 +67,7 @@ class TorchEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if config.accelerator.device == "cuda" and not torch.cuda.is_available():
-            raise TrntuneError("accelerator.device=cuda: torch sees no CUDA device here; use accelerator=cpu")
-        if config.accelerator.device == "cuda" and config.training.precision == "bf16":
-            check_bf16()
+        device.check(config.accelerator.device, config.training.precision)
         self.group = process_group.join(config)
         self.rank, self.replicas = self.group.rank, self.group.replicas
 
@@ -197,13 +187,12 @@ class TorchEngine:
 
     def peak_memory(self) -> tuple[int, int | None]:
         host = self._reduced(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, dist.ReduceOp.SUM)
-        if self.group.device.type != "cuda":
-            return host, None
-        return host, self._reduced(torch.cuda.max_memory_allocated(self.group.device), dist.ReduceOp.MAX)
+        peak = device.peak_memory(self.group.device)
+        return host, None if peak is None else self._reduced(peak, dist.ReduceOp.MAX)
 
     def _reduced(self, value: int, op: Any) -> int:
         """``value`` of all replicas."""
-        return int(self.group.all_reduce(torch.tensor(float(value), dtype=torch.float64).to(self.group.device), op))
+        return int(self.group.all_reduce(torch.tensor(float(value), dtype=torch.float64).to(self.group.counts), op))
 
     def close(self) -> None:
         process_group.leave()

@@ -22,13 +22,13 @@ def held_out_loss(replica: Replica, rows: Rows) -> float:
     """
     group, size = replica.group, replica.config.training.micro_batch_size
     share = rows[group.rank :: group.replicas]
-    totals = torch.zeros(2, dtype=torch.float64, device=group.device)
+    totals = torch.zeros(2, dtype=torch.float64, device=group.counts)
     replica.module.eval()
     with torch.inference_mode(), replica.autocast():
         for start in range(0, len(share), size):
             batch = replica.collator(share[start : start + size])
             loss: torch.Tensor = replica.module(**{name: batch[name].to(group.device) for name in MODEL_INPUTS})
-            totals += torch.stack([loss.double(), batch["num_trained"].double().to(group.device)])
+            totals += torch.stack([loss.to(group.counts).double(), batch["num_trained"].double().to(group.counts)])
     group.all_reduce(totals)
     mean = float(totals[0] / totals[1])
     if not math.isfinite(mean):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from launcher.architecture.attention_pairs import Extents
 from launcher.config.schema import Config
+from trainer import device
 from trainer.data.collate import Collator
 from trainer.engines.state import Tensors
 from trainer.engines.torch.process_group import ProcessGroup
@@ -38,4 +38,4 @@ class Replica:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Inside, products are computed in training.precision."""
-        return torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16")
+        return device.autocast(self.group.device, self.config.training.precision)

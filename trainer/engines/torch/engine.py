@@ -16,9 +16,11 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from launcher.architecture.adapters import Modules
-from launcher.config.schema import Config
+from launcher.config.schema import Config, on_torch_neuron
+from launcher.errors import TrntuneError
 from launcher.plan.steps import total_steps
 from launcher.run_dir.result import RunStatus
+from launcher.torch_neuron.libraries import torch_neuron_fault
 from trainer import device
 from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Peers
@@ -67,6 +69,8 @@ class TorchEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        if on_torch_neuron(config) and (fault := torch_neuron_fault()):
+            raise TrntuneError(fault)
         device.check(config.accelerator.device, config.training.precision)
         self.group = process_group.join(config)
         self.rank, self.replicas = self.group.rank, self.group.replicas

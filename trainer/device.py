@@ -106,7 +106,7 @@ def has_fixed_shapes(kind: str) -> bool:
     """Whether each new shape is compiled, so that all batches must have one and nothing may depend on what they hold.
 
     Such a device has neither fp64 nor fast int64: what is counted is reduced on the host, and ids are int32."""
-    return kind == NEURON
+    return kind in (NEURON, "xla")
 
 
 def _module(kind: str) -> Any:

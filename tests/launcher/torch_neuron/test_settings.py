@@ -24,7 +24,7 @@ def native(*arguments: str) -> Config:
 
 
 REFUSED = [
-    (["parallelism=trn2_tp4_dp16"], "parallelism.tensor_parallel", "by data parallelism alone; leave it out, or take "
+    (["parallelism.tensor_parallel=4", "parallelism.data_parallel=16", "model=llama32_1b"], "parallelism.tensor_parallel", "by data parallelism alone; leave it out, or take "
      "accelerator=trn2_48xlarge, whose engine is neuron"),
     (["parallelism.zero_1=true"], "parallelism.zero_1", "accelerator=trn2_48xlarge, whose engine is neuron"),
     (["dataset.packing=true"], "dataset.packing", "aren't kept apart exactly on TorchNeuron yet"),

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from launcher.architecture.adapters import Modules
@@ -45,7 +44,7 @@ from trainer.models.adapt import modules_of
 from trainer.models.attention import DOCUMENT_ATTENTION
 from trainer.models.causal_lm import CausalLMLoss
 from trainer.models.generation import mend_generation
-from trainer.models.load import apply_method, check_enough_embeddings, count_parameters, load_model
+from trainer.models.load import apply_method, check_enough_embeddings, count_parameters, load_model, to_device
 from trainer.models.size import ParameterCounts, model_size
 from trainer.models.unchanged import checksums
 from trainer.signals import Stop
@@ -60,7 +59,6 @@ class TorchEngine:
     """See trainer.engines.base.Engine."""
 
     sharded = False
-    can_answer = True
     notes: Sequence[str] = ()
     replica: Replica
     """from ``load`` on"""
@@ -74,6 +72,8 @@ class TorchEngine:
         device.check(config.accelerator.device, config.training.precision)
         self.group = process_group.join(config)
         self.rank, self.replicas = self.group.rank, self.group.replicas
+        self.fixed_shapes = device.has_fixed_shapes(self.group.device.type)
+        self.can_answer = not self.fixed_shapes  # each token of an answer has shapes of its own
 
     def load(self, model_dir: Path, tokenizer: Any) -> None:
         """Load the model, add the adapter, and put it on the device."""
@@ -89,10 +89,11 @@ class TorchEngine:
             enable_checkpointing(base)
         self.modules = modules_of(base)
         model = apply_method(base, self.config)
-        nn.Module.to(model, self.group.device)
+        to_device(model, self.group.device)
         fuse(model)
-        collator = Collator(self.config.training.max_length, tokenizer.pad_token_id)
-        module, extents = CausalLMLoss(model, self.way), layer_extents(base.config)
+        ids = torch.int32 if self.fixed_shapes else torch.int64
+        collator = Collator(self.config.training.max_length, tokenizer.pad_token_id, ids)
+        module, extents = CausalLMLoss(model, self.way, self.fixed_shapes), layer_extents(base.config)
         self.replica = Replica(self.config, self.group, model, module, collator, extents)
 
     @property
@@ -172,12 +173,13 @@ class TorchEngine:
         name, document = state.config_document(self.model)
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         durable.write_json(directory / name, document, allow_nan=True)
-        self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(self.model))
+        whole = state.host_copies(self.model) if self.fixed_shapes else self.model.state_dict()
+        self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(whole))
 
     def _write(self, directory: Path, tensors: Tensors | None = None) -> None:
         # The attention function is this process's: a reader of config.json must not look for it.
         with self._plain_attention():
-            state.save_weights(self.model, directory, tensors)
+            state.save_weights(self.model, directory, tensors, from_host=self.fixed_shapes)
         self.tokenizer.save_pretrained(directory)
 
     def saved_bytes(self) -> tuple[int, int]:

@@ -8,10 +8,10 @@ import torch
 
 from launcher.errors import TrntuneError
 from trainer.checkpoints.writer import not_finite
+from trainer.device import has_fixed_shapes
 from trainer.engines.base import Rows
 from trainer.engines.torch.replica import Replica
 from trainer.engines.torch.state import live_weights
-from trainer.models.causal_lm import MODEL_INPUTS
 
 
 def held_out_loss(replica: Replica, rows: Rows) -> float:
@@ -26,8 +26,10 @@ def held_out_loss(replica: Replica, rows: Rows) -> float:
     replica.module.eval()
     with torch.inference_mode(), replica.autocast():
         for start in range(0, len(share), size):
-            batch = replica.collator(share[start : start + size])
-            loss: torch.Tensor = replica.module(**{name: batch[name].to(group.device) for name in MODEL_INPUTS})
+            part = [*share[start : start + size]]
+            part += [()] * (size - len(part)) if has_fixed_shapes(group.device.type) else []
+            batch = replica.collator(part)
+            loss: torch.Tensor = replica.module(**replica.inputs(batch))
             totals += torch.stack([loss.to(group.counts).double(), batch["num_trained"].double().to(group.counts)])
     group.all_reduce(totals)
     mean = float(totals[0] / totals[1])

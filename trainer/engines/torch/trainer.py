@@ -162,6 +162,14 @@ class PackedTrainer(Trainer):
         # A number of the host's would be a constant of a graph, and another one each step.
         return labels.to(device, torch.float32) if has_fixed_shapes(device.type) else labels
 
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Counts stay on the host where the device would compile for reading them.
+
+        Called by training_step of transformers 4.57 and 5.24."""
+        if has_fixed_shapes(self.args.device.type):
+            return {**inputs, **self.replica.inputs(inputs)}
+        return super()._prepare_inputs(inputs)
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:

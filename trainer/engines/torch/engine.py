@@ -173,8 +173,10 @@ class TorchEngine:
         name, document = state.config_document(self.model)
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         durable.write_json(directory / name, document, allow_nan=True)
-        whole = state.host_copies(self.model) if self.fixed_shapes else self.model.state_dict()
-        self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(whole))
+        self._write(directory, None if isinstance(self.model, PeftModel) else state.first_numbers(self._tensors()))
+
+    def _tensors(self) -> Tensors:
+        return state.host_copies(self.model) if self.fixed_shapes else self.model.state_dict()
 
     def _write(self, directory: Path, tensors: Tensors | None = None) -> None:
         # The attention function is this process's: a reader of config.json must not look for it.

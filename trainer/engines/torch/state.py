@@ -61,10 +61,11 @@ def config_document(model: PreTrainedModel | PeftModel) -> tuple[str, Any]:
 
 
 def host_copies(model: nn.Module) -> Tensors:
-    """All tensors of a model by the names that it is saved by, in host memory; tied ones stay one."""
-    found = model.state_dict(keep_vars=True)
-    copies = {id(tensor): tensor.detach().cpu() for tensor in found.values()}
-    return {name: copies[id(tensor)] for name, tensor in found.items()}
+    """A model's tensors by the names that it is saved by, those that are saved in host memory: all, or an adapter's,
+    since its base stays where it is. Tied ones stay one."""
+    found, whole = model.state_dict(keep_vars=True), not isinstance(model, PeftModel)
+    copies = {id(tensor): tensor.detach().cpu() for tensor in found.values() if whole or tensor.requires_grad}
+    return {name: copies.get(id(tensor), tensor.detach()) for name, tensor in found.items()}
 
 
 def first_numbers(found: Tensors) -> Tensors:

@@ -115,6 +115,9 @@ def test_a_run_is_that_of_a_cpu_in_programs_of_one_shape(pretending, tmp_path):
     assert rows.pop().endswith("('torch.int32', [3, 512])]")
     assert not [each for each in found if "int64" in each[1] or "float64" in each[1]]
     assert not {"nonzero", "masked_select", "index"} & {name for name, _ in found}
+    # Attention of queries, keys and values of a whole micro batch, and no mask.
+    attention = {shapes for name, shapes in found if name == "scaled_dot_product_attention"}
+    assert attention == {str([("torch.float32", [3, 4, 512, 16])] * 3)}
     late = {name for part in steps[2:] for name, _ in programs(part)}
     assert late <= SAVING
 

@@ -40,7 +40,7 @@ def check_quantized(config: Config) -> Iterator[Diagnostic]:
     value = config.lora.quantize_base
     if not is_quantized(config):
         return
-    if config.accelerator.engine != "torch":
+    if config.accelerator.device == "neuron" or config.accelerator.engine != "torch":
         why = f"bitsandbytes has no kernels for {config.accelerator.device}"
         yield Diagnostic(KEY, value, why, "leave it out, or take accelerator=cuda")
     elif fault := package_fault():

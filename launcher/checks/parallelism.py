@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from launcher.checks.diagnostic import Check, Diagnostic
-from launcher.config.schema import Config, is_sharded, model_processes, world_size
+from launcher.config.schema import Config, is_sharded, model_processes, on_torch_neuron, world_size
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "neuron": "xla"}
-ENGINES = {"cpu": ("torch",), "cuda": ("torch",), "neuron": ("neuron",)}
+TORCH_NEURON_BACKEND = "neuron"
+ENGINES = {"cpu": ("torch",), "cuda": ("torch",), "neuron": ("neuron", "torch")}
 """Engines that train on a device; a refusal of any other names the first."""
 
 
 def check_accelerator(config: Config) -> Iterator[Diagnostic]:
-    """The communication backend belongs to the device."""
+    """The communication backend belongs to the device, on Neuron also to the engine."""
     accelerator = config.accelerator
-    wanted = BACKENDS.get(accelerator.device)
+    wanted = TORCH_NEURON_BACKEND if on_torch_neuron(config) else BACKENDS.get(accelerator.device)
     if wanted and accelerator.backend != wanted:
-        why = f"accelerator.device={accelerator.device} needs {wanted}"
-        yield Diagnostic("accelerator.backend", accelerator.backend, why, f"write accelerator={accelerator.device}")
+        engine = f" with accelerator.engine={accelerator.engine}" if accelerator.device == "neuron" else ""
+        remedy = f"accelerator.backend={wanted}" if engine else f"accelerator={accelerator.device}"
+        why = f"accelerator.device={accelerator.device}{engine} needs {wanted}"
+        yield Diagnostic("accelerator.backend", accelerator.backend, why, f"write {remedy}")
+
+
+def check_generation(config: Config) -> Iterator[Diagnostic]:
+    """TorchNeuron is for Trainium 2 and 3 [AWS: about-pytorch-neuron.html]."""
+    accelerator = config.accelerator
+    if on_torch_neuron(config) and re.search(r"(^|[^a-z0-9])(trn1|inf[12])", accelerator.name):
+        why = f"TorchNeuron is for trn2 and trn3 alone, and this is {accelerator.name}"
+        remedy = "leave accelerator.engine and accelerator.backend out: its engine is neuron"
+        yield Diagnostic("accelerator.engine", accelerator.engine, why, remedy)
 
 
 def check_engine(config: Config) -> Iterator[Diagnostic]:
@@ -28,14 +41,15 @@ def check_engine(config: Config) -> Iterator[Diagnostic]:
     if accelerator.engine not in engines:
         why = f"accelerator.device={accelerator.device} needs {engines[0]}"
         yield Diagnostic("accelerator.engine", accelerator.engine, why, "take a choice of accelerator=")
-    if accelerator.device == "neuron":
+    if accelerator.device == "neuron" and accelerator.engine != "torch":
         return
+    other = "trn2_48xlarge, whose engine is neuron" if on_torch_neuron(config) else "trn1_32xlarge"
     for name in ("tensor_parallel", "pipeline_parallel", "sequence_parallel", "zero_1"):
         value = getattr(parallel, name)
-        if value not in (1, False):
+        if value is True or value > 1:
             why = f"accelerator={accelerator.name} trains by data parallelism alone"
             shown_value = "true" if value is True else value
-            yield Diagnostic(f"parallelism.{name}", shown_value, why, "leave it out, or take accelerator=trn1_32xlarge")
+            yield Diagnostic(f"parallelism.{name}", shown_value, why, f"leave it out, or take accelerator={other}")
 
 
 def check_world_size(config: Config) -> Iterator[Diagnostic]:
@@ -80,6 +94,9 @@ def check_sharding(config: Config) -> Iterator[Diagnostic]:
         why = f"accelerator={config.accelerator.name} trains by optimum-neuron, which has no FSDP"
         yield Diagnostic(key, "fsdp", why, "take parallelism.zero_1=true, or tensor_parallel")
         return
+    if on_torch_neuron(config):
+        yield Diagnostic(key, "fsdp", "has not been joined with TorchNeuron's fixed shapes yet", "take sharding=ddp")
+        return
     if parallel.data_parallel == 1:
         why = "one process has nobody to share parameters with"
         yield Diagnostic(key, "fsdp", why, "take parallelism=fsdp2, or a larger parallelism.data_parallel")
@@ -88,4 +105,6 @@ def check_sharding(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic("lora.quantize_base", config.lora.quantize_base, why, "leave it out, or take sharding=ddp")
 
 
-PARALLEL_CHECKS: tuple[Check, ...] = (check_accelerator, check_engine, check_sharding, check_world_size, check_split)
+PARALLEL_CHECKS: tuple[Check, ...] = (
+    *(check_generation, check_accelerator, check_engine, check_sharding, check_world_size, check_split),
+)

@@ -10,6 +10,9 @@ from omegaconf import MISSING
 
 from launcher.config.setting import setting
 
+ANSWERING_DEVICES = ("cpu", "cuda")
+"""Devices that stage generate answers on: greedy decoding has another shape for each token, which others compile."""
+
 
 @dataclass
 class ParallelismConfig:
@@ -76,13 +79,28 @@ class NeuronConfig:
 
 
 @dataclass
+class TorchNeuronConfig:
+    """How TorchNeuron compiles and runs: launcher/torch_neuron/variables.py makes the environment of it."""
+
+    cache_dir: str | None = setting(
+        None,
+        "TORCH_NEURONX_NEFF_CACHE_DIR: where compiled programs are kept, on a file system that all nodes share; null: "
+        "torch-neuron below TRNTUNE_CACHE, else /var/tmp/trntune-torch-neuron",
+    )
+    compiler_flags: list[str] = setting([], "NEURON_CC_FLAGS, without --cache_dir")
+    logical_nc: int = setting(2, "NEURON_LOGICAL_NC_CONFIG: physical cores that are one device", ge=1, le=2)
+    nki_attention: bool = setting(True, "TORCH_NEURONX_ENABLE_NKI_SDPA: attention by NKI's flash kernels")
+    omp_threads: int = setting(2, "OMP_NUM_THREADS of each process", ge=1)
+
+
+@dataclass
 class AcceleratorConfig:
     """The hardware that runs the training stage."""
 
     name: str = setting(MISSING, "name of the hardware in reports")
     engine: str = setting("torch", "training engine", choices=("torch", "neuron"))
     device: str = setting("cpu", "kind of device", choices=("cpu", "cuda", "neuron"))
-    backend: str = setting("gloo", "torch.distributed backend", choices=("gloo", "nccl", "xla"))
+    backend: str = setting("gloo", "torch.distributed backend", choices=("gloo", "nccl", "xla", "neuron"))
     devices_per_instance: int | None = setting(
         None, "devices, one process each; null: one machine for all (on Slurm for CPUs only)", ge=1
     )
@@ -93,7 +111,8 @@ class AcceleratorConfig:
     price_usd_per_hour: float | None = setting(None, "price of the instance; null: no cost is reported", gt=0)
     price_source: str | None = setting(None, "where the price was read")
     price_date: str | None = setting(None, "when the price was read, YYYY-MM-DD")
-    neuron: NeuronConfig | None = setting(None, "compiler and runtime of Neuron; null: none")
+    neuron: NeuronConfig | None = setting(None, "compiler and runtime of Neuron for engine neuron; null: none")
+    torch_neuron: TorchNeuronConfig | None = setting(None, "compiler and runtime of TorchNeuron; null: none")
     environment: list[str] = setting([], "NAME=value for the processes of the stages compile and train")
     stages: list[str] = setting(["fetch", "train"], "stages of a run on this hardware, unless stages= names others")
 

@@ -19,6 +19,7 @@ from launcher.config.machine_schema import (
     NeuronConfig,
     ParallelismConfig,
     SmallConfig,
+    TorchNeuronConfig,
 )
 from launcher.config.model_schema import (
     ALL_LINEAR,
@@ -55,6 +56,7 @@ __all__ = [
     "ParallelismConfig",
     "PlanConfig",
     "SmallConfig",
+    "TorchNeuronConfig",
     "TrackingConfig",
     "TrainingConfig",
     "WheelConfig",
@@ -180,6 +182,11 @@ def register() -> None:
     from hydra.core.config_store import ConfigStore  # Hydra's import is half of what --help takes
 
     ConfigStore.instance().store(name="schema", node=Config, provider="trntune")
+
+
+def on_torch_neuron(config: Config) -> bool:
+    """Whether the torch engine trains on Trainium (AWS TorchNeuron), where engine neuron would by PyTorch/XLA."""
+    return config.accelerator.engine == "torch" and config.accelerator.device == "neuron"
 
 
 def model_processes(config: Config) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from launcher.config.schema import Config
 from launcher.jobs.cluster_variables import cluster_variables, pairs
 from launcher.neuron.variables import neuron_variables
+from launcher.torch_neuron.variables import torch_neuron_variables
 
 COMPILE = "compile"
 ON_ACCELERATOR = (COMPILE, "train")
@@ -35,4 +36,5 @@ def variables(stage: str, config: Config) -> dict[str, str]:
     cluster = {**waiting(config), **cluster_variables(config)}
     if stage not in ON_ACCELERATOR:
         return cluster
-    return {**cluster, **neuron_variables(config), **pairs(config.accelerator.environment)}
+    own = {**neuron_variables(config), **torch_neuron_variables(config)}
+    return {**cluster, **own, **pairs(config.accelerator.environment)}

@@ -12,13 +12,14 @@ from launcher.architecture.adapters import is_all_linear, listed
 from launcher.architecture.family_table import FAMILIES, GATE_UP, QKV
 from launcher.architecture.tensors import linear_layers
 from launcher.checks.diagnostic import Check, Diagnostic
-from launcher.config.schema import Config, LoraConfig, world_size
+from launcher.config.schema import Config, LoraConfig, on_torch_neuron, world_size
 from launcher.errors import UsageError
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import COMPILE
 from launcher.model_dir.config_json import family_of
 from launcher.neuron.graphs import fuses_qkv
 from launcher.neuron.variables import CACHE_PATH, DERIVED, cache_root
+from launcher.torch_neuron.checks import check_torch_neuron, check_variable
 
 _ASSIGNMENT = r"[A-Za-z_][A-Za-z0-9_]*=.*"
 # Deprecated since Neuron 2.23 (AWS: "Announcing end of support for XLA_USE_BF16 and XLA_DOWNCAST_BF16").
@@ -38,6 +39,8 @@ def check_environment(config: Config) -> Iterator[Diagnostic]:
                 yield Diagnostic(key, setting, "is not NAME=value", "write it so")
             elif config.accelerator.neuron is not None:
                 yield from _check_variable(key, setting)
+            elif config.accelerator.torch_neuron is not None:
+                yield from check_variable(key, setting)
 
 
 def _check_variable(key: str, setting: str) -> Iterator[Diagnostic]:
@@ -221,9 +224,17 @@ def check_no_compile(config: Config) -> Iterator[Diagnostic]:
     if config.accelerator.neuron is not None:
         why = f"engine {config.accelerator.engine} has no compiler"
         yield Diagnostic("accelerator.neuron", "{...}", why, "leave it out, or take accelerator=trn1_32xlarge")
+    yield from check_no_torch_neuron(config)
     if COMPILE in config.stages:
         why = f"accelerator={config.accelerator.name} compiles no graphs"
         yield Diagnostic("stages", f"[{','.join(config.stages)}]", why, "leave compile out")
+
+
+def check_no_torch_neuron(config: Config) -> Iterator[Diagnostic]:
+    """accelerator.torch_neuron is for the other engine."""
+    if config.accelerator.torch_neuron is not None:
+        why, other = "is read by engine torch on device neuron alone", "accelerator=trn2_48xlarge_native"
+        yield Diagnostic("accelerator.torch_neuron", "{...}", why, f"leave it out, or take {other}")
 
 
 _ON_NEURON: tuple[Check, ...] = (
@@ -234,11 +245,15 @@ _ON_NEURON: tuple[Check, ...] = (
     check_optimizer,
     check_pipeline,
     check_adapter,
+    check_no_torch_neuron,
 )
 
 
 def check_neuron(config: Config) -> Iterator[Diagnostic]:
-    """All of the above, for the engine that they are about."""
+    """All of the above, for the engine that they are about, and TorchNeuron's own for the torch engine on Neuron."""
+    if on_torch_neuron(config):
+        yield from check_torch_neuron(config)
+        return
     on_neuron = config.accelerator.engine == config.accelerator.device == "neuron"
     for check in _ON_NEURON if on_neuron else (check_no_compile,):
         yield from check(config)
@@ -246,9 +261,14 @@ def check_neuron(config: Config) -> Iterator[Diagnostic]:
 
 def check_trainable(config: Config) -> None:
     """Raise UsageError for what can be planned, but not be trained here. Nothing is created."""
-    accelerator, parallel = config.accelerator, config.parallelism
-    if accelerator.engine != "neuron":
-        return
+    if config.accelerator.engine == "neuron":
+        _check_optimum_neuron(config)
+    if config.accelerator.device == "neuron":
+        _check_one_instance(config)
+
+
+def _check_optimum_neuron(config: Config) -> None:
+    parallel = config.parallelism
     facts = config.model.architecture
     if facts is not None and facts.family == "granite":
         raise UsageError(
@@ -262,6 +282,10 @@ def check_trainable(config: Config) -> None:
             "optimum-neuron's models take no position ids (PIPELINE_INPUT_NAMES), so that packed samples would not be "
             "apart; take 1"
         )
+
+
+def _check_one_instance(config: Config) -> None:
+    accelerator = config.accelerator
     each, world = accelerator.devices_per_instance, world_size(config)
     if not is_submitted(config.cluster) and each is not None and world > each:
         raise UsageError(

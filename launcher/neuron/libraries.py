@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 
-from launcher.config.schema import ClusterConfig, Config
+from launcher.config.schema import ClusterConfig, Config, on_torch_neuron
 from launcher.errors import UsageError
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import ON_ACCELERATOR
 from launcher.run_dir.provenance import installed
+from launcher.torch_neuron.libraries import TORCH_NEURONX, is_native, torch_neuron_fault
 
 PACKAGE = "optimum-neuron"
 VERSION = "0.4.5"
@@ -44,15 +45,24 @@ def libraries_fault() -> str | None:
 
 def check_libraries(config: Config, stages: Sequence[str]) -> None:
     """Raise UsageError where ``stages`` would train on Neuron with this Python, and it can't."""
-    if needs_libraries(config, stages) and (fault := libraries_fault()):
+    if fault := fault_here(config, stages):
         raise UsageError(f"accelerator={config.accelerator.name}: {fault}")
 
 
+def fault_here(config: Config, stages: Sequence[str]) -> str | None:
+    """Why this Python can't train on Neuron by the engine of ``config``, in one line; None where ``stages`` don't ask
+    it to."""
+    if not needs_libraries(config, stages):
+        return None
+    return torch_neuron_fault() if on_torch_neuron(config) else libraries_fault()
+
+
 def needs_libraries(config: Config, stages: Sequence[str]) -> bool:
-    """Whether one of ``stages`` runs the neuron engine with this Python. Another one, that of the cluster's nodes, is
+    """Whether one of ``stages`` trains on Neuron with this Python. Another one, that of the cluster's nodes, is
     asked when its engine starts."""
     trains = bool(set(stages) & set(ON_ACCELERATOR))
-    return trains and config.accelerator.engine == "neuron" and _with_this_python(config.cluster)
+    on_neuron = "neuron" in (config.accelerator.engine, config.accelerator.device)
+    return trains and on_neuron and _with_this_python(config.cluster)
 
 
 def _with_this_python(cluster: ClusterConfig) -> bool:
@@ -77,6 +87,9 @@ def _unfit() -> Iterator[tuple[str, str]]:
             continue  # it comes with optimum-neuron
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             yield f"{requirement.name}{requirement.specifier}", f"{requirement.name} {found or 'is missing'}"
+    native = installed(TORCH_NEURONX)
+    if native and is_native(native):
+        yield f"{TORCH_NEURONX} up to 2.9 (PyTorch/XLA)", f"{TORCH_NEURONX} {native} (TorchNeuron)"
 
 
 def _metadata() -> tuple[str, tuple[str, ...]]:

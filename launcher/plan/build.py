@@ -17,7 +17,7 @@ from launcher.jobs.helper_process import NoAnswer, answer
 from launcher.jobs.job import Job, instances, jobs
 from launcher.jobs.variables import variables
 from launcher.model_dir.config_facts import described_by, told_of
-from launcher.neuron.libraries import libraries_fault, needs_libraries
+from launcher.neuron.libraries import fault_here
 from launcher.plan import disk, duration, memory, schedule
 from launcher.plan.duration import Duration
 from launcher.plan.memory import Memory
@@ -97,7 +97,7 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What its user should know before it is started."""
-        fault = libraries_fault() if needs_libraries(self.config, self.config.stages) else None
+        fault = fault_here(self.config, self.config.stages)
         generation = disk.generation_notes(self.config, self.tokenizer)
         return [*generation, *([f"with this Python it would be refused: {fault}"] if fault else [])]
 

@@ -100,9 +100,11 @@ def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data
         products = parameters.matmul - head
     width = facts.layers * facts.heads * facts.head_dim
     neuron = config.accelerator.engine == "neuron"
-    # The torch engine computes logits where labels count and attention inside documents; neuron's graphs everywhere.
-    labels = positions if neuron else data.trained / steps
-    pairs = positions * (config.training.max_length + 1) / 2 if neuron else data.pairs / steps
+    # Where every shape is compiled, logits and attention are computed everywhere; else where labels count, and inside
+    # documents.
+    everywhere = config.accelerator.device == "neuron"
+    labels = positions if everywhere else data.trained / steps
+    pairs = positions * (config.training.max_length + 1) / 2 if everywhere else data.pairs / steps
     passes = 6 if full else 4
     reached = reached_layers(config, facts)
     share = reached / facts.layers  # of the layers: the others compute forward alone

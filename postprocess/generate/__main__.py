@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.cli import Parser, process_entry
+from launcher.config.machine_schema import ANSWERING_DEVICES
 from launcher.config.schema import FORMATS, ColumnsConfig
 from launcher.errors import UsageError
 from launcher.paths import shown
@@ -62,7 +63,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, metavar="N", help="of the drawing")
     add("--batch-size", type=_positive, default=8, metavar="N")
     add("--dtype", choices=("fp32", "bf16"), default="fp32")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--device", choices=ANSWERING_DEVICES, default="cpu")
     add_rename(parser)
     add("--output", type=Path, metavar="DIR", help="default: generate/ in the run directory, else ./answers")
     return parser.parse_args(argv)

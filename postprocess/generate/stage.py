@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import trainer.lean_peft  # noqa: F401 (before whatever imports peft)
+from launcher.config.machine_schema import ANSWERING_DEVICES
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from launcher.run_dir.layout import RunDir
@@ -25,7 +26,7 @@ def run(config: Config, run_dir: RunDir) -> dict[str, Any]:
     start = time.perf_counter()
     settings = config.generate
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p, settings.seed)
-    device = config.accelerator.device if config.accelerator.device == "cuda" else "cpu"
+    device = config.accelerator.device if config.accelerator.device in ANSWERING_DEVICES else "cpu"
     options = Options(sampling, settings.batch_size, config.training.max_length, device=device)
     place = locate(run_dir.path, None, None)
     outcome = generate(place, held_out(run_dir, settings.questions), options)

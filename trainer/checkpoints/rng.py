@@ -8,27 +8,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer import device
+
 RngState = dict[str, torch.Tensor]
 
 
 def capture() -> RngState:
-    """Python's, numpy's and torch's generators, on the CPU and on this process's CUDA device where it has one.
+    """Python's, numpy's and torch's generators, on the CPU and on this process's device where it has one.
 
     float64 holds Python's and numpy's cached Gaussian; NaN stands for none.
     """
     _, words, gauss = random.getstate()
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state = {
+    return {
         "python": torch.tensor(words, dtype=torch.int64),
         "python_gauss": torch.tensor(float("nan") if gauss is None else gauss, dtype=torch.float64),
         "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
         "numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
         "numpy_gauss": torch.tensor(cached, dtype=torch.float64),
         "torch": torch.get_rng_state().clone(),
+        **device.generator_states(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state().clone()
-    return state
 
 
 def restore(state: RngState) -> None:
@@ -39,5 +39,4 @@ def restore(state: RngState) -> None:
     keys: Any = state["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, position, has_gauss, float(state["numpy_gauss"])))
     torch.set_rng_state(state["torch"].to(torch.uint8))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    device.restore_generators(state)

@@ -19,27 +19,30 @@ class Collator:
 
     max_length: int
     pad_token_id: int
+    ids: torch.dtype = torch.int64
+    """of tokens, targets and positions; int32 for a device that is slow with int64"""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """The batch of ``rows``:
 
-        - input_ids [B, L] int64, padded at the end
-        - targets [B, L] int64, already shifted: the token that a position must predict within its own document, or -100
-        - position_ids [B, L] int64, from 0 in every document
+        - input_ids [B, L] of ``ids``, padded at the end
+        - targets [B, L] of ``ids``, already shifted: the token that a position must predict within its own document, or
+          -100
+        - position_ids [B, L] of ``ids``, from 0 in every document
         - documents [n, 3] int64: row, first position, position after the last
         - num_examples, num_tokens (real ones), num_trained (targets that count): int64 scalars
         """
         shape = (len(rows), self.max_length)
-        input_ids = torch.full(shape, self.pad_token_id)
-        targets = torch.full(shape, IGNORE)
-        position_ids = torch.zeros(shape, dtype=torch.int64)
+        input_ids = torch.full(shape, self.pad_token_id, dtype=self.ids)
+        targets = torch.full(shape, IGNORE, dtype=self.ids)
+        position_ids = torch.zeros(shape, dtype=self.ids)
         documents: list[tuple[int, int, int]] = []
         for number, row in enumerate(rows):
             start = 0
             for example in row:
                 end = start + len(example.input_ids)
-                input_ids[number, start:end] = torch.tensor(example.input_ids)
-                targets[number, start : end - 1] = torch.tensor(example.labels[1:], dtype=torch.int64)
+                input_ids[number, start:end] = torch.tensor(example.input_ids, dtype=self.ids)
+                targets[number, start : end - 1] = torch.tensor(example.labels[1:], dtype=self.ids)
                 position_ids[number, start:end] = torch.arange(end - start)
                 documents.append((number, start, end))
                 start = end

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from trainer.device import has_fixed_shapes
 from trainer.fused.plain import is_plain
 from trainer.models.block_attention import Segment, Terms, block_attention
 from trainer.models.reach import (
@@ -126,6 +127,9 @@ def _library_attention(
 ) -> torch.Tensor:
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    batch, heads, length, _ = query.shape
+    if has_fixed_shapes(query.device.type) and segments == [(row, 0, length, True) for row in range(batch)]:
+        return _library_document(query, key, value, dropout, terms).transpose(1, 2)
     outputs = []
     for row, start, end, is_document in segments:
         q, k, v = (states[row : row + 1, :, start:end] for states in (query, key, value))
@@ -138,12 +142,11 @@ def _library_attention(
             if terms.sinks is not None:
                 out = out + (terms.sinks * 0).to(out.dtype).view(1, -1, 1, 1)
         outputs.append(out.transpose(1, 2))
-    batch, heads, length, _ = query.shape
     return torch.cat(outputs, dim=1).view(batch, length, heads, value.shape[-1])
 
 
 def _library_document(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dropout: float, terms: Terms) -> torch.Tensor:
-    """One document, [1, H, n, D] each; no mask where no query would see less for the window."""
+    """One document, [1, H, n, D] each, or several of one length; no mask where no query sees less for the window."""
     length, window = q.shape[2], terms.window
     capped = terms.softcap is not None or terms.sinks is not None
     if not capped and (window is None or length <= window):

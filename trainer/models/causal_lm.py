@@ -16,7 +16,7 @@ from trainer.families.proof import accepted, decoder_of
 from trainer.families.way import Way
 from trainer.models.adapt import plain
 from trainer.models.attention import segments_of
-from trainer.models.loss import dense_cross_entropy, linear_cross_entropy
+from trainer.models.loss import dense_cross_entropy, fixed_cross_entropy, linear_cross_entropy
 from trainer.models.reach import packed_rows
 
 # What the module takes of a collated batch.
@@ -44,12 +44,16 @@ class CausalLMLoss(nn.Module):
     it is transformers' own, and a row holds one document with padding behind it.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, way: Way = PACKED) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, way: Way = PACKED, fixed_shapes: bool = False) -> None:
+        """``fixed_shapes``: nothing that is computed depends on where documents end or which positions have targets; a
+        row then holds one document, which attention takes for the whole row."""
         super().__init__()
+        self.cross_entropy = fixed_cross_entropy if fixed_shapes else linear_cross_entropy
         # peft puts its layers into the base model, so calling the base model's decoder runs them too.
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         self.model = cast(PreTrainedModel, base)
         self.packs = way.packed is None
+        self.fixed_shapes = fixed_shapes
         self.plain_head = way.plain_head and has_plain_head(self.model)
         self.router_coefficient = router_coefficient(self.model)
 
@@ -63,11 +67,14 @@ class CausalLMLoss(nn.Module):
         target. Raises TrntuneError for several documents in a row of a model that can't keep them apart.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
+        if (not self.packs or self.fixed_shapes) and bool(documents[:, 1].any()):
+            raise TrntuneError(f"{type(self.model).__name__} can't keep documents of a row apart")
         if not self.packs:
-            if bool(documents[:, 1].any()):
-                raise TrntuneError(f"{type(self.model).__name__} can't keep documents of a row apart")
             return self._loss(inputs, documents, targets)
-        segments = segments_of(documents, *input_ids.shape)
+        rows, length = input_ids.shape
+        # What follows a document in its row sees it, and is not seen by it: attention is causal.
+        whole = [(row, 0, length, True) for row in range(rows)]
+        segments = whole if self.fixed_shapes else segments_of(documents, rows, length)
         # Without a mask transformers would look for the documents itself, and make one that keeps them apart.
         everything = torch.ones_like(input_ids)
         inputs.update(position_ids=position_ids, attention_mask=everything, segments=segments)
@@ -81,7 +88,7 @@ class CausalLMLoss(nn.Module):
         if not self.plain_head or decoder is None:
             return dense_cross_entropy(self.model(**accepted(self.model, inputs)).logits, targets)
         hidden = decoder(**accepted(decoder, inputs)).last_hidden_state
-        return linear_cross_entropy(hidden, self.model.get_output_embeddings().weight, targets)
+        return self.cross_entropy(hidden, self.model.get_output_embeddings().weight, targets)
 
     def _with_router_loss(self, inputs: dict[str, Any], documents: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The same, and the auxiliary loss of this batch as transformers computes it: over its tokens, without the

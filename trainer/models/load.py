@@ -210,3 +210,18 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     base = sum(size(p) for name, p in model.named_parameters() if not is_added(name))
     return base, trainable
+
+
+def to_device(model: nn.Module, device: torch.device) -> None:
+    """Move a model; parameters that are one stay one. torch makes new ones, also of those that are tied, where it
+    doesn't know that a device's tensors can take the place of the CPU's: it knows it of none but its own backends
+    (c10/core/TensorImpl.h, has_compatible_shallow_copy_type)."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, name))
+    nn.Module.to(model, device)
+    for (first, known_as), *others in places.values():
+        for module, name in others:
+            module._parameters[name] = first._parameters[known_as]

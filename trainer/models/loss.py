@@ -67,6 +67,52 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total += left @ right
 
 
+class _FixedCrossEntropy(_LinearCrossEntropy):
+    """The same, of all positions and with nothing that depends on what they hold: no shape, and no index, which would
+    be int64. A target is found by comparing, and IGNORE is none of the vocabulary."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, training: bool
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        of_hidden, of_weight = (training and needed for needed in ctx.needs_input_grad[:2])
+        grads_hidden: list[torch.Tensor] = []
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
+        matrix = weight.to(hidden.dtype)
+        tokens = torch.arange(len(weight), dtype=targets.dtype, device=hidden.device)
+        for part, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+            target = target[:, None]
+            chosen = tokens == target
+            log_probabilities = torch.log_softmax((part @ matrix.T).float(), dim=-1)
+            total = total - torch.where(chosen, log_probabilities, 0.0).sum()
+            if not of_hidden and not of_weight:
+                continue
+            grad_logits = (log_probabilities.exp() - chosen.float()) * (target != IGNORE).float()
+            grad_logits = grad_logits.to(hidden.dtype)
+            if of_hidden:
+                grads_hidden.append(grad_logits @ matrix)
+            if grad_weight is not None:
+                _add_product(grad_weight, grad_logits.T, part)
+        ctx.grads = (
+            torch.cat(grads_hidden) if of_hidden else None,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+        )
+        return total
+
+
+def fixed_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What ``linear_cross_entropy`` returns, by operations whose shapes follow from those of its arguments alone.
+
+    For devices that compile each shape. ``targets`` may be int32. All positions get logits, a chunk at a time.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):  # as the other's products, which are told where to go
+        loss: torch.Tensor = _FixedCrossEntropy.apply(
+            hidden.flatten(0, -2), weight, targets.flatten(), torch.is_grad_enabled()
+        )
+    return loss
+
+
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum of the negative log-likelihoods, nats, fp32.
 
@@ -81,5 +127,5 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
 def dense_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The same sum from logits [..., V], for models whose head is more than one matrix."""
     return torch.nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+        logits.flatten(0, -2).float(), targets.flatten().long(), ignore_index=IGNORE, reduction="sum"
     )

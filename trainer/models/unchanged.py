@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from trainer.device import has_fixed_shapes
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """by bytes of an element"""
 _PIECE = 1 << 20
@@ -19,7 +21,7 @@ def checksums(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    # A sum on an XLA device would be one more graph to compile.
-    flat = (tensor.cpu() if tensor.device.type == "xla" else tensor).reshape(-1)
+    # A sum on such a device would be one more graph to compile.
+    flat = (tensor.cpu() if has_fixed_shapes(tensor.device.type) else tensor).reshape(-1)
     pieces = flat.view(_BITS[tensor.element_size()]).split(_PIECE)
     return int(torch.stack([piece.sum(dtype=torch.int64) for piece in pieces]).sum()) if flat.numel() else 0

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from trainer.device import is_here
+from trainer.device import synchronize as wait_for
+
 _SECONDS_EACH = 0.06
 _MIN_TRIES = 3
 _LONG_SECONDS = 1.0
@@ -43,17 +46,15 @@ def seconds_of(work: Callable[[], object], synchronize: Callable[[], None]) -> f
     return time.perf_counter() - start
 
 
-def is_here(device: str) -> bool:
-    """False for a GPU on a machine without one."""
-    return device != "cuda" or torch.cuda.is_available()
-
-
 def probe(shapes: list[list[int]], tokens: int, device: str, precision: str) -> dict[str, float]:
     """Rates of ``x @ W.T`` with x [tokens, inputs] and W of each shape [outputs, inputs], FLOP/s over all of them, and
     of an elementwise product with a fresh result, bytes/s."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    synchronize = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     flops = seconds = 0.0
+
+    def synchronize() -> None:
+        wait_for(device)
+
     for outputs, inputs in shapes:
         x, weight = (torch.randn(rows, inputs, dtype=dtype, device=device) for rows in (tokens, outputs))
         flops += 2.0 * tokens * outputs * inputs

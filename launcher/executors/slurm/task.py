@@ -48,7 +48,8 @@ Start = Callable[[Mapping[str, str]], int]
 
 # Beside those that every run writes down: what starts jobs, cuts texts into tokens, and compiles for Neuron.
 _MORE_PACKAGES = (
-    "submitit", "tokenizers", "optimum-neuron", "neuronx-distributed", "torch-neuronx", "neuronx-cc", "libneuronxla"
+    "submitit", "tokenizers", "optimum-neuron", "neuronx-distributed", "torch-neuronx", "neuronx-cc", "libneuronxla",
+    "nki",
 )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from launcher.model_dir.chat_templates import named_templates
 from launcher.paths import CONF
 from tests.launcher.conftest import composition, single
 
+ROWS_ON_TORCH_NEURON = ["dataset.packing=false", "training.max_length=512"]
+
 PAIRS = [
     (["training.global_batch_size=7", "training.micro_batch_size=3"], "training.global_batch_size", "nearest is 6"),
     (["training.global_batch_size=1", "parallelism=ddp2"], "training.global_batch_size", "nearest is 2"),
@@ -101,6 +103,9 @@ def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
         "dataset=hub": ["dataset.hub_id=owner/name"],
         "model=local": ["model.path=" + str(local_model(tmp_path))],
         "dataset=jsonl": [f"dataset.path={tmp_path}/rows.jsonl"],
+        **{f"accelerator={name}": ROWS_ON_TORCH_NEURON for name in ("trn2_48xlarge_native", "trn2_3xlarge_native")},
+        "parallelism=ddp4": ["training.global_batch_size=4"],
+        "parallelism=ddp64": ["training.global_batch_size=64"],
         "tracking=sagemaker": ["tracking.uri=arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1"],
     }
     arguments = [choice, *needs.get(choice, [])]

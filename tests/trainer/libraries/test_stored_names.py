@@ -77,7 +77,7 @@ def test_layers_that_become_parts_of_a_parameter_are_no_modules():
 def test_a_rehearsal_saves_and_a_checkpoint_loads(family, tmp_path):
     """Whatever the library computes of a model's tensors when it saves the whole of them."""
     model = small(family).eval()
-    state.save_weights(model, tmp_path / "rehearsal", state.first_numbers(model))
+    state.save_weights(model, tmp_path / "rehearsal", state.first_numbers(model.state_dict()))
     assert stored_shapes([tmp_path / "rehearsal" / "model.safetensors"]).keys() == state.live_weights(model).keys()
     model.config.save_pretrained(tmp_path / "checkpoint")
     file = tmp_path / "checkpoint" / "model.safetensors"

@@ -7,11 +7,14 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from launcher.errors import TrntuneError
 from trainer.data.collate import Collator
 from trainer.data.tokenize import IGNORE, Example
+from trainer.engines.torch.state import host_copies
 from trainer.models.attention import DOCUMENT_ATTENTION, segments_of
 from trainer.models.causal_lm import CausalLMLoss, has_plain_head
-from trainer.models.loss import CHUNK, linear_cross_entropy
+from trainer.models.load import to_device
+from trainer.models.loss import CHUNK, fixed_cross_entropy, linear_cross_entropy
 
 
 def tiny(attention: str = DOCUMENT_ATTENTION, **changes) -> LlamaForCausalLM:
@@ -121,3 +124,84 @@ def test_evaluation_computes_no_gradient():
     with torch.no_grad():
         loss = linear_cross_entropy(torch.randn(3, 4), weight, torch.tensor([1, 2, 3]))
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)], ids=str)
+@pytest.mark.parametrize("count", [0, 3, 2 * CHUNK])
+def test_the_loss_of_fixed_shapes_is_the_chunked_one(count, trained, dtype):
+    """Padding between the targets, two rows, int32 ids, a head of fp32 that is trained on a bf16 base."""
+    torch.manual_seed(0)
+    places = torch.randperm(600)[:count]
+    targets = torch.full((600,), IGNORE)
+    targets[places] = torch.randint(0, 61, (count,))
+    hidden = torch.randn(2, 300, 16, dtype=dtype, requires_grad=trained[0])
+    weight = torch.randn(61, 16, requires_grad=trained[1])
+    asked = [tensor for tensor, is_trained in zip((hidden, weight), trained, strict=True) if is_trained]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        expected = linear_cross_entropy(hidden, weight, targets.view(2, 300))
+        found = fixed_cross_entropy(hidden, weight, targets.view(2, 300).int())
+    torch.testing.assert_close(found, expected, rtol=2e-7 * max(1, count), atol=0)
+    for mine, theirs in zip(
+        torch.autograd.grad(3 * found, asked), torch.autograd.grad(3 * expected, asked), strict=True
+    ):
+        # bf16 rounds the product of each chunk, and the chunks are others.
+        error = (mine - theirs).norm() / theirs.norm().clamp(min=1e-30)
+        assert float(error) < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_its_operations_are_the_same_whatever_has_a_target():
+    """What it hands to the device: names and shapes, of a batch with few targets, with many, and with none."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Recorder(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[tuple[str, tuple[torch.Size, ...]]] = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            shapes = tuple(each.shape for each in args if isinstance(each, torch.Tensor))
+            self.calls.append((str(function), shapes))
+            return function(*args, **(kwargs or {}))
+
+    def recorded(count: int) -> list[tuple[str, tuple[torch.Size, ...]]]:
+        targets = torch.full((600,), IGNORE, dtype=torch.int32)
+        targets[:count] = 7
+        hidden, weight = torch.randn(1, 600, 8, requires_grad=True), torch.randn(32, 8, requires_grad=True)
+        with Recorder() as recorder:
+            fixed_cross_entropy(hidden, weight, targets[None]).backward()
+        return recorder.calls
+
+    calls = recorded(0)
+    assert recorded(5) == recorded(600) == calls
+    names = {name for name, _ in calls}
+    assert not [name for name in names if any(word in name for word in ("nonzero", "index", "gather", "scatter"))]
+    assert not any("_local_scalar" in name for name in names)
+
+
+def test_rows_of_fixed_shapes_are_computed_whole_and_give_the_same_loss_and_gradients():
+    rows = [[each] for each in examples()]
+    inputs = packed_inputs(rows)
+    models = tiny(), tiny()
+    loss, fixed = CausalLMLoss(models[0])(**inputs), CausalLMLoss(models[1], fixed_shapes=True)(**inputs)
+    torch.testing.assert_close(fixed, loss, rtol=1e-6, atol=0)
+    loss.backward()
+    fixed.backward()
+    for (name, mine), (_, theirs) in zip(models[1].named_parameters(), models[0].named_parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
+    with pytest.raises(TrntuneError, match="can't keep documents of a row apart"):
+        CausalLMLoss(models[1], fixed_shapes=True)(**packed_inputs([examples()[:3]]))
+
+
+def test_tied_parameters_stay_one_on_a_device_and_as_copies():
+    """torch makes new parameters for a device of others than its own backends, as it can be told to do here."""
+    model = tiny()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        to_device(model, torch.device("meta"))
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    assert model.lm_head.weight.device.type == "meta"
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    copies = host_copies(tiny())
+    assert copies["lm_head.weight"] is copies["model.embed_tokens.weight"]

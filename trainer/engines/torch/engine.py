@@ -1,4 +1,4 @@
-"""The torch engine: transformers.Trainer on CPU or CUDA, one process a replica, started by torchrun when several."""
+"""The torch engine: transformers.Trainer on a CPU or a device, one process a replica; torchrun starts several."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from launcher.architecture.adapters import Modules
-from launcher.config.schema import Config, is_sharded
+from launcher.config.schema import Config, is_sharded, on_torch_neuron
 from launcher.errors import TrntuneError
 from launcher.model_dir.config_json import read_config_json
 from launcher.plan.steps import total_steps
 from launcher.run_dir.result import RunStatus
+from launcher.torch_neuron.libraries import torch_neuron_fault
+from trainer import device
 from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import Checkpoints
@@ -45,7 +46,7 @@ from trainer.models.adapt import modules_of
 from trainer.models.attention import DOCUMENT_ATTENTION
 from trainer.models.causal_lm import CausalLMLoss
 from trainer.models.generation import mend_generation
-from trainer.models.load import apply_method, check_enough_embeddings, count_parameters, load_model
+from trainer.models.load import apply_method, check_enough_embeddings, count_parameters, load_model, to_device
 from trainer.models.size import ParameterCounts, model_size
 from trainer.models.unchanged import checksums
 from trainer.signals import Stop
@@ -54,13 +55,6 @@ from trainer.signals import Stop
 def create(config: Config) -> TorchEngine:
     """Join the process group, if torchrun made one, and take the device."""
     return TorchEngine(config)
-
-
-def check_bf16() -> None:
-    """Raise TrntuneError for a CUDA device that has no bf16: transformers would refuse it when all is loaded."""
-    if not torch.cuda.is_bf16_supported():
-        name = torch.cuda.get_device_name()
-        raise TrntuneError(f"training.precision=bf16: {name} has no bf16; use training.precision=fp32")
 
 
 def _not_spread(tensors: Tensors) -> None:
@@ -79,14 +73,15 @@ class TorchEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if config.accelerator.device == "cuda" and not torch.cuda.is_available():
-            raise TrntuneError("accelerator.device=cuda: torch sees no CUDA device here; use accelerator=cpu")
-        if config.accelerator.device == "cuda" and config.training.precision == "bf16":
-            check_bf16()
+        if on_torch_neuron(config) and (fault := torch_neuron_fault()):
+            raise TrntuneError(fault)
+        device.check(config.accelerator.device, config.training.precision)
         self.group = process_group.join(config)
         self.rank, self.replicas = self.group.rank, self.group.replicas
         self.gathers = is_sharded(config)
-        self.can_answer = not self.gathers
+        self.fixed_shapes = device.has_fixed_shapes(self.group.device.type)
+        # Each token of an answer has shapes of its own, and a model in parts needs all ranks for it.
+        self.can_answer = not self.gathers and not self.fixed_shapes
 
     def load(self, model_dir: Path, tokenizer: Any) -> None:
         """Load the model, add the adapter, and put it, or this rank's part of it, on the device."""
@@ -96,7 +91,6 @@ class TorchEngine:
         self.attention = DOCUMENT_ATTENTION if self.way.packed is None else self.way.attention
         if not is_sharded(self.config):
             self.replica = self._loaded()
-            nn.Module.to(self.model, self.group.device)
             return
         with in_turn(self.group) as mesh:
             self.replica = self._loaded()
@@ -104,7 +98,7 @@ class TorchEngine:
             self.replica.shards = shard(module, self.model, layers, self.config, mesh)
 
     def _loaded(self) -> Replica:
-        """The whole model in host memory, but for a base in 4 bit, which is packed on the device."""
+        """The whole model on the device; in host memory where it will be sharded."""
         base = load_model(self.model_dir, self.config, self.attention, self.group.device)
         if self.config.method.name == "full":  # an adapter is saved without them
             self.notes = mend_generation(base, self.model_dir, ends_of(self.tokenizer))
@@ -113,9 +107,12 @@ class TorchEngine:
             enable_checkpointing(base)
         self.modules = modules_of(base)
         model = apply_method(base, self.config)
+        if not is_sharded(self.config):
+            to_device(model, self.group.device)
         fuse(model)
-        collator = Collator(self.config.training.max_length, self.tokenizer.pad_token_id)
-        module, extents = CausalLMLoss(model, self.way), layer_extents(base.config)
+        ids = torch.int32 if self.fixed_shapes else torch.int64
+        collator = Collator(self.config.training.max_length, self.tokenizer.pad_token_id, ids)
+        module, extents = CausalLMLoss(model, self.way, self.fixed_shapes), layer_extents(base.config)
         config = read_config_json(self.model_dir)
         return Replica(self.config, self.group, model, module, collator, extents, config)
 
@@ -197,7 +194,7 @@ class TorchEngine:
             )
         shards = self.replica.shards
         if shards is None:
-            self._write(directory, lambda: state.save_weights(self.model, directory))
+            self._write(directory, lambda: self._save_weights(directory))
         else:
             self._write_gathered(shards, directory)
 
@@ -210,12 +207,18 @@ class TorchEngine:
             durable.write_json(directory / name, document, allow_nan=True)
         if isinstance(self.model, PeftModel):
             if shards is None:
-                self._write(directory, lambda: state.save_weights(self.model, directory))
+                self._write(directory, lambda: self._save_weights(directory))
             else:
                 self._write_gathered(shards, directory)
         elif self.rank == 0:
-            tensors = state.first_numbers(self.model) if shards is None else shards.first_numbers()
-            self._write(directory, lambda: state.save_weights(self.model, directory, tensors))
+            tensors = state.first_numbers(self._tensors()) if shards is None else shards.first_numbers()
+            self._write(directory, lambda: self._save_weights(directory, tensors))
+
+    def _tensors(self) -> Tensors:
+        return state.host_copies(self.model) if self.fixed_shapes else self.model.state_dict()
+
+    def _save_weights(self, directory: Path, tensors: Tensors | None = None) -> None:
+        state.save_weights(self.model, directory, tensors, from_host=self.fixed_shapes)
 
     def _write_gathered(self, shards: Shards, directory: Path) -> None:
         """All ranks call it, and rank 0 writes."""
@@ -245,13 +248,12 @@ class TorchEngine:
 
     def peak_memory(self) -> tuple[int, int | None]:
         host = self._reduced(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, dist.ReduceOp.SUM)
-        if self.group.device.type != "cuda":
-            return host, None
-        return host, self._reduced(torch.cuda.max_memory_allocated(self.group.device), dist.ReduceOp.MAX)
+        peak = device.peak_memory(self.group.device)
+        return host, None if peak is None else self._reduced(peak, dist.ReduceOp.MAX)
 
     def _reduced(self, value: int, op: Any) -> int:
         """``value`` of all replicas."""
-        return int(self.group.all_reduce(torch.tensor(float(value), dtype=torch.float64).to(self.group.device), op))
+        return int(self.group.all_reduce(torch.tensor(float(value), dtype=torch.float64).to(self.group.counts), op))
 
     def close(self) -> None:
         process_group.leave()

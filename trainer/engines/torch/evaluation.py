@@ -7,9 +7,9 @@ import math
 import torch
 
 from launcher.errors import TrntuneError
+from trainer.device import has_fixed_shapes
 from trainer.engines.base import Rows
 from trainer.engines.torch.replica import Replica
-from trainer.models.causal_lm import MODEL_INPUTS
 
 
 def held_out_loss(replica: Replica, rows: Rows) -> float:
@@ -22,15 +22,17 @@ def held_out_loss(replica: Replica, rows: Rows) -> float:
     share = rows[group.rank :: group.replicas]
     # A model in parts needs all ranks for each forward pass: one that has no rows left takes the first one for nothing.
     longest = math.ceil(len(rows) / group.replicas) if replica.shards is not None else len(share)
-    totals = torch.zeros(2, dtype=torch.float64, device=group.device)
+    totals = torch.zeros(2, dtype=torch.float64, device=group.counts)
     replica.module.eval()
     with replica.without_gradients(), replica.autocast():
         for start in range(0, longest, size):
             own = share[start : start + size]
-            batch = replica.collator(own or rows[:1])
-            loss: torch.Tensor = replica.module(**{name: batch[name].to(group.device) for name in MODEL_INPUTS})
+            part = [*(own or rows[:1])]
+            part += [()] * (size - len(part)) if has_fixed_shapes(group.device.type) else []
+            batch = replica.collator(part)
+            loss: torch.Tensor = replica.module(**replica.inputs(batch))
             if own:
-                totals += torch.stack([loss.double(), batch["num_trained"].double().to(group.device)])
+                totals += torch.stack([loss.to(group.counts).double(), batch["num_trained"].double().to(group.counts)])
     group.all_reduce(totals)
     mean = float(totals[0] / totals[1])
     if not math.isfinite(mean):

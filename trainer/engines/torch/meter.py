@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from trainer import device
 from trainer.checkpoints import rng
 from trainer.checkpoints.state import Checkpoints
 from trainer.engines.base import TrainingCallback
@@ -66,7 +67,7 @@ class StepMeter(TrainerCallback):
         # One collective carries the counts and the wishes to stop: all ranks leave after the same step.
         wish = self.observer.stop_requested()
         wishes = [float(wish == Stop.SAVE_AND_FINISH), float(wish == Stop.CHECKPOINT_AND_EXIT)]
-        local = torch.tensor([*step.local.as_list(), *wishes], dtype=torch.float64, device=group.device)
+        local = torch.tensor([*step.local.as_list(), *wishes], dtype=torch.float64, device=group.counts)
         *counts, finish, leave = group.all_reduce(local).tolist()
         step.counts, step.local = Counts.from_list(counts), Counts()
         step.stop = Stop.CHECKPOINT_AND_EXIT if leave else Stop.SAVE_AND_FINISH if finish else Stop.NO
@@ -78,8 +79,7 @@ class StepMeter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         step = self.step
         self.replica.updated = True
-        if self.replica.group.device.type == "cuda":
-            torch.cuda.synchronize()
+        device.synchronize(self.replica.group.device.type)
         now = time.perf_counter()
         step.seconds, self.started = now - self.started, now
         last = state.global_step >= state.max_steps

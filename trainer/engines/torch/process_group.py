@@ -1,4 +1,4 @@
-"""The processes of a run on CPUs or CUDA devices, one a replica: torchrun starts them when there are several."""
+"""The processes of a run on CPUs or devices, one a replica: torchrun starts them when there are several."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from launcher.config.schema import Config
+from trainer import device
 from trainer.checkpoints.peers import Peers, SingleProcess
 from trainer.engines.gloo import GlooPeers
 
@@ -30,11 +31,16 @@ class ProcessGroup:
     rank: int
     replicas: int
     device: torch.device
+    counts: torch.device
+    """where counts are summed over the replicas, in fp64 and int64: ``device``, or the host where that has neither"""
+    gloo: Any = None
+    """the group that sums them there; None: the training's own"""
 
     def all_reduce(self, values: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
-        """``values``, reduced over the replicas in place. All ranks call it, with equal shapes and dtypes."""
+        """``values``, which lie on ``counts``, reduced over the replicas in place. All ranks call it, with equal shapes
+        and dtypes."""
         if self.replicas > 1:
-            dist.all_reduce(values, op)
+            dist.all_reduce(values, op, group=self.gloo)
         return values
 
     def spread(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -50,13 +56,13 @@ class ProcessGroup:
 
 def join(config: Config) -> ProcessGroup:
     """Join torchrun's process group, if there is one, and take this process's device."""
-    cpu = config.accelerator.device == "cpu"
+    cpu = config.accelerator.device == device.CPU
     state = PartialState(cpu=cpu, backend=backend_of(config), timeout=TIMEOUT)
-    device: torch.device = state.device
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", 0)
-        torch.cuda.set_device(device)
-    return ProcessGroup(state.process_index, state.num_processes, device)
+    own, replicas = device.take(state.device), state.num_processes
+    if not device.has_fixed_shapes(own.type):
+        return ProcessGroup(state.process_index, replicas, own, counts=own)
+    gloo = dist.new_group(backend="gloo") if replicas > 1 else None
+    return ProcessGroup(state.process_index, replicas, own, torch.device(device.CPU), gloo)
 
 
 def leave() -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from launcher.architecture.attention_pairs import Extents
 from launcher.config.schema import Config
+from trainer import device
 from trainer.checkpoints.parts import part_file
 from trainer.checkpoints.state import RestoredState
 from trainer.checkpoints.writer import not_finite
@@ -23,7 +24,7 @@ from trainer.engines.torch.parts import Regrouped, local
 from trainer.engines.torch.process_group import ProcessGroup
 from trainer.engines.torch.sharding import Shards
 from trainer.engines.torch.state import live_weights
-from trainer.models.causal_lm import CausalLMLoss
+from trainer.models.causal_lm import MODEL_INPUTS, CausalLMLoss
 
 
 @dataclass
@@ -53,9 +54,16 @@ class Replica:
         """What training changes, by the names that it is saved by: this rank's part of it. Not copies."""
         return live_weights(self.model) if self.shards is None else self.shards.weights()
 
+    def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the module takes of a collated batch, on the device. Where documents are looked at as numbers, and the
+        device would wait and compile for each of them, they stay on the host."""
+        place = self.group.device
+        kept = ("documents",) if device.has_fixed_shapes(place.type) else ()
+        return {name: batch[name] if name in kept else batch[name].to(place) for name in MODEL_INPUTS}
+
     def autocast(self) -> AbstractContextManager[None]:
         """Inside, products are computed in training.precision."""
-        return torch.autocast(self.group.device.type, torch.bfloat16, enabled=self.config.training.precision == "bf16")
+        return device.autocast(self.group.device, self.config.training.precision)
 
     def file(self, name: str) -> str:
         """The file of a checkpoint that has this rank's part of what ``name`` is for."""
@@ -75,7 +83,7 @@ class Replica:
         if self.shards is None:
             return found
         names = list(weights)
-        index = torch.tensor(len(names) if found is None else names.index(found), device=self.group.device)
+        index = torch.tensor(len(names) if found is None else names.index(found), device=self.group.counts)
         first = int(self.group.all_reduce(index, dist.ReduceOp.MIN))
         return None if first == len(names) else names[first]
 

@@ -106,7 +106,7 @@ def in_turn(group: ProcessGroup) -> Iterator[DeviceMesh]:
     for turn in range(group.replicas):
         if turn == group.rank:
             yield mesh
-        group.all_reduce(torch.zeros(1, device=group.device))
+        group.all_reduce(torch.zeros(1, device=group.counts))
 
 
 def shard(

@@ -37,9 +37,14 @@ def live_weights(model: PreTrainedModel | PeftModel) -> Tensors:
     return {name: tensor.detach() for name, tensor in distinct.values()}
 
 
-def save_weights(model: PreTrainedModel | PeftModel, directory: Path, tensors: Tensors | None = None) -> None:
-    """As peft and transformers save; an adapter with everything that was trained. ``tensors`` in place of a model's."""
+def save_weights(
+    model: PreTrainedModel | PeftModel, directory: Path, tensors: Tensors | None = None, from_host: bool = False
+) -> None:
+    """As peft and transformers save; an adapter with everything that was trained. ``tensors`` in place of a model's;
+    ``from_host``: the libraries get copies of the model's, since they ask where tensors lie in memory."""
     names = {} if tensors is None else NAMES_AS_IN_THE_MODEL
+    if tensors is None and from_host:
+        tensors = host_copies(model)
     model.save_pretrained(str(directory), state_dict=tensors, **names)
     if isinstance(model, PeftModel) and any(
         left_out(model, get_peft_model_state_dict(model, save_embedding_layers=False))
@@ -59,10 +64,17 @@ def config_document(model: PreTrainedModel | PeftModel, base: Mapping[str, Any])
     return MODEL_CONFIG, with_both(json.loads(model.config.to_json_string(use_diff=True)), base)
 
 
-def first_numbers(model: nn.Module) -> Tensors:
+def host_copies(model: nn.Module) -> Tensors:
+    """A model's tensors by the names that it is saved by, those that are saved in host memory: all, or an adapter's,
+    since its base stays where it is. Tied ones stay one."""
+    found, whole = model.state_dict(keep_vars=True), not isinstance(model, PeftModel)
+    copies = {id(tensor): tensor.detach().cpu() for tensor in found.values() if whole or tensor.requires_grad}
+    return {name: copies.get(id(tensor), tensor.detach()) for name, tensor in found.items()}
+
+
+def first_numbers(found: Tensors) -> Tensors:
     """The first number of each tensor, by the names that a model is saved by, in the storage of the whole: what shares
     one still does."""
-    found = model.state_dict()
     return {name: tensor.detach().as_strided((min(1, tensor.numel()),), (1,)) for name, tensor in found.items()}
 
 

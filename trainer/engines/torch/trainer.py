@@ -21,6 +21,7 @@ from trainer.checkpoints.parts import PARTS
 from trainer.checkpoints.state import Checkpoints, EngineState
 from trainer.data.collate import counts_of
 from trainer.data.order import MicroBatches, rows_of_step
+from trainer.device import CPU, has_fixed_shapes, optimizer, pins_memory
 from trainer.engines.base import Rows, TrainingCallback, non_finite
 from trainer.engines.early_stopping import BestWeights
 from trainer.engines.state import ENGINE, copied, hand_over, restore_rng, restore_scheduler, rng_file
@@ -49,9 +50,9 @@ def training_arguments(config: Config, steps: int) -> TrainingArguments:
         warmup_steps=warmup_steps(config, steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        optim="adamw_torch_fused",
+        optim=optimizer(config.accelerator.device),
         bf16=training.precision == "bf16",
-        use_cpu=config.accelerator.device == "cpu",
+        use_cpu=config.accelerator.device == CPU,
         ddp_backend=backend_of(config),
         # A replica's tokens may go to none of an expert's, and families may have layers that texts don't use.
         ddp_find_unused_parameters=config.model.architecture is None,
@@ -65,7 +66,7 @@ def training_arguments(config: Config, steps: int) -> TrainingArguments:
         disable_tqdm=True,
         report_to=[],
         remove_unused_columns=False,
-        dataloader_pin_memory=config.accelerator.device == "cuda",
+        dataloader_pin_memory=pins_memory(config.accelerator.device),
     )
 
 
@@ -161,7 +162,18 @@ class PackedTrainer(Trainer):
         Called by get_batch_samples of transformers 4.57 and 5.24."""
         if not batch_samples:  # the end of a pass that was gone into in the middle, the same on every rank
             return None
-        return self.replica.group.all_reduce(trained_labels(batch_samples, device)).clamp(min=1)
+        group = self.replica.group
+        labels = group.all_reduce(trained_labels(batch_samples, group.counts)).clamp(min=1)
+        # A number of the host's would be a constant of a graph, and another one each step.
+        return labels.to(device, torch.float32) if has_fixed_shapes(device.type) else labels
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Counts stay on the host where the device would compile for reading them.
+
+        Called by training_step of transformers 4.57 and 5.24."""
+        if has_fixed_shapes(self.args.device.type):
+            return {**inputs, **self.replica.inputs(inputs)}
+        return super()._prepare_inputs(inputs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

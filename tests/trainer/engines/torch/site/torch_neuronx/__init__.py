@@ -1,0 +1,190 @@
+"""Pretends that this machine has one Neuron device: what torch needs of torch-neuronx to know a device "neuron".
+
+torch's own entry point loads it, as it would AWS's. The device is torch's PrivateUse1; its tensors have that device,
+and hold a tensor of the CPU, with which everything is computed: torch has a backend in Python for it, in which devices,
+random numbers and the autograd engine's threads work, but autocast, waiting for the device and collectives of its
+tensors don't. What is asked of the device is written down, and left in $TRNTUNE_RECORD at the end of the process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+KIND = "neuron"
+EVENTS: list[str] = []
+"""in order; "program OP SHAPES" where an operation is one that the device would compile: new by name, shapes, dtypes"""
+PROGRAMS: set[str] = set()
+KEPT: list[Any] = []
+"""what is registered for as long as the process lives"""
+NOT_FIXED = {"nonzero", "masked_select", "unique", "_unique2", "repeat_interleave"}
+"""operations whose results have shapes that follow from what tensors hold"""
+
+
+class Pretended(torch.Tensor):
+    """A tensor of the device, around one of the CPU."""
+
+    @staticmethod
+    def __new__(cls, host: torch.Tensor) -> Pretended:
+        place = {"strides": host.stride(), "storage_offset": host.storage_offset(), "dtype": host.dtype}
+        return torch.Tensor._make_wrapper_subclass(cls, host.size(), device=torch.device(KIND, 0), **place)
+
+    def __init__(self, host: torch.Tensor) -> None:
+        self.host = host
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(function, args, kwargs or {})
+
+
+class Everywhere(TorchDispatchMode):
+    """Tensors of the CPU that go to the device, and those that are made there, come by here."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return compute(function, args, kwargs or {})
+
+
+class Numbers(TorchFunctionMode):
+    """torch.tensor goes to the device where no dispatch mode sees it."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == KIND:
+            place = kwargs.pop("device")
+            return function(*args, **kwargs).to(place)
+        return function(*args, **kwargs)
+
+
+def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """``function`` on the CPU, its results where they belong."""
+    leaves, shape = pytree.tree_flatten((args, kwargs))
+    given = [leaf for leaf in leaves if isinstance(leaf, Pretended)]
+    places = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
+    there = places[0].type == KIND if places else bool(given)
+    if function is aten.copy_.default:
+        there = isinstance(args[0], Pretended)
+    if given or there:
+        note(function, given)
+    hosts = [on_host(leaf) for leaf in leaves]
+    args, kwargs = pytree.tree_unflatten(hosts, shape)
+    mine = {id(leaf.host): leaf for leaf in given}  # what is changed in place stays the tensor that it is
+
+    def back(leaf: Any) -> Any:
+        if not there or not isinstance(leaf, torch.Tensor):
+            return leaf
+        return mine[id(leaf)] if id(leaf) in mine else Pretended(leaf)
+
+    return pytree.tree_map(back, function(*args, **kwargs))
+
+
+def on_host(leaf: Any) -> Any:
+    if isinstance(leaf, torch.device):
+        return torch.device("cpu") if leaf.type == KIND else leaf
+    return leaf.host if isinstance(leaf, Pretended) else leaf
+
+
+def note(function: Any, given: list[Pretended]) -> None:
+    name = function._schema.name.removeprefix("aten::")
+    program = f"{name} {[(str(each.dtype), list(each.shape)) for each in given]}"
+    if name in NOT_FIXED or program not in PROGRAMS:
+        PROGRAMS.add(program)
+        EVENTS.append(f"program {program}")
+
+
+class Device:
+    """torch.neuron, as far as it is asked for."""
+
+    def is_available(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def current_device(self) -> int:
+        EVENTS.append("current_device")
+        return 0
+
+    def set_device(self, device: Any) -> None:
+        EVENTS.append("set_device")
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Random numbers of the device are the CPU's here."""
+
+    def get_rng_state(self) -> torch.Tensor:
+        EVENTS.append("get_rng_state")
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        EVENTS.append("set_rng_state")
+
+    def max_memory_allocated(self, device: Any = None) -> int:
+        EVENTS.append("max_memory_allocated")
+        return 12345
+
+    def is_bf16_supported(self) -> bool:
+        return True
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+    def empty_cache(self) -> None:
+        """Nothing is cached here."""
+
+
+def autoload() -> None:
+    """Called by torch at the end of its import."""
+    backend_registration._setup_privateuseone_for_python_backend(KIND, Device())
+    # The guard of torch's Python backend: "Backend doesn't support synchronizing all streams on device".
+    torch.accelerator.synchronize = lambda *_: EVENTS.append("synchronize")
+    torch.accelerator.set_device_index = lambda *_: EVENTS.append("set_device")
+    # Autocast's kernels are compiled for each kind of device; without one of its own nothing is cast.
+    casts = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+    casts.fallback(torch.library.fallthrough_kernel)
+    torch.distributed.Backend.register_backend(KIND, _over_gloo, devices=[KIND])
+    join = torch.distributed.init_process_group
+
+    def init_process_group(backend: str | None = None, **settings: Any) -> None:
+        EVENTS.append(f"init_process_group {backend}")
+        join(backend, **settings)
+
+    torch.distributed.init_process_group = init_process_group
+    clock = time.perf_counter
+
+    def perf_counter() -> float:
+        if sys._getframe(1).f_globals.get("__name__") == "trainer.engines.torch.meter":
+            EVENTS.append(f"clock {sys._getframe(1).f_code.co_name}")
+        return clock()
+
+    time.perf_counter = perf_counter
+    KEPT.extend([casts, Everywhere().__enter__(), Numbers().__enter__()])
+    if "TRNTUNE_RECORD" in os.environ:
+        atexit.register(leave)
+
+
+def _over_gloo(store: Any, rank: int, size: int, timeout: Any) -> Any:
+    """A process group that can be made. It moves no tensor of the device: gloo looks at their memory."""
+    return torch.distributed.ProcessGroupGloo(store, rank, size, timeout)
+
+
+def leave() -> None:
+    Path(os.environ["TRNTUNE_RECORD"], f"{os.getpid()}.json").write_text(json.dumps(EVENTS))

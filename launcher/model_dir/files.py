@@ -176,12 +176,17 @@ def tokenizer_fault(directory: Path) -> str | None:
     return f"{lost} is missing{beside}; copy the tokenizer that belongs to the model"
 
 
-def quantization_fault(directory: Path) -> str | None:
-    """Why a model whose weights are quantized, by its config.json, can't be used, and what can; None for another."""
+def settings_of(directory: Path) -> Any:
+    """The JSON value of config.json; None where it can't be read, which whoever loads it says."""
     try:
-        facts = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        return json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def quantization_fault(directory: Path) -> str | None:
+    """Why a model whose weights are quantized, by its config.json, can't be used, and what can; None for another."""
+    facts = settings_of(directory)
     if isinstance(facts, dict) and not isinstance(facts.get(_QUANTIZED[0], {}), dict):
         return f'its config.json gives "{_QUANTIZED[0]}" as no object, which transformers can\'t read: take it away'
     found = quantization(facts) if isinstance(facts, dict) else None

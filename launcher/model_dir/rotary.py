@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.model_dir.files import settings_of
 from launcher.run_dir.provenance import installed
 
 JOINED = "rope_parameters"
@@ -47,10 +48,7 @@ def rotary_fault(directory: Path) -> str | None:
     release = installed("transformers") or ""
     if not release.startswith("4."):
         return None
-    try:
-        document = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    document = settings_of(directory)
     if not isinstance(document, dict) or JOINED not in document or any(key in document for key in APART):
         return None
     remedy = "take the newest libraries (docs/dependencies.md)"

@@ -13,7 +13,7 @@ from launcher.errors import UsageError
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import ON_ACCELERATOR
 from launcher.run_dir.provenance import installed
-from launcher.torch_neuron.libraries import TORCH_NEURONX, is_native, torch_neuron_fault
+from launcher.torch_neuron.libraries import TORCH_NEURONX, is_native, told_of, torch_neuron_fault
 
 PACKAGE = "optimum-neuron"
 VERSION = "0.4.5"
@@ -36,11 +36,7 @@ _ADVICE = f"make it an environment of its own, in the checkout: {COMMAND} (AWS's
 
 def libraries_fault() -> str | None:
     """One line on why this Python can't train on Neuron: what is needed, what is installed, and what to do."""
-    unfit = list(_unfit())
-    if not unfit:
-        return None
-    needed, here = (", ".join(words) for words in zip(*unfit, strict=True))
-    return f"training on Neuron needs {needed}; installed: {here}; {_ADVICE}"
+    return told_of("Neuron", _unfit(), _ADVICE)
 
 
 def check_libraries(config: Config, stages: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ neuron trains with; from 2.11 (private betas; 2.13 is the first public one) it i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from launcher.run_dir.provenance import installed
 
@@ -24,11 +24,16 @@ _ADVICE = f"make it an environment of its own, in the checkout: {COMMAND} (AWS's
 
 def torch_neuron_fault() -> str | None:
     """One line on why this Python can't train on TorchNeuron: what is needed, what is installed, and what to do."""
-    unfit = list(_unfit())
-    if not unfit:
+    return told_of("TorchNeuron", _unfit(), _ADVICE)
+
+
+def told_of(platform: str, unfit: Iterable[tuple[str, str]], advice: str) -> str | None:
+    """One line on what training on ``platform`` needs and what is there instead; None where nothing is ``unfit``."""
+    pairs = list(unfit)
+    if not pairs:
         return None
-    needed, here = (", ".join(words) for words in zip(*unfit, strict=True))
-    return f"training on TorchNeuron needs {needed}; installed: {here}; {_ADVICE}"
+    needed, here = (", ".join(words) for words in zip(*pairs, strict=True))
+    return f"training on {platform} needs {needed}; installed: {here}; {advice}"
 
 
 def is_native(version: str) -> bool:

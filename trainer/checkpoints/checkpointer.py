@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from launcher.config.schema import Config, model_processes, world_size
 from launcher.errors import TrntuneError
 from launcher.paths import shown
 from launcher.run_dir.config_diff import ALLOW, config_sha256, fixed_part, since, under
+from launcher.run_dir.provenance import installed
 from trainer.checkpoints.manifest import InvalidCheckpointError, Manifest, Position, World
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import EngineState
@@ -175,7 +175,7 @@ class Checkpointer:
             world=world_of(self.config),
             identity=self.wanted,
             config_sha256=config_sha256(self.config),
-            versions={name: _version(name) for name in PACKAGES},
+            versions={name: installed(name) for name in PACKAGES},
             created_at="",
             files={},
         )
@@ -239,11 +239,4 @@ class Checkpointer:
 
 def _written_with(manifest: Manifest) -> str:
     was = manifest.versions.get("transformers")
-    return "" if was in (None, _version("transformers")) else f" (it was written with transformers {was})"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return "" if was in (None, installed("transformers")) else f" (it was written with transformers {was})"

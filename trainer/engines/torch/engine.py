@@ -33,7 +33,7 @@ from trainer.engines.state import Tensors, put
 from trainer.engines.torch import process_group, state
 from trainer.engines.torch.evaluation import held_out_loss
 from trainer.engines.torch.replica import Replica
-from trainer.engines.torch.sharding import Shards, in_turn, shard
+from trainer.engines.torch.sharding import in_turn, shard
 from trainer.engines.torch.trainer import PackedTrainer, training_arguments
 from trainer.families.answers import FASTEST, Answering, continuations
 from trainer.families.choose import enable_checkpointing, way_of_answering, way_of_training
@@ -192,11 +192,7 @@ class TorchEngine:
                 f"after the last step {bad} holds numbers that are not finite, so the weights are not saved; lower "
                 "training.learning_rate"
             )
-        shards = self.replica.shards
-        if shards is None:
-            self._write(directory, lambda: self._save_weights(directory))
-        else:
-            self._write_gathered(shards, directory)
+        self._write_trained(directory)
 
     def rehearse(self, directory: Path) -> None:
         """An adapter as it begins, of a model one number of each tensor; tied ones stay tied."""
@@ -206,10 +202,7 @@ class TorchEngine:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             durable.write_json(directory / name, document, allow_nan=True)
         if isinstance(self.model, PeftModel):
-            if shards is None:
-                self._write(directory, lambda: self._save_weights(directory))
-            else:
-                self._write_gathered(shards, directory)
+            self._write_trained(directory)
         elif self.rank == 0:
             tensors = state.first_numbers(self._tensors()) if shards is None else shards.first_numbers()
             self._write(directory, lambda: self._save_weights(directory, tensors))
@@ -220,8 +213,12 @@ class TorchEngine:
     def _save_weights(self, directory: Path, tensors: Tensors | None = None) -> None:
         state.save_weights(self.model, directory, tensors, from_host=self.fixed_shapes)
 
-    def _write_gathered(self, shards: Shards, directory: Path) -> None:
-        """All ranks call it, and rank 0 writes."""
+    def _write_trained(self, directory: Path) -> None:
+        """Of a model in parts all ranks call it, and rank 0 writes."""
+        shards = self.replica.shards
+        if shards is None:
+            self._write(directory, lambda: self._save_weights(directory))
+            return
         found = shards.gathered(keep=self.rank == 0)
         if self.rank == 0:
             self._write(directory, lambda: shards.write(directory, found))

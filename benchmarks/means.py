@@ -37,6 +37,7 @@ from trainer.fetch.sources import fetch_dataset, fetch_model
 from trainer.models.causal_lm import MODEL_INPUTS
 from trainer.models.load import load_tokenizer
 
+COMPILED = "(layers compiled)"
 Off = Callable[[], AbstractContextManager[Any]]
 
 
@@ -53,6 +54,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2, help="of 1,024 tokens (default: 2)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action="store_true", help="and training.compile=layers in place of fused layers")
     parser.add_argument("--directory", type=Path, default=Path("outputs/benchmarks"))
     arguments = parser.parse_args(argv)
     if min(arguments.rows, arguments.repeats, arguments.threads) < 1:
@@ -65,7 +67,14 @@ def _run(arguments: argparse.Namespace) -> int:
     engine, packed, padded = _prepared(arguments)
     times: dict[str, list[float]] = {}
     _pass(engine, packed[:1])
+    if arguments.compile:
+        compiled, _, _ = _prepared(arguments, "training.compile=layers")
+        began = time.perf_counter()
+        _pass(compiled, packed[:1])
+        print(f"the first pass of compiled layers: {time.perf_counter() - began:.1f} s")
     for _ in range(arguments.repeats):
+        if arguments.compile:
+            times.setdefault(COMPILED, []).append(_pass(compiled, packed))
         for name, off in {"everything": nullcontext, **_means(engine)}.items():
             with off():
                 times.setdefault(name, []).append(_pass(engine, packed))
@@ -74,9 +83,9 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prepared(arguments: argparse.Namespace) -> tuple[Any, list[Row], list[Row]]:
+def _prepared(arguments: argparse.Namespace, *more: str) -> tuple[Any, list[Row], list[Row]]:
     """Engine, packed rows, and the first documents of these one a row (fewer of them: they cost the same each)."""
-    overrides = trntune_overrides(arguments.method, "fp32", "cpu", arguments.model, 0)
+    overrides = [*trntune_overrides(arguments.method, "fp32", "cpu", arguments.model, 0), *more]
     config = compose(parse(overrides)).runs[0].config
     assert isinstance(config, Config)
     model_dir = fetch_model(config.model)

@@ -7,6 +7,7 @@ Names of torch.neuron: facts of its beta, to be looked at again with each versio
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -100,6 +101,18 @@ def pins_memory(kind: str) -> bool:
 def optimizer(kind: str) -> str:
     """AdamW in transformers' terms: Neuron has no fused one, and one by one is as fast there as together."""
     return "adamw_torch" if kind == NEURON else "adamw_torch_fused"
+
+
+def compiler_backend(kind: str) -> str:
+    """What compiles graphs of torch.compile for a device: TorchNeuron brings its own."""
+    return "neuron" if kind == NEURON else "inductor"
+
+
+def host_operators(kind: str) -> list[str] | None:
+    """Names of the operations that the host has computed for a device that has no kernel for them; None where nobody
+    counts them. Name of the function: a copy of a beta of torch-neuronx."""
+    counted = getattr(sys.modules.get("torch_neuronx"), "get_fallback_ops", None) if kind == NEURON else None
+    return None if counted is None else sorted(str(name) for name in counted())
 
 
 def has_fixed_shapes(kind: str) -> bool:

@@ -22,7 +22,7 @@ from trainer.attempt import History, ending_of
 from trainer.checkpoint_session import CheckpointSession
 from trainer.checkpoints.checkpointer import identity
 from trainer.compilation.trial import tracing
-from trainer.compilation.watch import Graphs, Watched, check_same_graphs, watch
+from trainer.compilation.watch import Compilations, Watched, check_same_graphs, watch
 from trainer.data.prepare import PreparedData, data_notes, prepare
 from trainer.data.template_faults import unread_faults
 from trainer.engines.base import Engine, FitResult, TrainingCallback, create_engine
@@ -96,7 +96,7 @@ class TrainRun:
         self.config, self.run_dir, self.engine = config, run_dir, engine
         self.stopwatch, self.stop, self.history = stopwatch, stop, history
         self.writes = engine.rank == 0
-        self.graphs: Graphs | None = None
+        self.compilations: Compilations | None = None
         run_name = config.tracking.run_name or run_dir.path.name
         parent = (run_dir.read_job().get("sweep") or {}).get("mlflow_parent_run_id")
         self.tracker = Tracker(config.tracking, run_name, parent, run_dir.tracking) if self.writes else None
@@ -105,8 +105,13 @@ class TrainRun:
 
     def run(self, model_dir: Path, dataset_path: Path) -> dict[str, Any]:
         """All of the stage, in order."""
-        if self.writes:
-            self.graphs = watch(self.config, self.run_dir, lambda text: print(text, file=sys.stderr, flush=True))
+        self.compilations = watch(
+            self.config,
+            self.run_dir,
+            self.engine.rank,
+            self.stopwatch,
+            lambda text: print(text, file=sys.stderr, flush=True),
+        )
         with self.stopwatch.part("load"):
             tokenizer = run_tokenizer(self.config, model_dir)
             template_faults = unread_faults(tokenizer) if self.writes else []
@@ -176,10 +181,8 @@ class TrainRun:
             self._record_samples(data, session.generations_before, self._generations(tokenizer, data))
         with self.stopwatch.part("save"):
             session.checkpointer.wait()
-        if self.graphs is not None:
-            self.graphs.check()
         attempts = self.history.attempts.read() if self.history is not None else []
-        graphs = {} if self.graphs is None else self.graphs.result()
+        graphs = {} if self.compilations is None else self.compilations.result()
         reached = Reached(loss_before, loss_after, saved, changed, graphs)
         report, saves = data.report, session.summary
         result = train_result(
@@ -210,6 +213,8 @@ class TrainRun:
         with self.stopwatch.part("eval"):
             loss = self.engine.evaluate(data.eval)
         self._settle("eval")
+        if self.compilations is not None:
+            self.compilations.after_evaluation()
         recorder.on_evaluation(step, loss)
         return loss
 
@@ -223,8 +228,8 @@ class TrainRun:
 
     def _settle(self, part: str) -> None:
         """What was compiled in ``part`` is counted as compiling."""
-        if self.graphs is not None:
-            self.graphs.settle(self.stopwatch, part)
+        if self.compilations is not None:
+            self.compilations.settle(self.stopwatch, part)
 
     def _generations(self, tokenizer: Any, data: PreparedData) -> list[str]:
         if not self.writes or not self.engine.can_answer:
@@ -235,7 +240,7 @@ class TrainRun:
     def _fit(self, data: PreparedData, recorder: Recorder, session: CheckpointSession, progress: Progress) -> FitResult:
         """Train. A signal in here ends training after the step at hand."""
         progress.start(session.checkpointer.saved_step)
-        observer: TrainingCallback = recorder if self.graphs is None else Watched(recorder, self.graphs)
+        observer: TrainingCallback = recorder if self.compilations is None else Watched(recorder, self.compilations)
         try:
             with session.told(), self.stop.deferred(), self.stopwatch.part("train"):
                 outcome = self.engine.fit(data.train, data.eval, observer, session.checkpointer, self.stopwatch)

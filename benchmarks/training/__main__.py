@@ -126,7 +126,9 @@ class Comparison:
     def _measure(self, case: Case, number: int) -> None:
         """One case once, behind a measurement of the ceiling."""
         ceiling = self._ceiling()
-        settings = {**case.settings, "overrides": self.overrides} if case.environment is None else case.settings
+        settings = case.settings
+        if case.environment is None:
+            settings = {"overrides": [*self.overrides, *settings.get("more", ())]}
         scratch = self.scratch / f"{number}-{len(self.results[case.name])}-{CASES.index(case)}"
         scratch.mkdir()
         job = {

@@ -90,6 +90,13 @@ CASES: tuple[Case, ...] = (
         _batches(8),
         "its loss is the mean of each batch; full: the tied head is trained as a matrix of its own",
     ),
+    Case(
+        "trntune, compiled layers",
+        "trntune_engine.py",
+        None,
+        {"more": ["training.compile=layers"]},
+        "compiling is part of its time",
+    ),
 )
 
 

@@ -105,6 +105,13 @@ def check_sharding(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic("lora.quantize_base", config.lora.quantize_base, why, "leave it out, or take sharding=ddp")
 
 
+def check_compile(config: Config) -> Iterator[Diagnostic]:
+    """Engine neuron's graphs are whole steps already."""
+    if config.training.compile == "layers" and config.accelerator.engine != "torch":
+        why = f"accelerator={config.accelerator.name} compiles whole steps by torch_xla"
+        yield Diagnostic("training.compile", "layers", why, "leave it out")
+
+
 PARALLEL_CHECKS: tuple[Check, ...] = (
-    *(check_generation, check_accelerator, check_engine, check_sharding, check_world_size, check_split),
+    *(check_generation, check_accelerator, check_engine, check_compile, check_sharding, check_world_size, check_split),
 )

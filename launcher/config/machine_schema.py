@@ -91,6 +91,14 @@ class TorchNeuronConfig:
     logical_nc: int = setting(2, "NEURON_LOGICAL_NC_CONFIG: physical cores that are one device", ge=1, le=2)
     nki_attention: bool = setting(True, "TORCH_NEURONX_ENABLE_NKI_SDPA: attention by NKI's flash kernels")
     omp_threads: int = setting(2, "OMP_NUM_THREADS of each process", ge=1)
+    on_new_graph: str = setting(
+        "stop", "what training does when a step after the first ones compiled again", choices=("stop", "warn")
+    )
+    on_host_operator: str = setting(
+        "stop",
+        "what training does when an operation has no kernel of the device and is computed by the host",
+        choices=("stop", "warn"),
+    )
 
 
 @dataclass

@@ -61,6 +61,7 @@ __all__ = [
     "TrainingConfig",
     "WheelConfig",
     "accumulation_steps",
+    "compiles_layers",
     "is_sharded",
     "model_processes",
     "register",
@@ -94,6 +95,11 @@ class TrainingConfig:
     max_grad_norm: float = setting(1.0, "gradient norm at which it is clipped; 0: never", ge=0)
     precision: str = setting("fp32", "arithmetic of the forward and backward pass", choices=PRECISIONS)
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass to save memory")
+    compile: str | None = setting(
+        None,
+        "torch.compile of each decoder layer, by engine torch; null: layers on TorchNeuron, else none",
+        choices=("none", "layers"),
+    )
     eval_every: int | None = setting(None, "steps between evaluations; null: only before and after", ge=1)
     early_stopping_patience: int | None = setting(
         None, "evaluations without a lower loss after which training stops at the best weights; null: never", ge=1
@@ -187,6 +193,13 @@ def register() -> None:
 def on_torch_neuron(config: Config) -> bool:
     """Whether the torch engine trains on Trainium (AWS TorchNeuron), where engine neuron would by PyTorch/XLA."""
     return config.accelerator.engine == "torch" and config.accelerator.device == "neuron"
+
+
+def compiles_layers(config: Config) -> bool:
+    """Whether the torch engine trains decoder layers that torch.compile has compiled."""
+    if config.training.compile is None:
+        return on_torch_neuron(config)
+    return config.training.compile == "layers"
 
 
 def model_processes(config: Config) -> int:

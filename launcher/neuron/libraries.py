@@ -12,6 +12,7 @@ from launcher.config.schema import ClusterConfig, Config, on_torch_neuron
 from launcher.errors import UsageError
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import ON_ACCELERATOR
+from launcher.neuron.runtime import runtime_fault
 from launcher.run_dir.provenance import installed
 from launcher.torch_neuron.libraries import TORCH_NEURONX, is_native, told_of, torch_neuron_fault
 
@@ -40,17 +41,21 @@ def libraries_fault() -> str | None:
 
 
 def check_libraries(config: Config, stages: Sequence[str]) -> None:
-    """Raise UsageError where ``stages`` would train on Neuron with this Python, and it can't."""
+    """Raise UsageError where ``stages`` would train on Neuron with this Python, and it or this machine's runtime
+    can't."""
     if fault := fault_here(config, stages):
         raise UsageError(f"accelerator={config.accelerator.name}: {fault}")
 
 
 def fault_here(config: Config, stages: Sequence[str]) -> str | None:
-    """Why this Python can't train on Neuron by the engine of ``config``, in one line; None where ``stages`` don't ask
-    it to."""
-    if not needs_libraries(config, stages):
-        return None
-    return torch_neuron_fault() if on_torch_neuron(config) else libraries_fault()
+    """Why this Python, or this machine's runtime, can't train on Neuron by the engine of ``config``, in one line; None
+    where ``stages`` don't ask it to."""
+    return platform_fault(config) if needs_libraries(config, stages) else None
+
+
+def platform_fault(config: Config) -> str | None:
+    """The same of a configuration that trains on Neuron."""
+    return (torch_neuron_fault() if on_torch_neuron(config) else libraries_fault()) or runtime_fault(config)
 
 
 def needs_libraries(config: Config, stages: Sequence[str]) -> bool:

@@ -99,7 +99,7 @@ class Plan:
         """What its user should know before it is started."""
         fault = fault_here(self.config, self.config.stages)
         generation = disk.generation_notes(self.config, self.tokenizer)
-        return [*generation, *([f"with this Python it would be refused: {fault}"] if fault else [])]
+        return [*generation, *([f"started here it would be refused: {fault}"] if fault else [])]
 
 
 def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from launcher import units
 from launcher.architecture.adapters import MAX_NAMES, saved_modules
 from launcher.architecture.tensors import modules
-from launcher.config.schema import accumulation_steps, is_sharded, world_size
+from launcher.config.schema import accumulation_steps, compiles_layers, is_sharded, world_size
 from launcher.errors import first
 from launcher.jobs.job import instances
 from launcher.jobs.variables import variables
@@ -64,6 +64,8 @@ def footnotes(plans: list[Plan]) -> list[str]:
         if plan.config.model.architecture is None:
             notes.append("parameters: of the model's own modules; memory and time are those of a Llama of its sizes")
         notes += [f"note: {note}" for note in plan.notes]
+        if compiles_layers(plan.config):
+            notes.append("compiled layers: memory and time are those of the same layers without torch.compile")
         if plan.epoch is not None:
             notes.append(f"data: {plan.epoch.source}")
             if plan.epoch.unused:

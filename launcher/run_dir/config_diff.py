@@ -19,7 +19,7 @@ ALLOW = "training.allow_config_change"
 FREE = (
     *("plan", "cluster", "stages", "dry_run", "merge", "generate", ALLOW),
     *("accelerator.stages", "accelerator.neuron.cache_dir", "accelerator.neuron.on_new_graph"),
-    "accelerator.torch_neuron.cache_dir",
+    *(f"accelerator.torch_neuron.{name}" for name in ("cache_dir", "on_new_graph", "on_host_operator")),
 )
 # Gives the weights and the position in the data their meaning: with another value there is no going on.
 FIXED = (

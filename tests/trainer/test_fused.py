@@ -159,7 +159,7 @@ def test_block_attention_is_the_librarys_on_each_document(lengths, heads):
     ends = torch.tensor(lengths).cumsum(0).tolist()
     bounds = list(zip([0, *ends[:-1]], ends, strict=True))
     segments = segments_of(torch.tensor([(0, start, end) for start, end in bounds]), 1, total)
-    out = block_attention(q, k, v, segments, Terms(0.3))
+    out = block_attention(q, k, v, segments.each, Terms(0.3))
     alone = [
         scaled_dot_product_attention(
             *(states[:, :, start:end] for states in (q, k, v)), is_causal=True, scale=0.3, enable_gqa=True

@@ -1,4 +1,4 @@
-"""What training finds in the cache of compiled graphs: nothing may be left to compile after stage compile."""
+"""What is compiled while training: of the neuron engine nothing may be left to compile after stage compile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
@@ -20,12 +20,29 @@ from launcher.neuron.variables import cache_root, graph_directory
 from launcher.run_dir.layout import RunDir
 from trainer.compilation import record
 from trainer.compilation.cache import Module, busy_seconds, compiled
+from trainer.compilation.programs import watch_programs
 from trainer.compilation.trial import tracing
 from trainer.engines.base import TrainingCallback
 from trainer.metrics.throughput import StepReport, Stopwatch
 from trainer.signals import Stop
 
 Say = Callable[[str], None]
+
+
+class Compilations(Protocol):
+    """What is compiled while a run trains, told to the run."""
+
+    def after_step(self) -> None:
+        """Raise TrntuneError, or warn, where the step compiled what it shouldn't have."""
+
+    def after_evaluation(self) -> None:
+        """The same for an evaluation."""
+
+    def settle(self, stopwatch: Stopwatch, part: str) -> None:
+        """Count what was compiled since the last call as compiling, not as ``part``, which waited for it."""
+
+    def result(self) -> dict[str, Any]:
+        """The numbers of docs/measurement.md."""
 
 
 class Graphs:
@@ -47,6 +64,14 @@ class Graphs:
     def new(self) -> dict[str, Module]:
         """Graphs that had to be compiled since training began."""
         return {name: module for name, module in compiled(self.directory).items() if name not in self.before}
+
+    def after_step(self) -> None:
+        """See Compilations."""
+        self.check()
+
+    def after_evaluation(self) -> None:
+        """See Compilations."""
+        self.check()
 
     def check(self) -> None:
         """Raise TrntuneError, or warn, when there are new graphs although stage compile has run."""
@@ -90,18 +115,18 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Watched:
-    """An observer of the training that looks for new graphs after each step and each evaluation."""
+    """An observer of the training that looks for what was compiled after each step and each evaluation."""
 
     observer: TrainingCallback
-    graphs: Graphs
+    compilations: Compilations
 
     def on_step(self, report: StepReport) -> None:
         self.observer.on_step(report)
-        self.graphs.check()
+        self.compilations.after_step()
 
     def on_evaluation(self, step: int, loss: float) -> None:
         self.observer.on_evaluation(step, loss)
-        self.graphs.check()
+        self.compilations.after_evaluation()
 
     def stop_requested(self) -> Stop:
         return self.observer.stop_requested()
@@ -119,9 +144,14 @@ def check_same_graphs(config: Config, run_dir: RunDir) -> None:
         )
 
 
-def watch(config: Config, run_dir: RunDir, say: Say) -> Graphs | None:
-    """The graphs of this run; None on hardware that compiles none, and in a trial run."""
-    if config.accelerator.neuron is None or tracing():
+def watch(config: Config, run_dir: RunDir, rank: int, stopwatch: Stopwatch, say: Say) -> Compilations | None:
+    """What this rank compiles; None where it compiles nothing, and in a trial run. Of the neuron engine's graphs, which
+    all ranks share, rank 0 alone keeps watch."""
+    if tracing():
+        return None
+    if config.accelerator.engine == "torch":
+        return watch_programs(config, stopwatch, say)
+    if config.accelerator.neuron is None or rank != 0:
         return None
     return Graphs(config, run_dir.stage_result(COMPILE), say)
 

@@ -98,6 +98,11 @@ class Stopwatch:
         if moved:
             self.add({source: -moved, target: moved})
 
+    def last_as(self, target: str, seconds: float) -> None:
+        """Count the last ``seconds`` of the part at hand as part ``target``."""
+        if self._open:
+            self.move(self._open[-1], target, seconds)
+
     def _count(self) -> None:
         """Count the time since the last change to the innermost open part."""
         now = time.perf_counter()

@@ -21,6 +21,7 @@ from trainer.fused.plain import is_plain
 from trainer.models.block_attention import Segment, Terms, block_attention
 from trainer.models.reach import (
     Reach,
+    Segments,
     UnknownAttention,
     check_causal,
     document_mask,
@@ -38,7 +39,7 @@ _WITHOUT_EFFECT = (
 )
 
 
-def segments_of(documents: torch.Tensor, rows: int, length: int) -> list[Segment]:
+def segments_of(documents: torch.Tensor, rows: int, length: int) -> Segments:
     """The segments of a batch of ``rows`` rows of ``length`` positions.
 
     ``documents`` is int64 [n, 3]: row, first position and position after the last, sorted. What no document covers
@@ -61,7 +62,7 @@ def segments_of(documents: torch.Tensor, rows: int, length: int) -> list[Segment
         segments.append((document_row, start, end, True))
         row, reached = document_row, end
     pad_to(rows, 0)
-    return segments
+    return Segments(segments)
 
 
 def document_attention(
@@ -72,7 +73,7 @@ def document_attention(
     attention_mask: torch.Tensor | Reach | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    segments: list[Segment] | None = None,
+    segments: Segments | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
@@ -94,20 +95,20 @@ def document_attention(
     if query.shape[2] != key.shape[2]:
         raise UnknownAttention(f"{who} attends to {key.shape[2]} keys from {query.shape[2]} positions")
     reach = attention_mask if isinstance(attention_mask, Reach) else None
-    segments = documents_of(segments, reach, who)
-    if segments is None:
-        segments = [(row, 0, query.shape[2], True) for row in range(query.shape[0])]
+    each = documents_of(segments, reach, who)
+    if each is None:
+        each = [(row, 0, query.shape[2], True) for row in range(query.shape[0])]
     if isinstance(attention_mask, torch.Tensor):
-        check_causal(attention_mask, segments, who)
+        check_causal(attention_mask, each, who)
     window = reach.size if reach is not None and reach.kind == "window" else None
     if sliding_window is not None and window != sliding_window:
         raise UnknownAttention(f"{who} asks for sliding_window={sliding_window} and transformers masks by {window}")
     if reach is not None and reach.kind == "chunk" and reach.size is not None:
-        segments = in_chunks(segments, reach.size)
+        each = in_chunks(each, reach.size)
     terms = Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, window, softcap, s_aux)
     if dropout == 0 and is_plain(query, key, value):
-        return block_attention(query, key, value, segments, terms), None
-    return _library_attention(query, key, value, segments, dropout, terms), None
+        return block_attention(query, key, value, each, terms), None
+    return _library_attention(query, key, value, each, dropout, terms), None
 
 
 def _check_known(who: str, arguments: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from trainer.families.way import Way
 from trainer.models.adapt import plain
 from trainer.models.attention import segments_of
 from trainer.models.loss import dense_cross_entropy, fixed_cross_entropy, linear_cross_entropy
-from trainer.models.reach import packed_rows
+from trainer.models.reach import Segments, packed_rows
 
 # What the module takes of a collated batch.
 MODEL_INPUTS = ("input_ids", "position_ids", "documents", "targets")
@@ -73,7 +73,7 @@ class CausalLMLoss(nn.Module):
             return self._loss(inputs, documents, targets)
         rows, length = input_ids.shape
         # What follows a document in its row sees it, and is not seen by it: attention is causal.
-        whole = [(row, 0, length, True) for row in range(rows)]
+        whole = Segments([(row, 0, length, True) for row in range(rows)])
         segments = whole if self.fixed_shapes else segments_of(documents, rows, length)
         # Without a mask transformers would look for the documents itself, and make one that keeps them apart.
         everything = torch.ones_like(input_ids)

@@ -24,6 +24,14 @@ class UnknownAttention(UsageError):
     """Attention that this project doesn't compute. The message names the argument and the class that hands it over."""
 
 
+class Segments:
+    """The segments of the rows at hand. An object, since torch.compile looks into a list that a layer is handed, and
+    would compile anew for each row; into this it doesn't look."""
+
+    def __init__(self, each: list[Segment]) -> None:
+        self.each = each
+
+
 @dataclass(frozen=True)
 class Reach:
     """All before a query, or a window of ``size`` keys, its own included, or chunks of ``size`` positions from a
@@ -32,14 +40,14 @@ class Reach:
     kind: str
     """all, window or chunk"""
     size: int | None = None
-    segments: list[Segment] | None = None
+    segments: Segments | None = None
 
 
-_PACKED: ContextVar[list[Segment] | None] = ContextVar("packed", default=None)
+_PACKED: ContextVar[Segments | None] = ContextVar("packed", default=None)
 
 
 @contextmanager
-def packed_rows(segments: list[Segment]) -> Iterator[None]:
+def packed_rows(segments: Segments) -> Iterator[None]:
     """Inside, a model's forward pass is over rows of these documents: no layer may take them for one."""
     token = _PACKED.set(segments)
     try:
@@ -48,15 +56,17 @@ def packed_rows(segments: list[Segment]) -> Iterator[None]:
         _PACKED.reset(token)
 
 
-def documents_of(given: list[Segment] | None, mask: Reach | None, who: str) -> list[Segment] | None:
+def documents_of(given: Segments | None, mask: Reach | None, who: str) -> list[Segment] | None:
     """The documents that a layer is handed, by name or with its mask; None outside of ``packed_rows``.
 
     Raises UnknownAttention where rows are packed and the layer isn't told.
     """
     found = given if given is not None or mask is None else mask.segments
-    if found is None and _PACKED.get() is not None:
+    if found is not None:
+        return found.each
+    if _PACKED.get() is not None:
         raise UnknownAttention(f"{who} isn't told where documents begin")
-    return found
+    return None
 
 
 def document_mask(

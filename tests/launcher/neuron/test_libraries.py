@@ -102,10 +102,10 @@ def test_the_nodes_python_is_asked_where_it_is_another_one(having, cwd):
 def test_a_plan_is_made_and_says_it(having, cwd):
     having(NEWEST)
     config = single(*TINY).config
-    (note,) = [line for line in footnotes([build.make(config)]) if "with this Python" in line]
-    assert note.startswith("note: with this Python it would be refused: training on Neuron needs optimum-neuron==0.4.5")
+    (note,) = [line for line in footnotes([build.make(config)]) if "started here" in line]
+    assert note.startswith("note: started here it would be refused: training on Neuron needs optimum-neuron==0.4.5")
     having(FITTING)
-    assert not [line for line in footnotes([build.make(config)]) if "with this Python" in line]
+    assert not [line for line in footnotes([build.make(config)]) if "started here" in line]
 
 
 def test_what_is_written_here_is_what_the_library_says():

@@ -82,8 +82,8 @@ def test_what_does_not_fit_is_named_with_the_command_that_mends_it(packages, sai
 
 def test_a_plan_is_made_and_says_it(having, cwd):
     having({**FITTING, "torch-xla": "2.8.1"})
-    (note,) = [line for line in footnotes([build.make(single(*TINY).config)]) if "with this Python" in line]
-    assert note.startswith("note: with this Python it would be refused: training on TorchNeuron needs no torch-xla;")
+    (note,) = [line for line in footnotes([build.make(single(*TINY).config)]) if "started here" in line]
+    assert note.startswith("note: started here it would be refused: training on TorchNeuron needs no torch-xla;")
 
 
 @pytest.mark.parametrize("version", ["2.8.0.2.10.16998", "2.9.0.2.15.32035", "2.13.3.0.2001"])

@@ -14,7 +14,7 @@ from trainer.libraries.transformers_versions import Queries
 from trainer.models.attention import DOCUMENT_ATTENTION, document_attention, segments_of
 from trainer.models.block_attention import BLOCK
 from trainer.models.causal_lm import CausalLMLoss
-from trainer.models.reach import Reach, UnknownAttention, document_mask, packed_rows
+from trainer.models.reach import Reach, Segments, UnknownAttention, document_mask, packed_rows
 
 DOCUMENTS = [(0, 0, 70), (0, 70, 73), (0, 73, 290), (1, 5, 6), (1, 6, 190)]
 LENGTH = 300
@@ -116,7 +116,10 @@ def test_what_is_not_known_is_refused_by_name(arguments, message):
 
 def test_a_layer_that_is_not_told_of_the_documents_is_refused():
     q = torch.zeros(1, 2, 9, 4)
-    with packed_rows([(0, 0, 9, True)]), pytest.raises(UnknownAttention, match="isn't told where documents begin"):
+    with (
+        packed_rows(Segments([(0, 0, 9, True)])),
+        pytest.raises(UnknownAttention, match="isn't told where documents begin"),
+    ):
         document_attention(Layer(), q, q, q, None)
 
 

@@ -14,7 +14,7 @@ from transformers import set_seed
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
-from launcher.neuron.libraries import COMMAND, libraries_fault
+from launcher.neuron.libraries import COMMAND, platform_fault
 from launcher.plan.steps import total_steps, warmup_steps
 from launcher.run_dir.result import RunStatus
 from trainer.checkpoints.peers import Peers, SingleProcess
@@ -72,7 +72,7 @@ class NeuronEngine:
         check_supported(config)
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             raise TrntuneError("the neuron engine must be started by torchrun, also in one process")
-        if fault := libraries_fault():
+        if fault := platform_fault(config):
             raise TrntuneError(f"accelerator={config.accelerator.name}: {fault}")
         try:
             # optimum-neuron sets what the compiler reads when it is imported, before the process group is made.

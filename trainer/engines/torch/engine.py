@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from launcher.architecture.adapters import Modules
-from launcher.config.schema import Config, is_sharded, on_torch_neuron
+from launcher.config.schema import Config, compiles_layers, is_sharded, on_torch_neuron
 from launcher.errors import TrntuneError
 from launcher.model_dir.config_json import read_config_json
+from launcher.neuron.libraries import platform_fault
 from launcher.plan.steps import total_steps
 from launcher.run_dir.result import RunStatus
-from launcher.torch_neuron.libraries import torch_neuron_fault
 from trainer import device
 from trainer.checkpoints import durable
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import Checkpoints
+from trainer.compilation.layers import as_written, check_compiler, compile_layers
 from trainer.data.collate import Collator
 from trainer.data.turn_end import ends_of, until_end
 from trainer.engines.base import FitResult, NonFiniteLossError, Rows, TrainingCallback
@@ -73,13 +75,16 @@ class TorchEngine:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        if on_torch_neuron(config) and (fault := torch_neuron_fault()):
-            raise TrntuneError(fault)
+        if on_torch_neuron(config) and (fault := platform_fault(config)):
+            raise TrntuneError(f"accelerator={config.accelerator.name}: {fault}")
         device.check(config.accelerator.device, config.training.precision)
         self.group = process_group.join(config)
         self.rank, self.replicas = self.group.rank, self.group.replicas
         self.gathers = is_sharded(config)
         self.fixed_shapes = device.has_fixed_shapes(self.group.device.type)
+        self.compiles = compiles_layers(config)
+        if self.compiles:
+            check_compiler(self.group.device)
         # Each token of an answer has shapes of its own, and a model in parts needs all ranks for it.
         self.can_answer = not self.gathers and not self.fixed_shapes
 
@@ -109,12 +114,25 @@ class TorchEngine:
         model = apply_method(base, self.config)
         if not is_sharded(self.config):
             to_device(model, self.group.device)
-        fuse(model)
+        if self.compiles:
+            compile_layers(self._layers(base), self.group.device.type)
+        else:
+            fuse(model)
         ids = torch.int32 if self.fixed_shapes else torch.int64
         collator = Collator(self.config.training.max_length, self.tokenizer.pad_token_id, ids)
         module, extents = CausalLMLoss(model, self.way, self.fixed_shapes), layer_extents(base.config)
         config = read_config_json(self.model_dir)
         return Replica(self.config, self.group, model, module, collator, extents, config)
+
+    def _layers(self, base: PreTrainedModel) -> Iterable[nn.Module]:
+        """Decoder layers, where the family has a list of them."""
+        name = self.modules.layers
+        if name is None:
+            raise TrntuneError(
+                f"training.compile=layers: {type(base).__name__} has no list of layers that could be compiled; take "
+                "training.compile=none"
+            )
+        return base.get_submodule(name).children()
 
     @property
     def model(self) -> PreTrainedModel | PeftModel:
@@ -166,7 +184,7 @@ class TorchEngine:
         """Greedy decoding, of all prompts in one left-padded batch where the family computes the same then."""
         self.replica.module.eval()
         # Cached decoding has queries and keys of different lengths and padding on the left: transformers' own.
-        with self._plain_attention(), self.replica.autocast():
+        with self._plain_attention(), self.replica.autocast(), self._eager():
             settings = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": list(ends)}
             found = continuations(
                 self.replica.module.model, prompts, self.answering, self.tokenizer.pad_token_id, **settings
@@ -254,6 +272,10 @@ class TorchEngine:
 
     def close(self) -> None:
         process_group.leave()
+
+    def _eager(self) -> AbstractContextManager[None]:
+        """Inside, each call's shapes may differ."""
+        return as_written() if self.compiles else nullcontext()
 
     @contextmanager
     def _plain_attention(self) -> Iterator[None]:

@@ -7,7 +7,6 @@ import math
 import torch
 
 from launcher.errors import TrntuneError
-from trainer.device import has_fixed_shapes
 from trainer.engines.base import Rows
 from trainer.engines.torch.replica import Replica
 
@@ -28,7 +27,7 @@ def held_out_loss(replica: Replica, rows: Rows) -> float:
         for start in range(0, longest, size):
             own = share[start : start + size]
             part = [*(own or rows[:1])]
-            part += [()] * (size - len(part)) if has_fixed_shapes(group.device.type) else []
+            part += [()] * (size - len(part)) if replica.one_shape else []
             batch = replica.collator(part)
             loss: torch.Tensor = replica.module(**replica.inputs(batch))
             if own:

@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from launcher.architecture.attention_pairs import Extents
-from launcher.config.schema import Config
+from launcher.config.schema import Config, compiles_layers
 from trainer import device
 from trainer.checkpoints.parts import part_file
 from trainer.checkpoints.state import RestoredState
@@ -45,6 +45,11 @@ class Replica:
     """of a model that lies over the ranks"""
     updated: bool = False
     """the weights are no longer the base's"""
+
+    @property
+    def one_shape(self) -> bool:
+        """Whether a batch of another shape would be compiled anew."""
+        return device.has_fixed_shapes(self.group.device.type) or compiles_layers(self.config)
 
     def trainable(self) -> Tensors:
         """The trained parameters by name in ``module``, tied ones once: this rank's part of them. Not copies."""

@@ -60,7 +60,7 @@ def test_a_machine_without_neurons_packages_is_told_which_one_is_missing(monkeyp
     if importlib.util.find_spec("torch_xla") is not None:
         pytest.skip("torch_xla is installed here")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    monkeypatch.setattr(engine, "libraries_fault", lambda: None)
+    monkeypatch.setattr(engine, "platform_fault", lambda config: None)
     missing = "optimum" if importlib.util.find_spec("optimum") is None else "torch_"
     with pytest.raises(TrntuneError, match=f"needs the Python package {missing}"):
         create_engine(composed(*NEURON))

@@ -46,7 +46,10 @@ def pretending(tmp_path: Path) -> dict[str, str]:
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
         if name == "torch_neuronx":
-            (info / "entry_points.txt").write_text("[torch.backends]\ntorch_neuronx = torch_neuronx:autoload\n")
+            (info / "entry_points.txt").write_text(
+                "[torch.backends]\ntorch_neuronx = torch_neuronx:autoload\n"
+                "[torch_dynamo_backends]\nneuron = torch_neuronx:compile_graph\n"
+            )
     (tmp_path / "records").mkdir()
     places = [str(Path(__file__).parent / "site"), str(site), str(ROOT)]
     return {
@@ -118,6 +121,12 @@ def test_a_run_is_that_of_a_cpu_in_programs_of_one_shape(pretending, tmp_path):
     # Attention of queries, keys and values of a whole micro batch, and no mask.
     attention = {shapes for name, shapes in found if name == "scaled_dot_product_attention"}
     assert attention == {str([("torch.float32", [3, 4, 512, 16])] * 3)}
+    # Both layers are handed to the device's own compiler, which the pretended device has no work for: torch.compile
+    # leaves out whatever runs inside a dispatch mode. That nothing was compiled is told.
+    asked = [event for event in events if event.startswith("torch.compile ")]
+    assert asked == ["torch.compile neuron None", *["torch.compile neuron False"] * 2]
+    assert "warning: training.compile=layers: torch.compile has compiled nothing" in native.process.stderr
+    assert native.result["compilations"] == 0
     late = {name for part in steps[2:] for name, _ in programs(part)}
     assert late <= SAVING
 

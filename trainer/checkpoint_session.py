@@ -166,8 +166,9 @@ class CheckpointSession:
         versions = {name: was for name, was in found.manifest.versions.items() if was != installed(name)}
         if versions:
             was = ", ".join(f"{name} {version}" for name, version in versions.items())
+            now = ", ".join(str(installed(name)) for name in versions)
             self.progress.message(
-                f"warning: that checkpoint was written with {was}: results may differ in their last digits"
+                f"warning: that checkpoint was written with {was} (now {now}): results may differ in their last digits"
             )
 
     def _report(self, outcome: Outcome, stalled: float) -> None:

@@ -27,8 +27,7 @@ def with_both(document: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
     config.json, whose positions are the same, else what they say themselves."""
     if JOINED not in document:
         return dict(document)
-    apart = {key: base[key] for key in APART if key in base} or _apart(document)
-    return {**document, **apart}
+    return {**document, **_apart(document), **{key: base[key] for key in APART if key in base}}
 
 
 def _apart(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +41,17 @@ def _apart(document: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": joined["rope_theta"], "rope_scaling": scaling if scaled else None, **factor}
 
 
+def _told_apart(document: Mapping[str, Any]) -> bool:
+    """Whether 4.57 finds in its own keys what stands under transformers 5's. Scalings are only looked for: they are
+    written in several ways."""
+    apart = _apart(document)
+    if not apart:
+        return any(key in document for key in APART)
+    scaled = apart.pop("rope_scaling") is not None
+    same = all(document.get(key) == value for key, value in apart.items())
+    return same and (not scaled or bool(document.get("rope_scaling")))
+
+
 def rotary_fault(directory: Path) -> str | None:
     """Why the transformers that is installed would give the model of a directory other positions; None where it
     doesn't."""
@@ -49,12 +59,12 @@ def rotary_fault(directory: Path) -> str | None:
     if not release.startswith("4."):
         return None
     document = settings_of(directory)
-    if not isinstance(document, dict) or JOINED not in document or any(key in document for key in APART):
+    if not isinstance(document, dict) or JOINED not in document or _told_apart(document):
         return None
     remedy = "take the newest libraries (docs/dependencies.md)"
     if apart := _apart(document):
         remedy = f"add {json.dumps(apart)[1:-1]} to it, or {remedy}"
     return (
         f'its config.json has rotary settings as transformers 5 writes them ("{JOINED}"), of which transformers '
-        f"{release} reads nothing, so that positions would be others: {remedy}"
+        f"{release} reads nothing, and its own keys don't say the same, so that positions would be others: {remedy}"
     )

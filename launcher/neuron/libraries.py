@@ -14,7 +14,7 @@ from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import ON_ACCELERATOR
 from launcher.neuron.runtime import runtime_fault
 from launcher.run_dir.provenance import installed
-from launcher.torch_neuron.libraries import TORCH_NEURONX, is_native, told_of, torch_neuron_fault
+from launcher.torch_neuron.libraries import TORCH_NEURONX, TORCH_XLA, is_native, told_of, torch_neuron_fault
 
 PACKAGE = "optimum-neuron"
 VERSION = "0.4.5"
@@ -88,6 +88,8 @@ def _unfit() -> Iterator[tuple[str, str]]:
             continue  # it comes with optimum-neuron
         if found is None or not requirement.specifier.contains(found, prereleases=True):
             yield f"{requirement.name}{requirement.specifier}", f"{requirement.name} {found or 'is missing'}"
+    if version == VERSION and installed(TORCH_XLA) is None:  # extra neuron is for machines that don't train on Neuron
+        yield TORCH_XLA, f"no {TORCH_XLA}"
     native = installed(TORCH_NEURONX)
     if native and is_native(native):
         yield f"{TORCH_NEURONX} up to 2.9 (PyTorch/XLA)", f"{TORCH_NEURONX} {native} (TorchNeuron)"

@@ -15,6 +15,7 @@ from launcher.jobs.executor import is_submitted
 from launcher.jobs.job import processes_per_node
 from launcher.plan import sharded
 from launcher.plan.activations import PRODUCT_BYTES, kept_by_layer, layer_input, reached_layers
+from launcher.run_dir.provenance import torch_is_built_for_cuda
 
 GIB = 2**30
 LOSS_CHUNK = 256  # positions whose logits exist at a time: trainer.models.loss.CHUNK, compared by a test
@@ -23,6 +24,8 @@ LOSS_CHUNK = 256  # positions whose logits exist at a time: trainer.models.loss.
 # process before it holds a model, and what temporaries and a fragmented heap add to the activations.
 HOST_PROCESS = 480e6
 HOST_MLFLOW = 100e6
+# What importing torch's build for CUDA takes more than its build for CPUs: 2.13, Python 3.13.
+HOST_CUDA_BUILD = 364e6
 HOST_OVERHEAD = {"full": 1.4, "lora": 1.6}
 # Not measured here: a CUDA context with its libraries, the Neuron runtime with its program and its buffers.
 DEVICE_RUNTIME = {"cuda": 0.8e9, "neuron": 1.0e9}
@@ -202,5 +205,6 @@ def _checkpoint(config: Config, trained: int) -> float:
 
 def _runtime(config: Config) -> float:
     if config.accelerator.device == "cpu":
-        return HOST_PROCESS + (HOST_MLFLOW if config.tracking.enabled else 0)
+        build = HOST_CUDA_BUILD if torch_is_built_for_cuda() else 0
+        return HOST_PROCESS + build + (HOST_MLFLOW if config.tracking.enabled else 0)
     return DEVICE_RUNTIME[config.accelerator.device]

@@ -26,12 +26,25 @@ PACKAGES = (
 )  # fmt: skip
 
 
+LIBRARIES = ("torch", "transformers", "peft", "accelerate")
+"""What computes a step: with another version of one of them its time, memory and last digits may be others."""
+
+
 def installed(package: str) -> str | None:
     """The version of an installed package, from its metadata: importing it could take seconds."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+@functools.cache
+def torch_is_built_for_cuda() -> bool:
+    """Whether this Python's torch is one for CUDA, as pip takes it by default: what it requires says so."""
+    try:
+        return any(line.startswith(("nvidia-", "cuda-")) for line in metadata.requires("torch") or ())
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def git(*arguments: str) -> str | None:

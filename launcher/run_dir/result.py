@@ -86,6 +86,8 @@ class TrainResult:
     """trainer.data.prepare.DataReport"""
     hardware: dict[str, Any]
     """what runs are only comparable on the same of"""
+    libraries: dict[str, str | None]
+    """versions of what computed the steps; of several attempts the last one's"""
     eval_loss_before: float
     eval_loss_after: float
     saved: str | None

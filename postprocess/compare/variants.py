@@ -9,7 +9,8 @@ from typing import Any
 
 from postprocess.compare.runs import Run, flatten, lookup
 
-# All of these must agree before two runs are put into one ratio; so must all of `model.` and the result's hardware.
+# All of these must agree before two runs are put into one ratio; so must all of `model.` and the result's hardware
+# and libraries.
 GROUP_KEYS = (
     "dataset.name",
     "dataset.columns.instruction",
@@ -119,7 +120,9 @@ def must_agree(run: Run) -> dict[str, Any]:
     settings = {
         key: _SETTINGS_SINCE.get(key) if (value := lookup(run.config, key)) is None else value for key in GROUP_KEYS
     }
-    return {**result, **model, **settings, **flatten({"hardware": run.train["hardware"]})}
+    # Runs of earlier versions don't say which libraries they had, which is another answer than any.
+    had = {"hardware": run.train["hardware"], "libraries": run.train.get("libraries")}
+    return {**result, **model, **settings, **flatten(had)}
 
 
 def may_differ(run: Run) -> dict[str, Any]:

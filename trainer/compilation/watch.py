@@ -149,11 +149,9 @@ def watch(config: Config, run_dir: RunDir, rank: int, stopwatch: Stopwatch, say:
     all ranks share, rank 0 alone keeps watch."""
     if tracing():
         return None
-    if config.accelerator.engine == "torch":
+    if config.accelerator.neuron is None:
         return watch_programs(config, stopwatch, say)
-    if config.accelerator.neuron is None or rank != 0:
-        return None
-    return Graphs(config, run_dir.stage_result(COMPILE), say)
+    return Graphs(config, run_dir.stage_result(COMPILE), say) if rank == 0 else None
 
 
 def graphs_requested() -> int | None:

@@ -20,6 +20,7 @@ from trainer.families.experts import single_expert
 from trainer.families.proof import examine, prove, tried
 from trainer.families.small import WINDOWS, small_config, small_model
 from trainer.families.way import Way
+from trainer.libraries.transformers_versions import recompute_activations
 from trainer.models.adapt import check_faults
 from trainer.models.load import check_foreign_code
 from trainer.probes.model import on_meta
@@ -134,7 +135,7 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
             f"training.gradient_checkpointing=true: {type(model).__name__} can't; leave it out, or lower "
             "training.micro_batch_size"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_activations(model)
 
 
 def main(arguments: list[str]) -> int:

@@ -23,6 +23,13 @@ FINDS_MORE_NAMES = MAJOR >= 5
 stored as its tied head alone. launcher.model_dir.weights refuses both on either: a plan may be made elsewhere."""
 
 
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Have the backward pass compute each layer's activations again; 5.24 has another name for it, and says so to
+    whoever trains."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 @dataclass(frozen=True)
 class Queries:
     """The positions that a mask is asked for, from ``offset`` on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import sys
 from importlib import metadata
@@ -20,7 +21,7 @@ TINY = ("experiment=tiny", "accelerator=trn1_32xlarge", "parallelism=single")
 NEWEST = {"transformers": "5.24.0", "peft": "0.21.2", "accelerate": "1.15.0", "huggingface_hub": "2.4.0"}
 FITTING = {
     "optimum-neuron": "0.4.5", "transformers": "4.57.6", "peft": "0.17.0", "accelerate": "1.8.1", "optimum": "2.0.0",
-    "huggingface_hub": "0.36.2", "trl": "0.24.0", "evaluate": "0.4.3",
+    "huggingface_hub": "0.36.2", "trl": "0.24.0", "evaluate": "0.4.3", "torch-xla": "2.8.0",
 }  # fmt: skip
 
 
@@ -55,6 +56,7 @@ CHANGES = [
     ({"transformers": "4.56.2"}, "needs transformers~=4.57.1; installed: transformers 4.56.2"),
     ({"accelerate": "1.9.0"}, "needs accelerate==1.8.1; installed: accelerate 1.9.0"),
     ({"trl": None}, "needs trl==0.24.0; installed: trl is missing"),
+    ({"torch-xla": None}, "needs torch-xla; installed: no torch-xla; make it an environment of its own"),
 ]
 
 
@@ -112,4 +114,6 @@ def test_what_is_written_here_is_what_the_library_says():
     neuron_source("optimum/neuron/version.py")
     assert metadata.version(libraries.PACKAGE) == libraries.VERSION
     assert libraries._metadata() == (libraries.PYTHON, libraries.REQUIREMENTS)
-    assert libraries.libraries_fault() is None
+    # It asks for no torch-xla: that comes with torch-neuronx.
+    missing = [] if importlib.util.find_spec("torch_xla") else ["torch-xla"]
+    assert [needed for needed, _ in libraries._unfit()] == missing

@@ -15,6 +15,7 @@ from trainer.metrics.throughput import DEFINITIONS_VERSION
         ("train", "definitions", 1, f"definitions: 1 here, {DEFINITIONS_VERSION} there"),
         ("train", "hardware.logical_cpus", 96, "hardware.logical_cpus: 96 here, "),
         ("train", "hardware.accelerator", "trn1", "hardware.accelerator: trn1 here, cpu there"),
+        ("train", "libraries.transformers", "4.57.6", "libraries.transformers: 4.57.6 here, "),
         ("config", "model.name", "other", "model.name: other here, tiny_llama there"),
         ("config", "model.path", "elsewhere", "model.path: elsewhere here, null there"),
         ("config", "training.global_batch_size", 8, "training.global_batch_size: 8 here, 2 there"),

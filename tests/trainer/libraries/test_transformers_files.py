@@ -79,8 +79,22 @@ def test_4_refuses_what_it_would_read_otherwise(tmp_path):
         assert ('add "rope_theta": 500000.0, "rope_scaling": null to it, or take' in fault) == (family == "llama")
         with pytest.raises(TrntuneError, match="of which transformers 4"):
             check_readable(tmp_path)
-        (tmp_path / "config.json").write_text(json.dumps({**document, "rope_theta": 1.0}))
-        assert rotary_fault(tmp_path) is None
+        known = family == "gemma3_text"
+        for beside, read_alike in (
+            ({"rope_theta": 500000.0}, True),
+            ({"rope_theta": 1.0}, known),  # of settings by kind it isn't known what the same would be
+            ({"rope_scaling": None}, known),
+        ):
+            (tmp_path / "config.json").write_text(json.dumps({**document, **beside}))
+            assert (rotary_fault(tmp_path) is None) == read_alike, beside
+
+
+def test_4_refuses_settings_whose_scaling_it_would_not_find(tmp_path):
+    joined = {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 8.0}
+    document = {"model_type": "llama", JOINED: joined, "rope_theta": 500000.0}
+    for beside, read_alike in (({}, False), ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, True)):
+        (tmp_path / "config.json").write_text(json.dumps({**document, **beside}))
+        assert (rotary_fault(tmp_path) is None) == (read_alike or MAJOR >= 5)
 
 
 def test_a_model_that_is_made_here_names_its_rotary_base_in_words_of_both():

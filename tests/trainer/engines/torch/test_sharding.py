@@ -61,7 +61,7 @@ def weights(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
-def assert_same_training(run: Run, expected: Run, rel: float = 2e-6, atol: float = 1e-7) -> None:
+def assert_same_training(run: Run, expected: Run, rel: float = 2e-6, atol: float = 1e-6) -> None:
     for event, key in (("train", "loss"), ("train", "grad_norm"), ("eval", "eval_loss")):
         found = [line[key] for line in run.metrics(event)]
         assert found == pytest.approx([line[key] for line in expected.metrics(event)], rel=rel), key

@@ -11,7 +11,7 @@ import psutil
 from launcher.config.schema import Config, world_size
 from launcher.jobs.job import instances
 from launcher.run_dir.attempts import Attempt
-from launcher.run_dir.provenance import LIBRARIES, installed
+from launcher.run_dir.provenance import LIBRARIES, installed_packages
 from launcher.run_dir.result import TrainResult
 from trainer.checkpoints.checkpointer import SaveReport
 from trainer.data.prepare import DataReport
@@ -104,7 +104,7 @@ def train_result(
         "peak_device_memory_bytes": device,
         "data": asdict(data),
         "hardware": hardware(config),
-        "libraries": {name: installed(name) for name in LIBRARIES},
+        "libraries": installed_packages(LIBRARIES),
         **asdict(reached),
     }
     return TrainResult(**values)

@@ -7,6 +7,7 @@ notes of the runtime, aws-neuron-sdk, runtime.rst].
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 
@@ -38,6 +39,7 @@ def runtime_fault(config: Config) -> str | None:
     )
 
 
+@functools.cache
 def installed_runtime() -> tuple[int, int] | None:
     """Major and minor version of the runtime, as this machine's package manager (Ubuntu's) knows it."""
     command = ["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", PACKAGE]

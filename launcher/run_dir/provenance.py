@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -72,9 +72,9 @@ def software() -> dict[str, Any]:
     }
 
 
-def installed_packages() -> dict[str, str | None]:
-    """Name and version of what a result depends on."""
-    return {package: installed(package) for package in PACKAGES}
+def installed_packages(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
+    """Names and versions, by default of what a result depends on."""
+    return {package: installed(package) for package in packages}
 
 
 def write_records(

@@ -13,7 +13,7 @@ from launcher.errors import TrntuneError, UsageError
 from launcher.io import write_durably
 from launcher.model_dir.chat_templates import FOLDER
 from launcher.model_dir.weights import check_not_quantized
-from launcher.run_dir.provenance import installed
+from launcher.run_dir.provenance import installed_packages
 from postprocess.convert.originals import Originals, find
 from postprocess.merge.files import copy_side_files, is_side_file
 from postprocess.merge.layout import ties_of
@@ -46,7 +46,7 @@ def convert(source: Path, out: Path, shard_bytes: int) -> dict[str, Any]:
         "tensors": len(specs),
         "bytes": sum(spec.nbytes for spec in specs),
         "left": left,
-        "versions": {package: installed(package) for package in ("trntune", "torch", "safetensors")},
+        "versions": installed_packages(("trntune", "torch", "safetensors")),
     }
     with staged(out) as directory:
         copy_side_files(files, directory, {})

@@ -11,7 +11,7 @@ from launcher.atomic_directory import MARKER, check_free, staged
 from launcher.errors import TrntuneError, UsageError
 from launcher.io import write_durably
 from launcher.model_dir.generation_config import repair_of, repaired_texts
-from launcher.run_dir.provenance import installed
+from launcher.run_dir.provenance import installed_packages
 from postprocess.merge.adapter import Adapter, check_mergeable, read_adapter
 from postprocess.merge.files import (
     RECORD,
@@ -175,7 +175,7 @@ class _Merge:
             "zero_change": sorted(written.unchanged),
             "tokenizer": tokenizer,
             "logits": logits,
-            "versions": {package: installed(package) for package in _PACKAGES},
+            "versions": installed_packages(_PACKAGES),
             "bytes": sum(sizes.values()),
             "files": sizes,
         }

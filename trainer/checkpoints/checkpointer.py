@@ -16,7 +16,7 @@ from launcher.config.schema import Config, model_processes, world_size
 from launcher.errors import TrntuneError
 from launcher.paths import shown
 from launcher.run_dir.config_diff import ALLOW, config_sha256, fixed_part, since, under
-from launcher.run_dir.provenance import installed
+from launcher.run_dir.provenance import installed, installed_packages
 from trainer.checkpoints.manifest import InvalidCheckpointError, Manifest, Position, World
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import EngineState
@@ -175,7 +175,7 @@ class Checkpointer:
             world=world_of(self.config),
             identity=self.wanted,
             config_sha256=config_sha256(self.config),
-            versions={name: installed(name) for name in PACKAGES},
+            versions=installed_packages(PACKAGES),
             created_at="",
             files={},
         )

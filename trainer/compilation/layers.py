@@ -60,16 +60,13 @@ def compile_layers(layers: Iterable[nn.Module], kind: str) -> int:
 
 def _told(forward: Callable[..., Any], name: str) -> Callable[..., Any]:
     """``forward``, whose compiler's failures are told in one line."""
+    from torch._dynamo.exc import TorchDynamoException
 
     @functools.wraps(forward)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return forward(*args, **kwargs)
-        except Exception as error:
-            from torch._dynamo.exc import TorchDynamoException
-
-            if not isinstance(error, TorchDynamoException):
-                raise
+        except TorchDynamoException as error:
             raise TrntuneError(
                 f"training.compile=layers: {name} can't be compiled: {_why(error)}; take training.compile=none"
             ) from error

@@ -3,7 +3,6 @@ once training is under way."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -80,9 +79,7 @@ class Programs:
         self.late += new
         times = f"{new} time{'s' if new > 1 else ''}"
         text = f"step {self._steps} of this start compiled {times} after warm-up{_reason()}"
-        settings = self.config.accelerator.torch_neuron
-        if settings is not None and settings.on_new_graph == "stop":
-            raise TrntuneError(f"{text}; accelerator.torch_neuron.on_new_graph=warn goes on")
+        self._stop_or("on_new_graph", text)
         if first:
             self.say(f"warning: {text}; {LATE} counts them")
 
@@ -92,10 +89,14 @@ class Programs:
             return
         self._told.update(new)
         text = f"the host computes what the device has no kernel for: {', '.join(new[:4])}"
-        settings = self.config.accelerator.torch_neuron
-        if settings is not None and settings.on_host_operator == "stop":
-            raise TrntuneError(f"{text}; accelerator.torch_neuron.on_host_operator=warn goes on")
+        self._stop_or("on_host_operator", text)
         self.say(f"warning: {text}")
+
+    def _stop_or(self, key: str, text: str) -> None:
+        """Raise TrntuneError where that setting of TorchNeuron is stop; other devices go on."""
+        settings = self.config.accelerator.torch_neuron
+        if settings is not None and getattr(settings, key) == "stop":
+            raise TrntuneError(f"{text}; accelerator.torch_neuron.{key}=warn goes on")
 
 
 LATE = "late_compilations in stages/train.json"
@@ -104,7 +105,7 @@ LATE = "late_compilations in stages/train.json"
 def watch_programs(config: Config, stopwatch: Stopwatch, say: Say) -> Programs | None:
     """What this process compiles from now on; None where it compiles nothing and has no device that could leave
     anything to the host."""
-    if config.accelerator.engine != "torch" or not (compiles_layers(config) or on_torch_neuron(config)):
+    if not (compiles_layers(config) or on_torch_neuron(config)):
         return None
     programs = Programs(config, stopwatch, say)
     if compiles_layers(config):
@@ -117,8 +118,6 @@ def watch_programs(config: Config, stopwatch: Stopwatch, say: Say) -> Programs |
 
 def graph_breaks() -> int:
     """Places, until now, where torch.compile had to leave a layer's graph."""
-    if "torch._dynamo" not in sys.modules:
-        return 0
     from torch._dynamo.utils import counters
 
     return sum(counters["graph_break"].values())

@@ -10,7 +10,7 @@ from launcher.config.schema import Config
 from launcher.executors.slurm.snapshot import digest as code_digest
 from launcher.io import write_json
 from launcher.neuron.graphs import Shapes, differences, shapes
-from launcher.run_dir.provenance import installed
+from launcher.run_dir.provenance import installed_packages
 from trainer.compilation.cache import Module, compiled
 
 FILE = "trntune.json"
@@ -33,7 +33,7 @@ class Record:
 
 def versions() -> dict[str, str | None]:
     """The installed packages that graphs depend on."""
-    return {name: installed(name) for name in PACKAGES}
+    return installed_packages(PACKAGES)
 
 
 def write(config: Config, directory: Path, found: dict[str, Module]) -> None:

@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,13 +19,11 @@ from launcher.neuron.variables import cache_root, graph_directory
 from launcher.run_dir.layout import RunDir
 from trainer.compilation import record
 from trainer.compilation.cache import Module, busy_seconds, compiled
-from trainer.compilation.programs import watch_programs
+from trainer.compilation.programs import Say, watch_programs
 from trainer.compilation.trial import tracing
 from trainer.engines.base import TrainingCallback
 from trainer.metrics.throughput import StepReport, Stopwatch
 from trainer.signals import Stop
-
-Say = Callable[[str], None]
 
 
 class Compilations(Protocol):

@@ -43,6 +43,11 @@ def is_added(name: str) -> bool:
     return any(part in name for part in _ADDED)
 
 
+def decoder_layers(model: PreTrainedModel, name: str | None) -> list[nn.Module]:
+    """The layers of the list of that name (``Modules.layers``), none of a family without one."""
+    return [] if name is None else list(model.get_submodule(name).children())
+
+
 def modules_of(model: PreTrainedModel) -> Modules:
     """The names of a model's modules, before peft changes it; it may be on the meta device."""
     named = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]

@@ -34,7 +34,7 @@ from launcher.paths import ROOT
 from launcher.run_dir.attempts import MAX_WITHOUT_PROGRESS, counted
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import RunLock
-from launcher.run_dir.provenance import installed, installed_packages
+from launcher.run_dir.provenance import installed_packages
 from launcher.run_dir.resume import finished
 
 # A controller that is restarted in the moment in which a job leaves is back some seconds later; Slurm's time limit ends
@@ -77,7 +77,7 @@ class Frozen:
 
 def frozen() -> Frozen:
     """This process's environment."""
-    packages = {**installed_packages(), **{name: installed(name) for name in _MORE_PACKAGES}}
+    packages = {**installed_packages(), **installed_packages(_MORE_PACKAGES)}
     return Frozen(sys.version.split()[0], tuple(packages.items()))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ NATIVE = ("accelerator=trn2_3xlarge_native", "parallelism=single", "dataset.pack
 
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Makes this machine one with that version of the runtime."""
     if shutil.which("dpkg-query") is None:
         pytest.skip("no dpkg-query here")
@@ -30,8 +30,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         (tmp_path / "info").mkdir(exist_ok=True)
         (tmp_path / "updates").mkdir(exist_ok=True)
         monkeypatch.setenv("DPKG_ADMINDIR", str(tmp_path))
+        installed_runtime.cache_clear()  # a process asks its machine once
 
-    return make
+    yield make
+    installed_runtime.cache_clear()
 
 
 @pytest.mark.parametrize(

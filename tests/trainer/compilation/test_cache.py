@@ -78,7 +78,7 @@ def test_a_record_is_good_for_its_graphs_packages_and_code(config, monkeypatch):
     record.write(config, directory, compiled(directory))
     assert record.valid(config, directory).graphs == [f"{COMPILER}/MODULE_1+e30acd3a"]
     with monkeypatch.context() as patch:
-        patch.setattr(record, "installed", lambda name: "0")
+        patch.setattr(record, "installed_packages", lambda names: dict.fromkeys(names, "0"))
         assert record.valid(config, directory) is None
     with monkeypatch.context() as patch:
         patch.setattr(record, "code_digest", lambda: "0")

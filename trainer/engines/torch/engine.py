@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, set_seed
 
 from launcher.architecture.adapters import Modules
@@ -44,7 +43,7 @@ from trainer.families.way import Way
 from trainer.fused import fuse
 from trainer.libraries.transformers_files import mend_config, save_tokenizer
 from trainer.metrics.throughput import ModelSize, Stopwatch
-from trainer.models.adapt import modules_of
+from trainer.models.adapt import decoder_layers, modules_of
 from trainer.models.attention import DOCUMENT_ATTENTION
 from trainer.models.causal_lm import CausalLMLoss
 from trainer.models.generation import mend_generation
@@ -115,7 +114,7 @@ class TorchEngine:
         if not is_sharded(self.config):
             to_device(model, self.group.device)
         if self.compiles:
-            compile_layers(self._layers(base), self.group.device.type)
+            self._compile(base)
         else:
             fuse(model)
         ids = torch.int32 if self.fixed_shapes else torch.int64
@@ -124,15 +123,13 @@ class TorchEngine:
         config = read_config_json(self.model_dir)
         return Replica(self.config, self.group, model, module, collator, extents, config)
 
-    def _layers(self, base: PreTrainedModel) -> Iterable[nn.Module]:
-        """Decoder layers, where the family has a list of them."""
-        name = self.modules.layers
-        if name is None:
+    def _compile(self, base: PreTrainedModel) -> None:
+        if self.modules.layers is None:
             raise TrntuneError(
                 f"training.compile=layers: {type(base).__name__} has no list of layers that could be compiled; take "
                 "training.compile=none"
             )
-        return base.get_submodule(name).children()
+        compile_layers(decoder_layers(base, self.modules.layers), self.group.device.type)
 
     @property
     def model(self) -> PreTrainedModel | PeftModel:

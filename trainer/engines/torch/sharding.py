@@ -28,6 +28,7 @@ from trainer.engines.torch.parts import local, whole
 from trainer.engines.torch.process_group import ProcessGroup
 from trainer.engines.torch.state import ADAPTER, live_weights
 from trainer.families.choose import check_shardable
+from trainer.models.adapt import decoder_layers
 from trainer.models.causal_lm import CausalLMLoss
 
 
@@ -118,7 +119,7 @@ def shard(
     that can't be sharded.
     """
     names = _names(module, live_weights(model))
-    units: list[nn.Module] = [] if layers is None else list(module.model.get_submodule(layers).children())
+    units = decoder_layers(module.model, layers)
     check_shardable((name for name, p in module.named_parameters() if p.requires_grad), config.model.name)
     _check_units(module, units)
     try:

@@ -91,10 +91,19 @@ def run_stage(name: str, run_dir: RunDir) -> None:
     with RunLock(run_dir.path, f"stage {name}", launcher_pids(), patience()) if is_rank_zero() else nullcontext():
         if is_rank_zero() and name not in PREPARING:
             forget(name, run_dir)
+        config = run_dir.load_config()
+        keep_xla_out(config)
         module = cast(StageModule, importlib.import_module(STAGES[name]))
-        result = module.run(run_dir.load_config(), run_dir)
+        result = module.run(config, run_dir)
         if is_rank_zero():
             write_json(run_dir.stage_file(name), result)
+
+
+def keep_xla_out(config: Config) -> None:
+    """Where torch_xla is installed accelerate and transformers take its device, whatever they are asked for: before
+    they are imported, tell them not to look for it. Optimum-neuron's own training needs it."""
+    if config.accelerator.engine != "neuron":
+        os.environ["USE_TORCH_XLA"] = "0"
 
 
 def exit_code(code: int) -> int:

@@ -15,11 +15,13 @@ from launcher.checks.diagnostic import Check, Diagnostic
 from launcher.config.schema import Config, LoraConfig, on_torch_neuron, world_size
 from launcher.errors import UsageError
 from launcher.jobs.executor import is_submitted
-from launcher.jobs.variables import COMPILE
+from launcher.jobs.variables import COMPILE, ON_ACCELERATOR
 from launcher.model_dir.config_json import family_of
 from launcher.neuron.graphs import fuses_qkv
-from launcher.neuron.variables import CACHE_PATH, DERIVED, cache_root
+from launcher.neuron.variables import CACHE_PATH, DERIVED, FALLBACK_CACHE, cache_root
 from launcher.torch_neuron.checks import check_torch_neuron, check_variable
+from launcher.torch_neuron.variables import FALLBACK_CACHE as NATIVE_FALLBACK
+from launcher.torch_neuron.variables import cache_directory
 
 _ASSIGNMENT = r"[A-Za-z_][A-Za-z0-9_]*=.*"
 # Deprecated since Neuron 2.23 (AWS: "Announcing end of support for XLA_USE_BF16 and XLA_DOWNCAST_BF16").
@@ -111,7 +113,7 @@ def check_model(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_sequence(config: Config) -> Iterator[Diagnostic]:
-    """Sequence parallelism cuts a row into equal parts, and bf16 can't be without it."""
+    """Sequence parallelism cuts a row into equal parts, and bf16 and norms of heads can't be without it."""
     parallel, training = config.parallelism, config.training
     if parallel.tensor_parallel == 1:
         return
@@ -125,6 +127,17 @@ def check_sequence(config: Config) -> Iterator[Diagnostic]:
             "(seen: gradient norm 5.49 for 10.45)"
         )
         yield Diagnostic("parallelism.sequence_parallel", "false", why, "take true")
+    elif not parallel.sequence_parallel and config.method.name == "full" and _norms_heads(config):
+        why = (
+            "each rank norms its own heads, and without sequence parallelism optimum-neuron sums no gradients of norms "
+            "over the ranks (seen: q_norm and k_norm differ from rank to rank)"
+        )
+        yield Diagnostic("parallelism.sequence_parallel", "false", why, "take true")
+
+
+def _norms_heads(config: Config) -> bool:
+    facts = config.model.architecture
+    return facts is not None and FAMILIES[facts.family].head_norms
 
 
 def check_optimizer(config: Config) -> Iterator[Diagnostic]:
@@ -261,27 +274,48 @@ def check_neuron(config: Config) -> Iterator[Diagnostic]:
 
 def check_trainable(config: Config) -> None:
     """Raise UsageError for what can be planned, but not be trained here. Nothing is created."""
-    if config.accelerator.engine == "neuron":
-        _check_optimum_neuron(config)
+    if fault := planned_only(config):
+        raise UsageError(fault)
     if config.accelerator.device == "neuron":
         _check_one_instance(config)
 
 
-def _check_optimum_neuron(config: Config) -> None:
-    parallel = config.parallelism
-    facts = config.model.architecture
+def planned_only(config: Config) -> str | None:
+    """Why a configuration can be planned, but not be started, in one line; None where it can."""
+    if config.accelerator.device != "neuron":
+        return None
+    return (_untrainable(config) if config.accelerator.engine == "neuron" else None) or _unshared_cache(config)
+
+
+def _unshared_cache(config: Config) -> str | None:
+    native = on_torch_neuron(config)
+    root, fallback = (cache_directory(config), NATIVE_FALLBACK) if native else (cache_root(config), FALLBACK_CACHE)
+    compiles = set(config.stages) & set(ON_ACCELERATOR)
+    if not compiles or not is_submitted(config.cluster) or root != fallback:
+        return None
+    own = "accelerator.torch_neuron.cache_dir" if native else "accelerator.neuron.cache_dir"
+    return (
+        f"cluster.cache_dir={config.cluster.cache_dir or 'null'}: compiled graphs would be kept in {fallback} of each "
+        f"node, and every node would compile them for itself; give a directory that all nodes share, such as "
+        f"cluster.cache_dir=/fsx/trntune (or {own} for the graphs alone)"
+    )
+
+
+def _untrainable(config: Config) -> str | None:
+    parallel, facts = config.parallelism, config.model.architecture
     if facts is not None and facts.family == "granite":
-        raise UsageError(
+        return (
             f"model={config.model.name}: granite can be planned, not trained: optimum-neuron's GraniteForCausalLM "
             "takes the mean of each micro batch's loss whatever is asked of it, so that labels would not count alike; "
             "take a llama or qwen3 model, or accelerator=cpu or cuda"
         )
     if parallel.pipeline_parallel > 1:
-        raise UsageError(
+        return (
             f"parallelism.pipeline_parallel={parallel.pipeline_parallel}: can be planned, not trained: in a pipeline "
             "optimum-neuron's models take no position ids (PIPELINE_INPUT_NAMES), so that packed samples would not be "
             "apart; take 1"
         )
+    return None
 
 
 def _check_one_instance(config: Config) -> None:

@@ -17,6 +17,7 @@ from launcher.jobs.helper_process import NoAnswer, answer
 from launcher.jobs.job import Job, instances, jobs
 from launcher.jobs.variables import variables
 from launcher.model_dir.config_facts import described_by, told_of
+from launcher.neuron.checks import planned_only
 from launcher.neuron.libraries import fault_here
 from launcher.plan import disk, duration, memory, schedule
 from launcher.plan.duration import Duration
@@ -97,9 +98,12 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """What its user should know before it is started."""
-        fault = fault_here(self.config, self.config.stages)
         generation = disk.generation_notes(self.config, self.tokenizer)
-        return [*generation, *([f"started here it would be refused: {fault}"] if fault else [])]
+        faults = {
+            "it would be refused": planned_only(self.config),
+            "started here it would be refused": fault_here(self.config, self.config.stages),
+        }
+        return [*generation, *(f"{what}: {fault}" for what, fault in faults.items() if fault)]
 
 
 def known(config: Config) -> tuple[ArchitectureConfig, Parameters]:

@@ -79,7 +79,7 @@ def test_what_fits_is_not_refused(having, cwd):
 
 
 NOT_ASKED = [
-    ("dry_run=true", "cluster=slurm", "cluster.processes_per_node=1"),
+    ("dry_run=true", "cluster=slurm", "cluster.processes_per_node=1", "cluster.cache_dir=/fsx/trntune"),
     ("stages=[fetch,consolidate]",),
     ("accelerator=cpu",),
 ]

@@ -15,10 +15,14 @@ from launcher.errors import UsageError
 from launcher.neuron.checks import check_trainable
 from launcher.neuron.graphs import shapes
 from launcher.paths import CONF
+from launcher.plan.build import make
 from tests.launcher.conftest import single
 
 BASE = ("accelerator=trn1_32xlarge", "model=llama3_8b", "parallelism=trn1_tp8_dp4", "training.precision=bf16")
 BLOG = (*BASE, "training.global_batch_size=12", "training.max_length=1024")
+
+
+FP32 = ("training.precision=fp32", "parallelism.zero_1=false")
 
 
 def on_neuron(*arguments: str) -> Config:
@@ -37,6 +41,11 @@ REFUSED = [
     (["training.precision=fp32"], "parallelism.zero_1", "optimizer in bf16"),
     (["parallelism.zero_1=false"], "parallelism.zero_1", "master weights"),
     (["parallelism.sequence_parallel=false"], "parallelism.sequence_parallel", "gradient norm 5.49 for 10.45"),
+    (
+        ["model=qwen3_8b", "method=full", "parallelism.sequence_parallel=false", *FP32],
+        "parallelism.sequence_parallel",
+        "each rank norms its own heads",
+    ),
     (["training.max_length=1020"], "training.max_length", "nearest is 1024"),
     (["model.architecture=null"], "model", "llama, granite and qwen3 only, and this is of none"),
     (["model.architecture.vocab_size=128257"], "parallelism.tensor_parallel", "vocab_size=128257"),
@@ -77,6 +86,8 @@ def test_what_optimum_neuron_cannot_do_right_is_one_problem(arguments, key, piec
         ["parallelism=trn1_tp32_dp1", "lora=r16_all_linear"],
         ["parallelism=trn1_tp32_dp1", "lora.target_modules=[o_proj,down_proj]"],
         ["parallelism=trn1_tp32_dp1", "method=full"],
+        ["model=qwen3_8b", "parallelism.sequence_parallel=false", *FP32],
+        ["method=full", "parallelism.sequence_parallel=false", *FP32],
         ["parallelism=trn1_tp8_pp4_dp4_4nodes", "model=llama3_70b"],
         ["accelerator=trn2_48xlarge", "parallelism=trn2_tp4_dp16", "training.global_batch_size=16"],
         ["training.precision=fp32", "parallelism.zero_1=false"],
@@ -120,6 +131,30 @@ def test_granite_is_planned_with_its_ends_whole_on_every_rank_and_not_trained(tm
         check_trainable(config)
     (problem,) = problems(single(*local(tmp_path, GRANITE), "parallelism=trn1_tp8_pp4_dp4_4nodes").config)
     assert "no pipeline for granite" in str(problem)
+
+
+@pytest.mark.parametrize("accelerator", ["trn1_32xlarge", "trn2_48xlarge_native"])
+def test_graphs_that_each_node_would_compile_for_itself_are_refused_on_a_cluster(accelerator, cwd, monkeypatch):
+    monkeypatch.delenv("TRNTUNE_CACHE", raising=False)
+    base = (f"accelerator={accelerator}", "experiment=tiny")
+    with pytest.raises(UsageError, match=r"^cluster.cache_dir=null: compiled .* of each node"):
+        check_trainable(single(*base, "cluster=slurm").config)
+    key = "accelerator.torch_neuron" if "native" in accelerator else "accelerator.neuron"
+    for shared in ("cluster.cache_dir=/fsx/trntune", f"{key}.cache_dir=/fsx/graphs"):
+        check_trainable(single(*base, "cluster=slurm", shared).config)
+    check_trainable(single(*base).config)
+    monkeypatch.setenv("TRNTUNE_CACHE", "/fsx/cache")
+    check_trainable(single(*base, "cluster=slurm").config)
+
+
+def test_the_plan_says_what_would_be_refused(cwd, monkeypatch):
+    monkeypatch.delenv("TRNTUNE_CACHE", raising=False)
+    for arguments, piece in (
+        (("model=granite33_8b",), "it would be refused: model=granite33_8b: granite can be planned, not trained"),
+        (("cluster=slurm",), "it would be refused: cluster.cache_dir=null"),
+    ):
+        assert [note for note in make(on_neuron(*arguments)).notes if note.startswith(piece)]
+    assert not [note for note in make(on_neuron()).notes if note.startswith("it would be refused")]
 
 
 @pytest.mark.parametrize(

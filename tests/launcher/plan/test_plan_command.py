@@ -137,7 +137,8 @@ def test_what_can_only_be_planned_on_neuron_is_refused_before_anything_is_made(a
 
 
 def test_the_published_comparison_is_two_chains_of_three_jobs(answer, cwd):
-    done = answer("experiment=blog_fpft_vs_peft", "cluster=slurm", "dry_run=true", "tracking=none")
+    cluster = ("cluster=slurm", "cluster.cache_dir=/fsx/trntune")
+    done = answer("experiment=blog_fpft_vs_peft", *cluster, "dry_run=true", "tracking=none")
     assert done.returncode == 0, done.stderr
     chains = [line for line in done.stdout.splitlines() if line.startswith("# ") and " -> " in line]
     each = "fetch (1 node) -> compile (1 node x 32 processes) -> train (1 node x 32 processes)"

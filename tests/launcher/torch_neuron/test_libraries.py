@@ -99,4 +99,8 @@ def test_what_trains_nothing_here_is_not_refused(having, cwd):
     having({"torch-neuronx": "2.8.0"})
     assert torch_neuron_fault()
     check(composition(*TINY, "stages=[fetch]"))
-    check(composition(*TINY, "dry_run=true", "cluster=slurm", "cluster.processes_per_node=1"))
+    check(
+        composition(
+            *TINY, "dry_run=true", "cluster=slurm", "cluster.processes_per_node=1", "cluster.cache_dir=/fsx/trntune"
+        )
+    )

@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
+from launcher.neuron.graphs import fuses_qkv
 from launcher.neuron.libraries import COMMAND, platform_fault
 from launcher.plan.steps import total_steps, warmup_steps
 from launcher.run_dir.result import RunStatus
@@ -59,6 +60,13 @@ def check_supported(config: Config) -> None:
         )
 
 
+def _fingerprints(config: Config) -> dict[str, str]:
+    """Of the source that must be there: what is about copies of heads matters where there are any."""
+    facts = config.model.architecture
+    repeats = facts is None or fuses_qkv(facts, config.parallelism)
+    return neuron_patches.FINGERPRINTS | (neuron_patches.OF_COPIES if repeats else {})
+
+
 class NeuronEngine:
     """See trainer.engines.base.Engine."""
 
@@ -79,13 +87,15 @@ class NeuronEngine:
             self.neuron_trainer = import_module("trainer.engines.neuron.trainer")
             self.neuron_model = import_module("trainer.engines.neuron.model")
             neuron_arguments = import_module("trainer.engines.neuron.arguments")
+            neuron_distributed = import_module("trainer.engines.neuron.distributed")
         except ModuleNotFoundError as error:
             raise TrntuneError(f"the neuron engine needs the Python package {error.name}; {_INSTALL}") from None
-        neuron_patches.check(neuron_patches.named)
+        neuron_patches.check(neuron_patches.named, _fingerprints(config))
+        neuron_distributed.mend()
         self.arguments = neuron_arguments.training_arguments(config)
         self.rank: int = dist.get_rank()
         self.replicas: int = config.parallelism.data_parallel
-        self.part = Part(config, self.rank, self.peers())
+        self.part = Part(config, neuron_distributed.place(self.rank), self.peers())
 
     def load(self, model_dir: Path, tokenizer: Any) -> None:
         """Load this rank's part of the model, add the adapter, and put it on the device."""

@@ -1,18 +1,23 @@
 """Who holds and who writes what of a run on Neuron: processes as (data, pipeline, tensor) ranks, and their files.
 
-neuronx_distributed 0.15 numbers them with tensor-parallel neighbours next to each other, then pipeline, then data
-(parallel_layers/parallel_state.py, initialize_model_parallel). Weights lie as optimum-neuron names its shards, so that
-postprocess.consolidate reads them; in safetensors, since that needs no unpickling.
+Weights lie as optimum-neuron names its shards, so that postprocess.consolidate reads them; in safetensors, since that
+needs no unpickling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+
+from launcher.config.schema import ParallelismConfig
+from launcher.errors import TrntuneError
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One process."""
+    """One process: its number among all, and its place as neuronx_distributed has it (see
+    trainer.engines.neuron.distributed): the order of numbers depends on the hardware and on the sizes of the groups."""
 
     number: int
     data: int
@@ -25,11 +30,22 @@ class Rank:
         return self.data == 0
 
 
-def rank_of(number: int, tensor_parallel: int, pipeline_parallel: int) -> Rank:
-    """The place of process ``number``."""
-    replica, within = divmod(number, tensor_parallel * pipeline_parallel)
-    pipeline, tensor = divmod(within, tensor_parallel)
-    return Rank(number, replica, pipeline, tensor)
+def first_of_replicas(everyone: Sequence[Rank], parallel: ParallelismConfig) -> list[int]:
+    """The number of one process of each replica, by the replica's number.
+
+    ``everyone`` is all processes by number. Raises TrntuneError unless each place of ``parallel`` is taken once: two
+    processes that think themselves the same part would train on the wrong rows, and write one file.
+    """
+    sizes = (parallel.data_parallel, parallel.pipeline_parallel, parallel.tensor_parallel)
+    numbers = {(rank.data, rank.pipeline, rank.tensor): rank.number for rank in everyone}
+    if set(numbers) != set(product(*map(range, sizes))) or [rank.number for rank in everyone] != list(
+        range(len(numbers))
+    ):
+        raise TrntuneError(
+            f"neuronx_distributed made other groups than data {sizes[0]} x pipeline {sizes[1]} x tensor {sizes[2]} of "
+            f"{len(everyone)} processes: {[(rank.data, rank.pipeline, rank.tensor) for rank in everyone]}"
+        )
+    return [numbers[replica, 0, 0] for replica in range(parallel.data_parallel)]
 
 
 def shards_directory(method: str) -> str:

@@ -22,7 +22,7 @@ from launcher.config.schema import Config
 from launcher.errors import TrntuneError, in_first_line
 from launcher.model_dir.weights import check_readable
 from trainer.engines.neuron.adapter import initial_adapter, share_first_half
-from trainer.engines.neuron.patches import is_split, mark_replicated
+from trainer.engines.neuron.patches import copies, is_split, mark_replicated
 from trainer.models.adapt import check_faults, peft_config
 from trainer.models.load import check_finite_weights, check_foreign_code, count_parameters
 from trainer.models.size import ParameterCounts
@@ -83,10 +83,7 @@ def count(model: nn.Module, config: Config, model_dir: Path) -> ParameterCounts:
 def _logical(name: str, parameter: nn.Parameter, model: nn.Module, config: Config) -> int:
     if not is_split(parameter):
         return parameter.numel()
-    size = parameter.numel() * config.parallelism.tensor_parallel
-    repeated = name.endswith((".weight_k", ".weight_v"))
-    multiplier = getattr(model.get_submodule(name.rpartition(".")[0]), "kv_size_multiplier", 1) if repeated else 1
-    return size // multiplier
+    return parameter.numel() * config.parallelism.tensor_parallel // copies(name, model)
 
 
 def metadata(model: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError
 from trainer.checkpoints.peers import Peers
-from trainer.engines.neuron.layout import optimizer_file, rank_of
+from trainer.engines.neuron.layout import Rank, first_of_replicas, optimizer_file
 from trainer.metrics.throughput import Counts
 from trainer.signals import Stop
 
@@ -15,11 +15,12 @@ from trainer.signals import Stop
 class Part:
     """What training, evaluation and checkpoints take of the engine."""
 
-    def __init__(self, config: Config, rank: int, together: Peers) -> None:
-        parallel = config.parallelism
-        self.config, self.rank, self.together = config, rank, together
-        self.replicas: int = parallel.data_parallel
-        self.place = rank_of(rank, parallel.tensor_parallel, parallel.pipeline_parallel)
+    def __init__(self, config: Config, place: Rank, together: Peers) -> None:
+        """All ranks call it, each with its own ``place``."""
+        self.config, self.place, self.together = config, place, together
+        self.rank = place.number
+        self.replicas: int = config.parallelism.data_parallel
+        self.first_of_replicas = first_of_replicas(together.all_gather(place), config.parallelism)
         self.dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         self.shapes: dict[str, tuple[int, ...]] = {}
         """of the batches until now, by the name of the input"""
@@ -31,14 +32,13 @@ class Part:
     def agree(self, counts: Counts, wish: Stop) -> tuple[Counts, Stop]:
         """The counts of all replicas, and the strongest wish of all ranks. All ranks call it."""
         answers: list[tuple[list[float], int]] = self.together.all_gather((counts.as_list(), int(wish)))
-        first_of_replicas = answers[:: len(answers) // self.replicas]
-        summed = sum((Counts.from_list(values) for values, _ in first_of_replicas), Counts())
+        summed = sum((Counts.from_list(answers[rank][0]) for rank in self.first_of_replicas), Counts())
         return summed, Stop(max(wish for _, wish in answers))
 
     def summed(self, values: list[float]) -> list[float]:
         """``values`` summed over the replicas, the same on every rank. All ranks call it."""
         answers: list[list[float]] = self.together.all_gather(values)
-        return [sum(column) for column in zip(*answers[:: len(answers) // self.replicas], strict=True)]
+        return [sum(column) for column in zip(*(answers[rank] for rank in self.first_of_replicas), strict=True)]
 
     def note_shapes(self, inputs: dict[str, torch.Tensor]) -> None:
         """Raise TrntuneError when a batch has another shape than those before: the compiler would begin again."""

@@ -9,6 +9,15 @@ another one, nothing is patched blindly, and the run is refused.
 3. The schedule is made for the optimizer that ZeRO-1 then replaces. ZeRO-1 begins with the same parameter groups, but
    accelerate loads its state into it, which makes new ones: the learning rate stays that of the first step, 0 with a
    warm-up. ``set_learning_rates`` tells the optimizer that is used.
+
+And what neuronx_distributed 0.15 to 0.17 does wrongly with the two together, where a model has fewer key/value heads
+than tensor-parallel ranks, so that several ranks hold a copy of one:
+
+4. optimum-neuron gives a tensor-parallel rank the head of its number modulo the number of heads. neuronx_distributed
+   sums the gradients of copies over ranks next to each other on Trainium 2, and on Trainium 1 over numbers of processes
+   as though tensor-parallel neighbours were next to each other, which they aren't with 4 ranks: gradients of different
+   heads are added. ``head_groups`` follows the weights.
+5. The norm of the gradients, by which they are clipped, counts each copy. ``counted_once`` counts one.
 """
 
 from __future__ import annotations
@@ -17,8 +26,10 @@ import ast
 import hashlib
 import importlib
 import inspect
+import math
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -36,6 +47,14 @@ FINGERPRINTS = {
     "optimum.neuron.peft.tuners.lora.layer.GQAQKVColumnParallelLinear.update_layer": "9b0d8c09c7234dcd",
     "optimum.neuron.trainers.transformers.NeuronTrainer._train": "5eb3f07aaa9ae979",
     "optimum.neuron.trainers.transformers.NeuronTrainer.setup_training": "e5f64add27578c50",
+}
+# The same of mends 4 and 5: neuronx_distributed's are alike in its public releases 0.15, 0.16 and 0.17.
+OF_COPIES = {
+    "optimum.neuron.models.training.transformations_utils.GQAQKVColumnParallelLinearSpec": "5bc3ce71a717a2cd",
+    "neuronx_distributed.parallel_layers.grads.get_grad_norm": "ed08cea8424f5963",
+    "neuronx_distributed.parallel_layers.parallel_state.initialize_kv_group": "05f248fdaa700d6c",
+    "neuronx_distributed.parallel_layers.parallel_state.arrange_kv_groups": "70ea62e5ff4ea3d4",
+    "neuronx_distributed.optimizer.zero_redundancy_optimizer.NeuronZero1Optimizer": "654fa0369d581932",
 }
 
 
@@ -62,15 +81,15 @@ def named(name: str) -> Any:
     raise ModuleNotFoundError(name)
 
 
-def check(found: Callable[[str], Any]) -> None:
+def check(found: Callable[[str], Any], expected: Mapping[str, str]) -> None:
     """Raise TrntuneError unless this is the source that the mends were written for: launcher.neuron.libraries has seen
-    that it is the version. ``found`` gives the object of a dotted name.
+    that it is the version. ``expected`` is FINGERPRINTS, with OF_COPIES where heads have copies; ``found`` gives the
+    object of a dotted name.
     """
-    for name, expected in FINGERPRINTS.items():
-        if fingerprint(inspect.getsource(found(name))) != expected:
-            raise TrntuneError(
-                f"{name} is not that of optimum-neuron {VERSION}, which this engine mends: install it again"
-            )
+    for name, digits in expected.items():
+        if fingerprint(inspect.getsource(found(name))) != digits:
+            library = f"optimum-neuron {VERSION}" if name.startswith("optimum") else "neuronx_distributed 0.15 to 0.17"
+            raise TrntuneError(f"{name} is not that of {library}, which this engine mends: install it again")
 
 
 def mark_replicated(model: nn.Module) -> list[str]:
@@ -106,3 +125,56 @@ def reduce_sequence_parallel_gradients(optimizer: torch.optim.Optimizer, reduce:
     """Sum the gradients of replicated parameters over the tensor-parallel ranks, in place, wherever they are kept."""
     for gradient in partial_gradients(p for group in optimizer.param_groups for p in group["params"]):
         reduce(gradient)
+
+
+def head_groups(tensor_groups: Sequence[Sequence[int]], copies: int) -> list[list[int]]:
+    """The processes that hold copies of the same key/value heads, for each group of tensor-parallel neighbours.
+
+    [groups x heads, copies]: of 4 neighbours and 2 copies the first and third, and the second and fourth.
+    """
+    found = []
+    for group in tensor_groups:
+        heads = len(group) // copies
+        found += [sorted(group)[first::heads] for first in range(heads)]
+    return found
+
+
+def copies(name: str, model: nn.Module) -> int:
+    """How many tensor-parallel ranks hold what this rank holds of a split parameter: of key and value heads more than
+    one, where there are fewer of them than ranks."""
+    repeated = name.endswith((".weight_k", ".weight_v"))
+    return int(getattr(model.get_submodule(name.rpartition(".")[0]), "kv_size_multiplier", 1)) if repeated else 1
+
+
+def mark_copies(parts: Iterable[tuple[str, Any, Any]], model: nn.Module) -> None:
+    """Say of each tensor that the optimizer updates in how many copies it exists, for ``counted_once``.
+
+    ``parts`` are those of trainer.engines.neuron.state.parts.
+    """
+    for name, part, _ in parts:
+        part.copies = copies(name, model)
+
+
+def counted_once(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """``norm`` (neuronx_distributed's get_grad_norm), for which ``copies`` of a gradient are one.
+
+    It adds squares over the ranks: each of n copies by the root of n less. Which of them counts in full can't differ
+    from rank to rank, since each would need a graph of its own.
+    """
+
+    def once(parameters: list[Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        return norm([_share(parameter) for parameter in parameters], *args, **kwargs)
+
+    return once
+
+
+def _share(parameter: Any) -> Any:
+    number = getattr(parameter, "copies", 1)
+    if number == 1 or parameter.grad is None:
+        return parameter
+    return SimpleNamespace(
+        grad=parameter.grad.detach() / math.sqrt(number),
+        tensor_model_parallel=True,
+        device=parameter.device,
+        dtype=parameter.dtype,
+    )

@@ -25,7 +25,7 @@ def optimizer_tensors(optimizer: Any, model: nn.Module) -> Tensors:
     ``optimizer`` is torch's, or ZeRO-1's around one (``base_optimizer``) that updates this rank's part of a parameter.
     """
     found: Tensors = {}
-    for name, part, base in _parts(optimizer, model):
+    for name, part, base in parts(optimizer, model):
         for key, value in base.state.get(part, {}).items():
             found[f"{name}.{key}"] = value if torch.is_tensor(value) else torch.tensor(value)
         if base is not optimizer:
@@ -39,7 +39,7 @@ def restore_optimizer(optimizer: Any, model: nn.Module, stored: Tensors) -> None
     Raises KeyError when the state is of other parameters.
     """
     left = dict(stored)
-    for name, part, base in _parts(optimizer, model):
+    for name, part, base in parts(optimizer, model):
         if base is not optimizer:
             with torch.no_grad():
                 part.copy_(left.pop(f"{name}.{MASTER}"))
@@ -51,7 +51,7 @@ def restore_optimizer(optimizer: Any, model: nn.Module, stored: Tensors) -> None
         raise KeyError(f"state of other parameters: {sorted(left)[:3]}")
 
 
-def _parts(optimizer: Any, model: nn.Module) -> Iterator[tuple[str, Any, Any]]:
+def parts(optimizer: Any, model: nn.Module) -> Iterator[tuple[str, Any, Any]]:
     """Name of each trained parameter, what the optimizer updates for it on this rank, and the optimizer that does."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     base = getattr(optimizer, "base_optimizer", optimizer)

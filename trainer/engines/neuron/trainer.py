@@ -8,11 +8,9 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-import optimum.neuron.accelerate.optimizer as neuron_optimizer
 import torch
 import torch_xla
 import torch_xla.core.xla_model as xm
-from neuronx_distributed.parallel_layers.parallel_state import get_tensor_model_parallel_replica_groups
 from optimum.neuron import NeuronTrainer, NeuronTrainingArguments
 from transformers import TrainerCallback
 
@@ -60,7 +58,6 @@ class DocumentTrainer(NeuronTrainer):
     ) -> None:
         """``documents`` gives what says how this rank's weights lie, by file name."""
         self.part, self.collator, self.documents = part, collator, documents
-        neuron_optimizer.allreduce_sequence_parallel_gradients = _reduce_over_tensor_parallel
         super().__init__(model, arguments, data_collator=collator, callbacks=[StepMeter(self)])
         self.metrics_collector.enabled = False  # with none of its metrics wanted it still times parts
         self.model = self.accelerator.prepare_model(self.model)
@@ -98,6 +95,7 @@ class DocumentTrainer(NeuronTrainer):
     def setup_training(self, *args: Any, **kwargs: Any) -> None:
         """Then put everything where the checkpoint found it. The weights are in place already."""
         super().setup_training(*args, **kwargs)
+        neuron_patches.mark_copies(neuron_state.parts(self.inner_optimizer, self.model), self.model)
         if self.restored is None:
             return
         self.state.global_step = self.restored.step
@@ -209,15 +207,6 @@ class DocumentTrainer(NeuronTrainer):
         rng.restore(state)
         high, low = state[XLA_SEED].tolist()
         xm.set_rng_state((high << 32) + low)
-
-
-def _reduce_over_tensor_parallel(optimizer: Any) -> None:
-    groups = get_tensor_model_parallel_replica_groups()
-
-    def reduce(gradient: torch.Tensor) -> None:
-        xm.all_reduce(xm.REDUCE_SUM, [gradient], groups=groups, pin_layout=False)
-
-    neuron_patches.reduce_sequence_parallel_gradients(optimizer, reduce)
 
 
 class StepMeter(TrainerCallback):

@@ -12,6 +12,7 @@ import torch
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError, UsageError
 from launcher.neuron import libraries
+from tests.trainer.engines.neuron.places import Recorded, ranks
 from tests.trainer.models.conftest import composed
 from trainer.engines.base import create_engine
 from trainer.engines.neuron import engine
@@ -22,22 +23,11 @@ from trainer.signals import Stop
 NEURON = ("accelerator=trn1_32xlarge",)
 
 
-class Recorded:
-    """Peers whose answers were written down."""
-
-    rank = 0
-
-    def __init__(self, *others: Any) -> None:
-        self.others = others
-
-    def all_gather(self, value: Any) -> list[Any]:
-        return [value, *self.others]
-
-
-def bare(settings: Config, peers: Recorded) -> Part:
-    part = Part(settings, 0, peers)
-    part.replicas = 2
-    return part
+def first(settings: Config, *others: Any) -> Part:
+    """The part of the first rank; ``others`` is what the other ranks say when they are asked."""
+    parallel = settings.parallelism
+    everyone = ranks(parallel.data_parallel, parallel.pipeline_parallel, parallel.tensor_parallel)
+    return Part(settings, everyone[0], Recorded(everyone, *others))
 
 
 def test_it_wants_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,8 +51,7 @@ def test_a_machine_without_neurons_packages_is_told_which_one_is_missing(monkeyp
         pytest.skip("torch_xla is installed here")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     monkeypatch.setattr(engine, "platform_fault", lambda config: None)
-    missing = "optimum" if importlib.util.find_spec("optimum") is None else "torch_"
-    with pytest.raises(TrntuneError, match=f"needs the Python package {missing}"):
+    with pytest.raises(TrntuneError, match=r"needs the Python package (optimum|torch_xla)"):
         create_engine(composed(*NEURON))
 
 
@@ -82,14 +71,15 @@ def test_counts_are_those_of_one_rank_of_each_replica_and_one_wish_stops_all() -
     # tp 2, dp 2: ranks 0 and 1 have the rows of the first replica, 2 and 3 those of the second.
     mine, second = Counts(examples=3, trained=30, loss_sum=90.0), Counts(examples=2, trained=10, loss_sum=20.0)
     others = [(mine.as_list(), Stop.NO), (second.as_list(), Stop.CHECKPOINT_AND_EXIT), (second.as_list(), Stop.NO)]
-    part = bare(composed(*NEURON), Recorded(*others))
+    part = first(composed(*NEURON, "parallelism.tensor_parallel=2", "parallelism.data_parallel=2"), *others)
     counts, stop = part.agree(mine, Stop.NO)
     assert (counts.examples, counts.trained, counts.loss_sum) == (5, 40, 110.0)
+    assert first(part.config, [5.0], [7.0], [7.0]).summed([5.0]) == [12.0]
     assert stop == Stop.CHECKPOINT_AND_EXIT
 
 
 def test_a_batch_of_another_shape_would_be_another_graph_and_ends_the_run() -> None:
-    part = bare(composed(*NEURON), Recorded())
+    part = first(composed(*NEURON, "parallelism.tensor_parallel=1", "parallelism.data_parallel=1"))
     part.note_shapes({"input_ids": torch.zeros(1, 8), "labels": torch.zeros(1, 8)})
     part.note_shapes({"input_ids": torch.ones(1, 8), "labels": torch.zeros(1, 8)})
     with pytest.raises(TrntuneError, match="a batch has shapes"):

@@ -6,18 +6,48 @@ from collections import Counter
 
 import pytest
 
-from trainer.engines.neuron.layout import Rank, best_file, metadata_file, optimizer_file, rank_of, weights_file
+from launcher.config.schema import ParallelismConfig
+from launcher.errors import TrntuneError
+from tests.trainer.engines.neuron.places import ranks
+from trainer.engines.neuron.layout import (
+    Rank,
+    best_file,
+    first_of_replicas,
+    metadata_file,
+    optimizer_file,
+    weights_file,
+)
 
 
-def ranks(data: int, pipeline: int, tensor: int) -> list[Rank]:
-    return [rank_of(number, tensor, pipeline) for number in range(data * pipeline * tensor)]
+def parallel(data: int, pipeline: int, tensor: int) -> ParallelismConfig:
+    return ParallelismConfig(data_parallel=data, pipeline_parallel=pipeline, tensor_parallel=tensor)
 
 
-def test_the_published_layout_tp8_dp4() -> None:
-    assert rank_of(0, 8, 1) == Rank(0, data=0, pipeline=0, tensor=0)
-    assert rank_of(7, 8, 1) == Rank(7, data=0, pipeline=0, tensor=7)
-    assert rank_of(31, 8, 1) == Rank(31, data=3, pipeline=0, tensor=7)
-    assert rank_of(12, 4, 2) == Rank(12, data=1, pipeline=1, tensor=0)
+def test_the_first_processes_of_the_published_layout_tp8_dp4() -> None:
+    assert first_of_replicas(ranks(4, 1, 8), parallel(4, 1, 8)) == [0, 8, 16, 24]
+
+
+def test_the_first_processes_where_four_ranks_of_a_model_are_no_neighbours() -> None:
+    """trn1.32xlarge with tensor_parallel=4: the first model is on 0, 8, 16 and 24, the second on 1, 9, 17 and 25."""
+    everyone = [Rank(number, data=number % 8, pipeline=0, tensor=number // 8) for number in range(32)]
+    assert first_of_replicas(everyone, parallel(8, 1, 4)) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("everyone", "sizes"),
+    [
+        (ranks(2, 1, 2), (1, 1, 4)),
+        (ranks(2, 1, 2)[:3], (2, 1, 2)),
+        ([Rank(number, 0, 0, 0) for number in range(4)], (2, 1, 2)),
+        (ranks(2, 1, 2)[::-1], (2, 1, 2)),
+    ],
+    ids=["other sizes", "one missing", "one place", "other numbers"],
+)
+def test_other_groups_than_those_of_the_configuration_are_refused(
+    everyone: list[Rank], sizes: tuple[int, int, int]
+) -> None:
+    with pytest.raises(TrntuneError, match="neuronx_distributed made other groups than data"):
+        first_of_replicas(everyone, parallel(*sizes))
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 8), (2, 2, 2), (1, 1, 1), (16, 1, 4)])
@@ -38,6 +68,6 @@ def test_no_file_has_two_writers_and_every_reader_finds_its_own(shape: tuple[int
 
 
 def test_names_are_those_that_consolidate_looks_for() -> None:
-    rank = rank_of(5, 2, 2)
+    rank = Rank(5, data=1, pipeline=0, tensor=1)
     assert weights_file("full", rank) == "shards/model/dp_rank_00_tp_rank_01_pp_rank_00.safetensors"
     assert metadata_file("lora", rank) == "adapter_default/adapter_shards/mp_metadata_pp_rank_0.json"

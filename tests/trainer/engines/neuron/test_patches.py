@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -32,9 +33,12 @@ def _segment(text: str, path: list[str]) -> str:
     return ast.unparse(node)
 
 
-@pytest.mark.parametrize("name", sorted(patches.FINGERPRINTS))
+FINGERPRINTS = patches.FINGERPRINTS | patches.OF_COPIES
+
+
+@pytest.mark.parametrize("name", sorted(name for name in FINGERPRINTS if name.startswith("optimum.")))
 def test_the_installed_optimum_neuron_is_the_one_that_is_mended(name: str) -> None:
-    assert patches.fingerprint(source_of(name)) == patches.FINGERPRINTS[name]
+    assert patches.fingerprint(source_of(name)) == FINGERPRINTS[name]
 
 
 def test_a_fingerprint_sees_code_and_not_comments() -> None:
@@ -43,11 +47,18 @@ def test_a_fingerprint_sees_code_and_not_comments() -> None:
     assert patches.fingerprint("def f(x):\n    return x + 2\n") != patches.fingerprint(plain)
 
 
-def test_another_source_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [
+        ("optimum.neuron.accelerate.optimizer.NeuronAcceleratedOptimizer", r"optimum-neuron 0\.4\.5"),
+        ("neuronx_distributed.parallel_layers.grads.get_grad_norm", r"neuronx_distributed 0\.15 to 0\.17"),
+    ],
+)
+def test_another_source_is_refused(name: str, library: str) -> None:
     def other() -> None: ...
 
-    with pytest.raises(TrntuneError, match=r"is not that of optimum-neuron 0\.4\.5"):
-        patches.check(lambda name: other)
+    with pytest.raises(TrntuneError, match=f"^{name} is not that of {library}"):
+        patches.check(lambda name: other, {name: FINGERPRINTS[name]})
 
 
 class Norm(nn.Module):
@@ -107,3 +118,51 @@ def test_the_schedule_reaches_the_optimizer_that_replaced_its_own() -> None:
     assert used.param_groups[0]["lr"] == 0, "the fault is gone: the mend can go too"
     patches.set_learning_rates(used, scheduler.get_last_lr())
     assert used.param_groups[0]["lr"] == 0.25
+
+
+def test_copies_of_a_head_are_on_the_ranks_that_have_its_weights() -> None:
+    """Rank r of a model has head r modulo the number of heads [GQAQKVColumnParallelLinearSpec: weights are repeated
+    whole, and then cut]."""
+    assert patches.head_groups([[0, 1, 2, 3], [4, 5, 6, 7]], 2) == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert patches.head_groups([[0, 8, 16, 24], [1, 9, 17, 25]], 2) == [[0, 16], [8, 24], [1, 17], [9, 25]]
+    assert patches.head_groups([[0, 1]], 1) == [[0], [1]]
+    assert patches.head_groups([[0, 1, 2, 3]], 4) == [[0, 1, 2, 3]]
+
+
+class Projections(nn.Module):
+    """One rank's part of a fused layer of queries, keys and values."""
+
+    def __init__(self, kv_size_multiplier: int) -> None:
+        super().__init__()
+        self.kv_size_multiplier = kv_size_multiplier
+        self.weight_q, self.weight_k, self.weight_v = (nn.Parameter(torch.ones(3)) for _ in range(3))
+
+
+def squares_over_two_ranks(parameters: list[Any]) -> torch.Tensor:
+    """As neuronx_distributed's norm: what is split counts on each rank, and the other rank's gradients are the same."""
+    return torch.stack([2 * (p.grad**2).sum() for p in parameters if p.tensor_model_parallel]).sum().sqrt()
+
+
+def test_the_norm_counts_a_head_once_though_two_ranks_have_it() -> None:
+    model = nn.Module()
+    model.qkv = Projections(2)
+    for parameter in model.parameters():
+        parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+        parameter.grad = torch.full((3,), 2.0)
+    # Of queries each rank has its own three; of keys and values there are three, which both have.
+    expected = math.sqrt((3 + 3 + 3 + 3) * 2.0**2)
+    parts = [(name, parameter, None) for name, parameter in model.named_parameters()]
+    assert squares_over_two_ranks([p for _, p, _ in parts]) == pytest.approx(math.sqrt(18 * 2.0**2))
+    patches.mark_copies(parts, model)
+    norm = patches.counted_once(squares_over_two_ranks)
+    assert norm([p for _, p, _ in parts]) == pytest.approx(expected)
+    assert all(torch.equal(p.grad, torch.full((3,), 2.0)) for p in model.parameters() if p.grad is not None)
+
+
+def test_a_part_without_a_gradient_is_passed_on() -> None:
+    model = nn.Module()
+    model.qkv = Projections(4)
+    parts = [(name, parameter, None) for name, parameter in model.named_parameters()]
+    patches.mark_copies(parts, model)
+    assert [part.copies for _, part, _ in parts] == [1, 4, 4]
+    assert patches.counted_once(lambda parameters: parameters)([p for _, p, _ in parts])[1] is model.qkv.weight_k

@@ -11,12 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.trainer.engines.neuron.places import Recorded, ranks
 from tests.trainer.engines.neuron.test_state import make, started, train
 from tests.trainer.models.conftest import composed
-from trainer.checkpoints.peers import SingleProcess
 from trainer.engines.neuron import state as neuron_state
 from trainer.engines.neuron.engine import NeuronEngine
-from trainer.engines.neuron.layout import rank_of
 from trainer.engines.neuron.part import Part
 from trainer.fetch.tiny_llama import build
 from trainer.models.load import load_tokenizer
@@ -24,12 +23,13 @@ from trainer.models.load import load_tokenizer
 PARALLEL = ("parallelism.data_parallel=2", "parallelism.tensor_parallel=1")
 
 
-def bare(model: nn.Module, rank: int, *overrides: str, tensor_parallel: int = 1) -> NeuronEngine:
+def bare(model: nn.Module, rank: int, *overrides: str) -> NeuronEngine:
     """One rank's engine with its part of a model; nothing of it needs a device."""
     engine: Any = NeuronEngine.__new__(NeuronEngine)
     engine.config = composed("accelerator=trn1_32xlarge", *overrides)
-    engine.rank, engine.part = rank, Part(engine.config, rank, SingleProcess())
-    engine.part.replicas, engine.part.place = 2, rank_of(rank, tensor_parallel, 1)
+    parallel = engine.config.parallelism
+    everyone = ranks(parallel.data_parallel, parallel.pipeline_parallel, parallel.tensor_parallel)
+    engine.rank, engine.part = rank, Part(engine.config, everyone[rank], Recorded(everyone))
     engine.part.dtype = next(model.parameters()).dtype
     engine.trainer = SimpleNamespace(model=model)
     return engine
@@ -75,7 +75,7 @@ def test_what_says_how_weights_lie_is_written_by_the_rank_that_will_save_it(
     assert architecture is not None
     build(tmp_path / "base", architecture)
     for rank in (0, 1):
-        engine = bare(make(0), rank, f"method={method}", tensor_parallel=2)
+        engine = bare(make(0), rank, f"method={method}", "parallelism.tensor_parallel=2")
         engine.model_dir, engine.tokenizer = tmp_path / "base", load_tokenizer(tmp_path / "base")
         # optimum-neuron's own, which says it, is imported with torch_xla only: tests/neuron has it.
         engine.neuron_model = SimpleNamespace(metadata=lambda model: {"ranks": 2})  # type: ignore[assignment]

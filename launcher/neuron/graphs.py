@@ -52,7 +52,13 @@ def shapes(config: Config) -> Shapes:
         "compiler flags": [] if neuron is None else list(neuron.compiler_flags),
         "fused softmax": None if neuron is None else neuron.fuse_softmax,
         "cores a device": None if neuron is None else neuron.logical_nc,
+        **({"environment": own} if (own := _of_the_compiler(config.accelerator.environment)) else {}),
     }
+
+
+def _of_the_compiler(environment: list[str]) -> list[str]:
+    """Variables that may change what is compiled: all but those of the runtime, the network and the allocator."""
+    return sorted(each for each in environment if not each.startswith(("NEURON_RT_", "FI_", "MALLOC_")))
 
 
 def _facts(facts: ArchitectureConfig) -> dict[str, Any]:

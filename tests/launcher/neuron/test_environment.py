@@ -92,6 +92,7 @@ CHANGES = [
     ("parallelism.sequence_parallel=false", "sequence parallel true -> false"),
     ("accelerator.neuron.compiler_flags=['-O1']", "compiler flags [--model-type=transformer,--retry_failed_compilation]"
      " -> [-O1]"),
+    ("accelerator.environment=['NEURON_X=1','NEURON_RT_LOG_LEVEL=INFO']", "environment none -> [NEURON_X=1]"),
 ]  # fmt: skip
 
 
@@ -104,7 +105,11 @@ def test_a_setting_that_changes_the_graphs_is_named_and_has_a_directory_of_its_o
 
 
 @pytest.mark.parametrize(
-    "change", ["seed=3", "method.learning_rate=1e-5", "training.max_steps=9", "tracking.log_every=5", "output_dir=x"]
+    "change",
+    [
+        *("seed=3", "method.learning_rate=1e-5", "training.max_steps=9", "tracking.log_every=5", "output_dir=x"),
+        "accelerator.environment=['NEURON_RT_LOG_LEVEL=INFO']",
+    ],
 )
 def test_a_setting_that_does_not_is_not(change, cwd):
     assert shapes(on_neuron()) == shapes(on_neuron(change))

@@ -163,6 +163,11 @@ def check_pipeline(config: Config) -> Iterator[Diagnostic]:
     if stages > 1 and facts is not None and facts.tied_embeddings:
         why = f"{config.model.name} ties embedding and output head, which optimum-neuron doesn't support in a pipeline"
         yield Diagnostic("parallelism.pipeline_parallel", stages, why, "take 1")
+    if stages > 1 and config.method.name == "lora" and config.lora.layers_to_transform:
+        why = "each pipeline stage must have something to train, or nothing flows back through it"
+        yield Diagnostic(
+            "lora.layers_to_transform", listed(config.lora.layers_to_transform), why, "take null: all layers"
+        )
 
 
 def check_adapter(config: Config) -> Iterator[Diagnostic]:
@@ -284,10 +289,6 @@ def planned_only(config: Config) -> str | None:
     """Why a configuration can be planned, but not be started, in one line; None where it can."""
     if config.accelerator.device != "neuron":
         return None
-    return (_untrainable(config) if config.accelerator.engine == "neuron" else None) or _unshared_cache(config)
-
-
-def _unshared_cache(config: Config) -> str | None:
     native = on_torch_neuron(config)
     root, fallback = (cache_directory(config), NATIVE_FALLBACK) if native else (cache_root(config), FALLBACK_CACHE)
     compiles = set(config.stages) & set(ON_ACCELERATOR)
@@ -299,23 +300,6 @@ def _unshared_cache(config: Config) -> str | None:
         f"node, and every node would compile them for itself; give a directory that all nodes share, such as "
         f"cluster.cache_dir=/fsx/trntune (or {own} for the graphs alone)"
     )
-
-
-def _untrainable(config: Config) -> str | None:
-    parallel, facts = config.parallelism, config.model.architecture
-    if facts is not None and facts.family == "granite":
-        return (
-            f"model={config.model.name}: granite can be planned, not trained: optimum-neuron's GraniteForCausalLM "
-            "takes the mean of each micro batch's loss whatever is asked of it, so that labels would not count alike; "
-            "take a llama or qwen3 model, or accelerator=cpu or cuda"
-        )
-    if parallel.pipeline_parallel > 1:
-        return (
-            f"parallelism.pipeline_parallel={parallel.pipeline_parallel}: can be planned, not trained: in a pipeline "
-            "optimum-neuron's models take no position ids (PIPELINE_INPUT_NAMES), so that packed samples would not be "
-            "apart; take 1"
-        )
-    return None
 
 
 def _check_one_instance(config: Config) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,43 @@ def test_a_killed_run_goes_on_as_the_torch_engine_trains(
     monkeypatch.delenv("TRNTUNE_FAULT")
     assert "going on after step 3" in ONE_RANK.go_on(directory, 1)
     assert_close(by_torch(*settings), directory)
+
+
+RECOMPUTED = """
+import stand_ins, torch
+from optimum.neuron.models.training.config import TrainingNeuronConfig
+from optimum.neuron.models.training.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM
+from transformers import LlamaConfig
+from trainer.engines.neuron import pipeline
+from trainer.engines.neuron.batch import attention_bias
+
+sizes = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, vocab_size=11)
+config = LlamaConfig(**sizes, attn_implementation="eager")
+model = LlamaForCausalLM(config, TrainingNeuronConfig(tensor_parallel_size=1, recompute_causal_mask=False))
+seen = []
+forward = LlamaDecoderLayer.forward
+LlamaDecoderLayer.forward = lambda self, *args, **kwargs: seen.append(self) or forward(self, *args, **kwargs)
+ids = torch.arange(10).view(1, 10)
+given = {"input_ids": ids, "labels": ids, "attention_mask": attention_bias(torch.zeros_like(ids), torch.float32)}
+model(**given).loss.backward()
+expected, once = [p.grad.clone() for p in model.parameters()], len(seen)
+model.zero_grad()
+pipeline.recompute(model)
+model(**given).loss.backward()
+assert once == 3 and len(seen) == 3 + 6, len(seen)
+assert all(torch.allclose(p.grad, one) for p, one in zip(model.parameters(), expected, strict=True))
+with torch.no_grad():
+    model(**given)
+assert len(seen) == 3 + 6 + 3, len(seen)
+"""
+
+
+def test_layers_of_stages_are_computed_again() -> None:
+    """optimum-neuron's own switch is not read where stages are made."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    command, env = [sys.executable, "-c", RECOMPUTED], {**ONE_RANK.environment(), **alone}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_two_replicas_stop_early_where_the_torch_engine_does(

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from launcher.paths import ROOT
 from tests.neuron.runs import TP2, Curve, Processes, assert_close, result
@@ -43,25 +44,42 @@ def processes() -> Processes:
 
 
 @pytest.fixture
-def qwen3(tmp_path: Path) -> Path:
-    """Two random layers that norm queries and keys of each head."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def random_model(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a model of two random layers: "qwen3" norms queries and keys of each head, "granite" scales what others
+    don't, and has its ends whole on every rank."""
 
-    directory = tmp_path / "qwen3"
-    tokenizer = byte_tokenizer(4096)
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 264}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-    torch.manual_seed(1)
-    Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, **ids, initializer_range=0.05)).save_pretrained(directory)
-    save_tokenizer(tokenizer, directory)
-    return directory
+    def make(family: str) -> Path:
+        directory = tmp_path / family
+        tokenizer = byte_tokenizer(4096)
+        ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 264}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.05}
+        own = {
+            "qwen3": {"head_dim": 16},
+            "granite": {
+                "embedding_multiplier": 3.0,
+                "logits_scaling": 2.0,
+                "residual_multiplier": 0.5,
+                "attention_multiplier": 0.2,
+                "tie_word_embeddings": True,
+            },
+        }[family]
+        torch.manual_seed(1)
+        config = AutoConfig.for_model(family, **sizes, **heads, **ids, **own)
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
+        return directory
+
+    return make
 
 
 LORA = ("method=lora", "lora.dropout=0", "lora.target_modules=[q_proj,v_proj,o_proj]")
 TP4 = ("parallelism.tensor_parallel=4", "parallelism.sequence_parallel=true")
 # Fewer key/value heads than tensor-parallel ranks: two ranks hold a copy of each.
 TWO_HEADS = ("model.architecture.heads=8", "model.architecture.kv_heads=2", "model.architecture.head_dim=8")
+# Four micro batches a step, through two stages; a tied head has no place in them.
+STAGED = ("model.architecture.tied_embeddings=false", "training.micro_batch_size=1", "training.global_batch_size=4")
+PP2 = ("parallelism.pipeline_parallel=2",)
 ONE_HEAD = ("model.architecture.kv_heads=1",)
 
 
@@ -74,8 +92,14 @@ ONE_HEAD = ("model.architecture.kv_heads=1",)
         (LORA, ("parallelism=ddp2",), 2),
         (("method=full", *ONE_HEAD), TP2, 2),
         (("method=full", "dataset.packing=false", "training.gradient_checkpointing=true"), (), 1),
+        (("method=full", *STAGED), PP2, 2),
+        (("method=full", *STAGED, "training.gradient_checkpointing=true"), PP2, 2),
+        ((*LORA, *STAGED, "dataset.packing=false"), (*TP2, *PP2), 4),
     ],
-    ids=["full", "full-whole-sequences", "lora", "lora-two-replicas", "full-copied-heads", "full-unpacked"],
+    ids=[
+        *("full", "full-whole-sequences", "lora", "lora-two-replicas", "full-copied-heads", "full-unpacked"),
+        *("full-two-stages", "full-two-stages-recomputed", "lora-unpacked-two-stages-of-two"),
+    ],
 )
 def test_it_trains_as_the_torch_engine_does(
     train: Callable[..., Path],
@@ -110,11 +134,20 @@ def test_copies_of_an_adapter_count_once_however_many_there_are(train: Callable[
     assert_close(train("two", 2, *settings, *TP2), train("four", 4, *settings, *TP4))
 
 
-def test_norms_of_heads_are_trained_by_all_heads(
-    train: Callable[..., Path], by_torch: Callable[..., Path], qwen3: Path
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [("qwen3", ("method=full",)), ("granite", ("method=full",)), ("granite", LORA)],
+    ids=["qwen3-full", "granite-full", "granite-lora"],
+)
+def test_other_families_train_as_the_torch_engine_has_them(
+    train: Callable[..., Path],
+    by_torch: Callable[..., Path],
+    random_model: Callable[[str], Path],
+    family: str,
+    settings: tuple[str, ...],
 ) -> None:
-    settings = ("method=full", "model=local", f"model.path={qwen3}")
-    assert_close(by_torch(*settings), train("neuron", 2, *settings, *TP2))
+    given = (*settings, "model=local", f"model.path={random_model(family)}")
+    assert_close(by_torch(*given), train("neuron", 2, *given, *TP2))
 
 
 @pytest.mark.parametrize("settings", [("method=full",), LORA], ids=["full", "lora"])
@@ -130,14 +163,22 @@ def test_what_every_rank_holds_stays_the_same_on_every_rank(
         assert torch.equal(one[name], other[name]), name
 
 
-@pytest.mark.parametrize("settings", [FULL_BF16, ("method=lora",)], ids=["full-bf16-zero1", "lora-dropout"])
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [
+        ((*FULL_BF16, *TP2), 2),
+        (("method=lora", *TP2), 2),
+        ((*FULL_BF16, *STAGED, *PP2, "parallelism.data_parallel=2"), 4),
+    ],
+    ids=["full-bf16-zero1", "lora-dropout", "two-replicas-of-two-stages-bf16-zero1"],
+)
 def test_a_killed_run_goes_on_exactly(
-    train: Callable[..., Path], fetched: Callable[..., Path], settings: tuple[str, ...]
+    train: Callable[..., Path], fetched: Callable[..., Path], settings: tuple[str, ...], number: int
 ) -> None:
-    straight = Curve.read(train("straight", 2, *settings, *TP2))
-    directory = fetched("killed", *settings, *TP2)
-    RIG.kill_after_checkpoint(directory, 2, step=3)
-    assert "going on after step 3" in RIG.go_on(directory, 2)
+    straight = Curve.read(train("straight", number, *settings))
+    directory = fetched("killed", *settings)
+    RIG.kill_after_checkpoint(directory, number, step=3)
+    assert "going on after step 3" in RIG.go_on(directory, number)
     assert Curve.read(directory) == straight
     assert result(directory)["attempts"] == 2
 
@@ -160,3 +201,17 @@ def test_what_was_saved_becomes_one_model_that_generates(train: Callable[..., Pa
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     assert torch.equal(whole[name], torch.cat([half[name] for half in halves]))
     assert (directory / "merged" / "config.json").is_file()
+
+
+def test_stages_of_a_model_become_the_one_that_the_torch_engine_trains(
+    train: Callable[..., Path], by_torch: Callable[..., Path]
+) -> None:
+    settings = ("method=full", *STAGED)
+    directory = train("run", 2, *settings, *PP2)
+    command = [sys.executable, "-m", "launcher.jobs.run_stage", "consolidate", str(directory)]
+    subprocess.run(command, env=RIG.environment(), check=True, capture_output=True)
+    found = load_file(directory / "model" / "model.safetensors")
+    expected = load_file(by_torch(*settings) / "model" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.allclose(found[name], weight, rtol=1e-5, atol=1e-6), name

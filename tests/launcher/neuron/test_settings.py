@@ -55,6 +55,11 @@ REFUSED = [
         "parallelism.pipeline_parallel",
         "ties embedding and output head",
     ),
+    (
+        ["parallelism=trn1_tp8_pp4_dp4_4nodes", "model=llama3_70b", "lora.layers_to_transform=[79]"],
+        "lora.layers_to_transform",
+        "each pipeline stage must have something to train",
+    ),
     (["accelerator.neuron=null"], "accelerator.neuron", "engine neuron needs it"),
     (["accelerator.neuron.cache_dir=/home/me/.cache/graphs"], "accelerator.neuron.cache_dir", "cuts off the rest"),
     (["accelerator.neuron.cache_dir='s3://bucket/graphs'"], "accelerator.neuron.cache_dir", "an address"),
@@ -118,7 +123,7 @@ def local(tmp_path, facts) -> tuple[str, ...]:
     return ("model=local", f"model.path={tmp_path}", *BLOG[:1], *BLOG[2:])
 
 
-def test_granite_is_planned_with_its_ends_whole_on_every_rank_and_not_trained(tmp_path, cwd):
+def test_granite_has_its_ends_whole_on_every_rank(tmp_path, cwd):
     config = single(*local(tmp_path, GRANITE)).config
     assert problems(config) == []
     counts = count(config, config.model.architecture)
@@ -127,8 +132,7 @@ def test_granite_is_planned_with_its_ends_whole_on_every_rank_and_not_trained(tm
     assert counts.total == _parameters_of_granite()
     held = (counts.total - ends - norms) // 8 + ends + norms
     assert held < counts.local[0] < held + adapter
-    with pytest.raises(UsageError, match="granite can be planned, not trained"):
-        check_trainable(config)
+    check_trainable(config)
     (problem,) = problems(single(*local(tmp_path, GRANITE), "parallelism=trn1_tp8_pp4_dp4_4nodes").config)
     assert "no pipeline for granite" in str(problem)
 
@@ -149,11 +153,8 @@ def test_graphs_that_each_node_would_compile_for_itself_are_refused_on_a_cluster
 
 def test_the_plan_says_what_would_be_refused(cwd, monkeypatch):
     monkeypatch.delenv("TRNTUNE_CACHE", raising=False)
-    for arguments, piece in (
-        (("model=granite33_8b",), "it would be refused: model=granite33_8b: granite can be planned, not trained"),
-        (("cluster=slurm",), "it would be refused: cluster.cache_dir=null"),
-    ):
-        assert [note for note in make(on_neuron(*arguments)).notes if note.startswith(piece)]
+    piece = "it would be refused: cluster.cache_dir=null"
+    assert [note for note in make(on_neuron("cluster=slurm")).notes if note.startswith(piece)]
     assert not [note for note in make(on_neuron()).notes if note.startswith("it would be refused")]
 
 

@@ -123,7 +123,7 @@ def test_a_model_too_large_for_this_machine_is_refused(launch, cwd):
 @pytest.mark.parametrize(
     ("arguments", "piece"),
     [
-        (("parallelism=trn1_tp8_pp4_dp4_4nodes", "cluster=slurm"), "pipeline_parallel=4: can be planned, not trained"),
+        (("parallelism=trn1_tp8_pp4_dp4_4nodes", "cluster=slurm"), "cluster.cache_dir=null: compiled graphs"),
         (("parallelism=trn1_tp8_dp16_4nodes",), "128 processes are 4 instances of trn1_32xlarge"),
     ],
 )

@@ -11,10 +11,12 @@ import importlib.machinery
 import os
 import sys
 import types
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.utils.checkpoint
 from torch import nn
 
 PACKAGES = {"torch_xla", "neuronx_distributed", "torch_neuronx", "neuronxcc", "libneuronxla", "nki", "nkilib"}
@@ -132,6 +134,7 @@ PRESENT: dict[str, dict[str, Any]] = {
         "world_size": lambda: REPLICAS,
         "device_type": lambda: "CPU",
     },
+    "torch_xla.utils.checkpoint": {"checkpoint": partial(torch.utils.checkpoint.checkpoint, use_reentrant=True)},
     "torch_xla.debug.metrics": {"counter_value": lambda name: None},
     "torch_neuronx.utils": {"get_platform_target": lambda: "trn1"},
     "neuronx_distributed": {"__version__": "0.15.0"},

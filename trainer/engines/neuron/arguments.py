@@ -32,6 +32,7 @@ def training_arguments(config: Config) -> NeuronTrainingArguments:
         optimizer_save_master_weights_in_ckpt=parallel.zero_1,  # what we do: else each rank warns that it isn't done
         tensor_parallel_size=parallel.tensor_parallel,
         pipeline_parallel_size=parallel.pipeline_parallel,
+        pipeline_parallel_num_microbatches=accumulation_steps(config),
         disable_sequence_parallel=not parallel.sequence_parallel,
         gradient_checkpointing=training.gradient_checkpointing,
         gradient_checkpointing_kwargs={},  # None fails (peft 0.17 asks it for use_reentrant)

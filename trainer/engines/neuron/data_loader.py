@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from launcher.config.schema import accumulation_steps
 from trainer.data.collate import Collator
 from trainer.engines.base import Rows
 from trainer.engines.neuron.part import Part
@@ -27,7 +26,7 @@ class Remaining:
         self.done, self.total = done, total
 
     def __len__(self) -> int:
-        return (self.total - self.done) * accumulation_steps(self.part.config)
+        return (self.total - self.done) * (1 if self.part.staged else self.part.micro_batches)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         size, replica, replicas = self.part.config.training.micro_batch_size, self.part.place.data, self.part.replicas

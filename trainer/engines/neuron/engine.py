@@ -49,11 +49,6 @@ def create(config: Config) -> NeuronEngine:
 def check_supported(config: Config) -> None:
     """Raise TrntuneError for what optimum-neuron 0.4.5 would train wrongly or not at all."""
     parallel = config.parallelism
-    if parallel.pipeline_parallel > 1:
-        raise TrntuneError(
-            f"parallelism.pipeline_parallel={parallel.pipeline_parallel}: optimum-neuron's pipeline takes no position "
-            "ids and averages the loss of each micro batch, so that labels would not count alike; take 1"
-        )
     if config.training.precision == "fp32" and parallel.zero_1:
         raise TrntuneError(
             "parallelism.zero_1=true: with training.precision=fp32 its optimizer would run in bf16; take false"

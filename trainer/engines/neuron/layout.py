@@ -30,8 +30,9 @@ class Rank:
         return self.data == 0
 
 
-def first_of_replicas(everyone: Sequence[Rank], parallel: ParallelismConfig) -> list[int]:
-    """The number of one process of each replica, by the replica's number.
+def reporters(everyone: Sequence[Rank], parallel: ParallelismConfig) -> list[int]:
+    """The number of one process of each replica, by the replica's number: one of the last pipeline stage, which alone
+    knows the loss.
 
     ``everyone`` is all processes by number. Raises TrntuneError unless each place of ``parallel`` is taken once: two
     processes that think themselves the same part would train on the wrong rows, and write one file.
@@ -45,7 +46,7 @@ def first_of_replicas(everyone: Sequence[Rank], parallel: ParallelismConfig) -> 
             f"neuronx_distributed made other groups than data {sizes[0]} x pipeline {sizes[1]} x tensor {sizes[2]} of "
             f"{len(everyone)} processes: {[(rank.data, rank.pipeline, rank.tensor) for rank in everyone]}"
         )
-    return [numbers[replica, 0, 0] for replica in range(parallel.data_parallel)]
+    return [numbers[replica, parallel.pipeline_parallel - 1, 0] for replica in range(parallel.data_parallel)]
 
 
 def shards_directory(method: str) -> str:

@@ -12,6 +12,7 @@ from launcher.errors import TrntuneError
 from trainer.compilation.trial import tracing
 from trainer.data.collate import Collator
 from trainer.engines.base import Rows
+from trainer.engines.neuron import pipeline
 from trainer.engines.neuron.batch import attention_bias, filled, host_batch
 from trainer.engines.neuron.part import Part
 
@@ -26,7 +27,8 @@ def loss_sum(part: Part, model: Any, inputs: dict[str, torch.Tensor]) -> torch.T
     inputs = dict(inputs)
     if "documents" in inputs:
         inputs["attention_mask"] = attention_bias(inputs.pop("documents"), part.dtype)
-    loss: torch.Tensor = model(**inputs, reduction="sum").loss
+    # The second is what Granite's loss takes for the first.
+    loss: torch.Tensor = model(**inputs, reduction="sum", num_items_in_batch=1).loss
     return loss
 
 
@@ -36,19 +38,24 @@ def held_out_loss(part: Part, model: Any, collator: Collator, device: Any, rows:
     Every replica takes its share, in batches of the shape of training; all do equally many. Raises TrntuneError on
     every rank where the mean is not finite, but in a trial run, where nothing is executed.
     """
-    size = part.config.training.micro_batch_size
+    size = part.rows_at_once
     share = rows[part.place.data :: part.replicas]
     batches = math.ceil(math.ceil(len(rows) / part.replicas) / size)
-    model.eval()
+    if not part.staged:
+        model.eval()
     losses, trained = [], 0
     with torch.no_grad():
         for number in range(batches):
             batch = collator(filled(share[number * size : (number + 1) * size], size))
             inputs = host_batch(batch, part.config.dataset.packing)
-            losses.append(loss_sum(part, model, {name: t.to(device) for name, t in inputs.items()}))
+            if part.staged:
+                losses.append(pipeline.run(part, model, pipeline.inputs([inputs], part.dtype), device, training=False))
+            else:
+                losses.append(loss_sum(part, model, {name: t.to(device) for name, t in inputs.items()}))
             trained += int(batch["num_trained"])
             torch_xla.sync()
-    model.train()
+    if not part.staged:
+        model.train()
     total, labels = part.summed([sum(float(loss) for loss in losses), float(trained)])
     if not math.isfinite(total / labels) and not tracing():
         raise TrntuneError(f"the held-out loss is {total / labels}: the weights are broken; lower the learning rate")

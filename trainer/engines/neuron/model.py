@@ -17,12 +17,13 @@ from optimum.neuron.peft import get_peft_model
 from peft.utils import set_peft_model_state_dict
 from torch import nn
 
-from launcher.architecture.family_table import GATE_UP, QKV
+from launcher.architecture.family_table import FAMILIES, GATE_UP, QKV
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError, in_first_line
 from launcher.model_dir.weights import check_readable
+from trainer.engines.neuron import pipeline
 from trainer.engines.neuron.adapter import initial_adapter, share_first_half
-from trainer.engines.neuron.patches import copies, is_split, mark_replicated
+from trainer.engines.neuron.patches import copies, is_split, mark_replicated, share_gradients
 from trainer.models.adapt import check_faults, peft_config
 from trainer.models.load import check_finite_weights, check_foreign_code, count_parameters
 from trainer.models.size import ParameterCounts
@@ -43,13 +44,22 @@ def load(model_dir: Path, config: Config, trn_config: Any) -> nn.Module:
     check_foreign_code(model_dir)
     check_readable(model_dir)
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    if config.parallelism.pipeline_parallel > 1:
+        pipeline.prepare(config.dataset.packing)
     try:
-        model: nn.Module = NeuronModelForCausalLM.from_pretrained(
+        model: Any = NeuronModelForCausalLM.from_pretrained(
             model_dir, trn_config, torch_dtype=dtype, attn_implementation=attention(config)
         )
     except (OSError, ValueError, KeyError) as error:
         raise TrntuneError(f"{model_dir}: optimum-neuron can't load the model: {in_first_line(error)}") from None
-    check_finite_weights(model.named_parameters(), model_dir)
+    parallel, facts = config.parallelism, config.model.architecture
+    if parallel.pipeline_parallel > 1 and config.training.gradient_checkpointing:
+        pipeline.recompute(model)
+    if parallel.sequence_parallel and facts is not None and FAMILIES[facts.family].whole_ends:
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        share_gradients(ends, parallel.tensor_parallel)
+    own = model.parameters_for_current_stage  # those of other pipeline stages hold nothing
+    check_finite_weights(((name, p) for name, p in model.named_parameters() if name in own), model_dir)
     if config.method.name == "full":
         mark_replicated(model)
         return model
@@ -77,7 +87,8 @@ def count(model: nn.Module, config: Config, model_dir: Path) -> ParameterCounts:
     total = count_parameters(on_meta(model_dir))[0]
     whole = sum(_logical(name, p, model, config) for name, p in trained)
     trainable = total if config.method.name == "full" else whole
-    return ParameterCounts(total, trainable, sum(p.numel() for _, p in trained))
+    own: set[str] = model.parameters_for_current_stage  # type: ignore[assignment]
+    return ParameterCounts(total, trainable, sum(p.numel() for name, p in trained if name in own))
 
 
 def _logical(name: str, parameter: nn.Parameter, model: nn.Module, config: Config) -> int:
@@ -88,6 +99,7 @@ def _logical(name: str, parameter: nn.Parameter, model: nn.Module, config: Confi
 
 def metadata(model: Any) -> dict[str, Any]:
     """How this pipeline stage lies over the tensor-parallel ranks, as optimum-neuron writes it beside its shards."""
+    model = getattr(model, "original_torch_module", model)  # of a model in stages
     specialize_transformation_specs_for_model(model)
     found: dict[str, Any] = create_parameter_metadata(model)
     return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from launcher.config.schema import Config
+from launcher.config.schema import Config, accumulation_steps
 from launcher.errors import TrntuneError
 from trainer.checkpoints.peers import Peers
-from trainer.engines.neuron.layout import Rank, first_of_replicas, optimizer_file
+from trainer.engines.neuron.layout import Rank, optimizer_file, reporters
 from trainer.metrics.throughput import Counts
 from trainer.signals import Stop
 
@@ -20,10 +20,18 @@ class Part:
         self.config, self.place, self.together = config, place, together
         self.rank = place.number
         self.replicas: int = config.parallelism.data_parallel
-        self.first_of_replicas = first_of_replicas(together.all_gather(place), config.parallelism)
+        self.reporters = reporters(together.all_gather(place), config.parallelism)
+        self.staged = config.parallelism.pipeline_parallel > 1
+        self.micro_batches: int = accumulation_steps(config)
+        """of a step, on each replica"""
         self.dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         self.shapes: dict[str, tuple[int, ...]] = {}
         """of the batches until now, by the name of the input"""
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that one call of the model takes: in pipeline stages all micro batches of a step."""
+        return self.config.training.micro_batch_size * (self.micro_batches if self.staged else 1)
 
     @property
     def optimizer_file(self) -> str:
@@ -32,13 +40,13 @@ class Part:
     def agree(self, counts: Counts, wish: Stop) -> tuple[Counts, Stop]:
         """The counts of all replicas, and the strongest wish of all ranks. All ranks call it."""
         answers: list[tuple[list[float], int]] = self.together.all_gather((counts.as_list(), int(wish)))
-        summed = sum((Counts.from_list(answers[rank][0]) for rank in self.first_of_replicas), Counts())
+        summed = sum((Counts.from_list(answers[rank][0]) for rank in self.reporters), Counts())
         return summed, Stop(max(wish for _, wish in answers))
 
     def summed(self, values: list[float]) -> list[float]:
         """``values`` summed over the replicas, the same on every rank. All ranks call it."""
         answers: list[list[float]] = self.together.all_gather(values)
-        return [sum(column) for column in zip(*(answers[rank] for rank in self.first_of_replicas), strict=True)]
+        return [sum(column) for column in zip(*(answers[rank] for rank in self.reporters), strict=True)]
 
     def note_shapes(self, inputs: dict[str, torch.Tensor]) -> None:
         """Raise TrntuneError when a batch has another shape than those before: the compiler would begin again."""

@@ -10,14 +10,18 @@ another one, nothing is patched blindly, and the run is refused.
    accelerate loads its state into it, which makes new ones: the learning rate stays that of the first step, 0 with a
    warm-up. ``set_learning_rates`` tells the optimizer that is used.
 
+4. Granite has embedding and output head whole on every rank. With sequence parallelism each rank gets the gradients of
+   all positions for the embedding, and those of its own positions, times the number of ranks, for the head's output.
+   ``share_gradients`` divides both, so that gradients of both are summed over the ranks like those of norms.
+
 And what neuronx_distributed 0.15 to 0.17 does wrongly with the two together, where a model has fewer key/value heads
 than tensor-parallel ranks, so that several ranks hold a copy of one:
 
-4. optimum-neuron gives a tensor-parallel rank the head of its number modulo the number of heads. neuronx_distributed
+5. optimum-neuron gives a tensor-parallel rank the head of its number modulo the number of heads. neuronx_distributed
    sums the gradients of copies over ranks next to each other on Trainium 2, and on Trainium 1 over numbers of processes
    as though tensor-parallel neighbours were next to each other, which they aren't with 4 ranks: gradients of different
    heads are added. ``head_groups`` follows the weights.
-5. The norm of the gradients, by which they are clipped, counts each copy. ``counted_once`` counts one.
+6. The norm of the gradients, by which they are clipped, counts each copy. ``counted_once`` counts one.
 """
 
 from __future__ import annotations
@@ -45,10 +49,13 @@ FINGERPRINTS = {
     "optimum.neuron.accelerate.accelerator.NeuronAccelerator._prepare_optimizer_for_zero_1": "cae6f32f201dfb97",
     "optimum.neuron.peft.tuners.lora.layer.NeuronLoraLayer.update_layer": "688b3159b96dcf70",
     "optimum.neuron.peft.tuners.lora.layer.GQAQKVColumnParallelLinear.update_layer": "9b0d8c09c7234dcd",
+    "optimum.neuron.models.training.granite.modeling_granite.GraniteForCausalLM.forward": "0db7ebb85ec867af",
+    "optimum.neuron.models.training.granite.modeling_granite.GraniteModel.forward": "66c54b39db0186d7",
+    "optimum.neuron.models.training.pipeline_utils.create_nxdpp_model": "73c56360ec1d264d",
     "optimum.neuron.trainers.transformers.NeuronTrainer._train": "5eb3f07aaa9ae979",
     "optimum.neuron.trainers.transformers.NeuronTrainer.setup_training": "e5f64add27578c50",
 }
-# The same of mends 4 and 5: neuronx_distributed's are alike in its public releases 0.15, 0.16 and 0.17.
+# The same of mends 5 and 6: neuronx_distributed's are alike in its public releases 0.15, 0.16 and 0.17.
 OF_COPIES = {
     "optimum.neuron.models.training.transformations_utils.GQAQKVColumnParallelLinearSpec": "5bc3ce71a717a2cd",
     "neuronx_distributed.parallel_layers.grads.get_grad_norm": "ed08cea8424f5963",
@@ -110,9 +117,30 @@ def is_split(parameter: torch.Tensor) -> bool:
 
 def partial_gradients(parameters: Iterable[Any]) -> list[torch.Tensor]:
     """Gradients that are one rank's share of a sum over the tensor-parallel ranks."""
-    marked = [p for p in parameters if getattr(p, "sequence_parallel_enabled", False)]
-    gradients = [p.grad if p.grad is not None else getattr(p, "main_grad", None) for p in marked]
-    return [gradient.data for gradient in gradients if gradient is not None]
+    return gradients(p for p in parameters if getattr(p, "sequence_parallel_enabled", False))
+
+
+def gradients(parameters: Iterable[Any]) -> list[torch.Tensor]:
+    """Of those that have one, wherever it is kept: not copies."""
+    found = [p.grad if p.grad is not None else getattr(p, "main_grad", None) for p in parameters]
+    return [gradient.data for gradient in found if gradient is not None]
+
+
+def scale_gradients(optimizer: torch.optim.Optimizer, factor: torch.Tensor) -> None:
+    """Multiply all gradients by ``factor``, a number on their device, in place."""
+    for gradient in gradients(p for group in optimizer.param_groups for p in group["params"]):
+        gradient.mul_(factor.to(gradient.dtype))
+
+
+def share_gradients(modules: Iterable[nn.Module], ranks: int) -> None:
+    """Divide what flows back into each of ``modules`` by ``ranks``."""
+
+    def divide(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient / ranks)
+
+    for module in modules:
+        module.register_forward_hook(divide)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> None:

@@ -22,6 +22,7 @@ from trainer.data.order import rows_of_step
 from trainer.engines.base import Rows, TrainingCallback, non_finite
 from trainer.engines.early_stopping import BestWeights
 from trainer.engines.neuron import patches as neuron_patches
+from trainer.engines.neuron import pipeline
 from trainer.engines.neuron import state as neuron_state
 from trainer.engines.neuron.batch import host_batch, trained_labels
 from trainer.engines.neuron.data_loader import Remaining
@@ -94,6 +95,7 @@ class DocumentTrainer(NeuronTrainer):
 
     def setup_training(self, *args: Any, **kwargs: Any) -> None:
         """Then put everything where the checkpoint found it. The weights are in place already."""
+        self.accelerator._models.append(self.model)  # prepared before the first evaluation; _train has forgotten it
         super().setup_training(*args, **kwargs)
         neuron_patches.mark_copies(neuron_state.parts(self.inner_optimizer, self.model), self.model)
         if self.restored is None:
@@ -122,7 +124,7 @@ class DocumentTrainer(NeuronTrainer):
         number in the graph would be another graph each step.
         """
         config = self.part.config
-        batches = list(islice(epoch_iterator, num_batches))
+        batches = list(islice(epoch_iterator, self.part.micro_batches))
         self.counts = sum((counts_of(batch) for batch in batches), Counts())
         rows = self.rows_of(self.state.global_step + 1)
         trained = trained_labels([self.rows[row] for row in rows])
@@ -130,12 +132,17 @@ class DocumentTrainer(NeuronTrainer):
         self.scale = torch.tensor(self.part.replicas / max(trained, 1), dtype=torch.float32).to(device)
         self.state_before_step = self.capture_rng()
         hosts = [host_batch(batch, config.dataset.packing) for batch in batches]
+        if self.part.staged:
+            return [pipeline.inputs(hosts, self.part.dtype)], None
         return [{name: tensor.to(device) for name, tensor in host.items()} for host in hosts], None
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        loss = loss_sum(self.part, self.model, inputs)
+        if self.part.staged:
+            loss = pipeline.run(self.part, self.model, inputs, self.args.device, training=True)
+        else:
+            loss = loss_sum(self.part, self.model, inputs)
         self.loss_sums.append(loss.detach())
         return loss * self.scale
 
@@ -231,6 +238,8 @@ class StepMeter(TrainerCallback):
         neuron_patches.set_learning_rates(trainer.inner_optimizer, trainer.lr_scheduler.get_last_lr())
         if not math.isfinite(trainer.step_counts.loss_sum):
             trainer.check_finite(f"the loss is {trainer.step_counts.loss_sum}", updated=False)
+        if trainer.part.staged:  # the stages have gone backward by themselves
+            neuron_patches.scale_gradients(trainer.inner_optimizer, trainer.scale * trainer.part.micro_batches)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer = self.trainer

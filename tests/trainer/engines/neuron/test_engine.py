@@ -58,7 +58,6 @@ def test_a_machine_without_neurons_packages_is_told_which_one_is_missing(monkeyp
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["parallelism.pipeline_parallel=2"], "parallelism.pipeline_parallel=2: .* take 1"),
         (["parallelism.zero_1=true", "training.precision=fp32"], "parallelism.zero_1=true: .* take false"),
     ],
 )

@@ -12,9 +12,9 @@ from tests.trainer.engines.neuron.places import ranks
 from trainer.engines.neuron.layout import (
     Rank,
     best_file,
-    first_of_replicas,
     metadata_file,
     optimizer_file,
+    reporters,
     weights_file,
 )
 
@@ -23,14 +23,19 @@ def parallel(data: int, pipeline: int, tensor: int) -> ParallelismConfig:
     return ParallelismConfig(data_parallel=data, pipeline_parallel=pipeline, tensor_parallel=tensor)
 
 
-def test_the_first_processes_of_the_published_layout_tp8_dp4() -> None:
-    assert first_of_replicas(ranks(4, 1, 8), parallel(4, 1, 8)) == [0, 8, 16, 24]
+def test_one_process_of_each_replica_of_the_published_layout_tp8_dp4_reports() -> None:
+    assert reporters(ranks(4, 1, 8), parallel(4, 1, 8)) == [0, 8, 16, 24]
 
 
-def test_the_first_processes_where_four_ranks_of_a_model_are_no_neighbours() -> None:
+def test_of_a_pipeline_the_last_stage_reports() -> None:
+    """It alone has the loss; all replicas of the first stage have lower numbers."""
+    assert reporters(ranks(2, 2, 2), parallel(2, 2, 2)) == [4, 6]
+
+
+def test_one_process_of_each_replica_reports_where_four_ranks_of_a_model_are_no_neighbours() -> None:
     """trn1.32xlarge with tensor_parallel=4: the first model is on 0, 8, 16 and 24, the second on 1, 9, 17 and 25."""
     everyone = [Rank(number, data=number % 8, pipeline=0, tensor=number // 8) for number in range(32)]
-    assert first_of_replicas(everyone, parallel(8, 1, 4)) == list(range(8))
+    assert reporters(everyone, parallel(8, 1, 4)) == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ def test_other_groups_than_those_of_the_configuration_are_refused(
     everyone: list[Rank], sizes: tuple[int, int, int]
 ) -> None:
     with pytest.raises(TrntuneError, match="neuronx_distributed made other groups than data"):
-        first_of_replicas(everyone, parallel(*sizes))
+        reporters(everyone, parallel(*sizes))
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 8), (2, 2, 2), (1, 1, 1), (16, 1, 4)])

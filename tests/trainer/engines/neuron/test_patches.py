@@ -166,3 +166,32 @@ def test_a_part_without_a_gradient_is_passed_on() -> None:
     patches.mark_copies(parts, model)
     assert [part.copies for _, part, _ in parts] == [1, 4, 4]
     assert patches.counted_once(lambda parameters: parameters)([p for _, p, _ in parts])[1] is model.qkv.weight_k
+
+
+def test_what_flows_back_is_shared_where_every_rank_would_have_all_of_it() -> None:
+    ends = (nn.Embedding(5, 3), nn.Linear(3, 5, bias=False))
+    inputs = torch.tensor([[1, 2]])
+
+    def gradients() -> list[torch.Tensor]:
+        ends[1](ends[0](inputs)).square().sum().backward()
+        found = [p.grad.clone() for end in ends for p in end.parameters() if p.grad is not None]
+        for end in ends:
+            end.zero_grad()
+        return found
+
+    whole = gradients()
+    patches.share_gradients(ends, 4)
+    shared = gradients()
+    assert torch.allclose(shared[1], whole[1] / 4)
+    assert torch.allclose(shared[0], whole[0] / 16), "through both"
+    with torch.no_grad():
+        ends[1](ends[0](inputs))
+
+
+def test_gradients_are_scaled_wherever_they_are_kept() -> None:
+    one, other, none = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    one.grad, other.main_grad = torch.ones(2), torch.full((2,), 3.0)  # type: ignore[attr-defined]
+    patches.scale_gradients(torch.optim.AdamW([one, other, none]), torch.tensor(0.5))
+    assert torch.equal(one.grad, torch.full((2,), 0.5))
+    assert torch.equal(other.main_grad, torch.full((2,), 1.5))  # type: ignore[attr-defined]
+    assert none.grad is None

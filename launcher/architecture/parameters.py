@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from launcher.architecture.family_table import HEAD
@@ -22,12 +21,17 @@ from launcher.config.schema import ArchitectureConfig, Config, LoraConfig, Paral
 
 
 def stage_of(tensor: Tensor, layers: int, pipeline_parallel: int) -> int:
-    """The pipeline stage that holds a tensor: layers in equal runs, embedding first, norm and head last."""
+    """The pipeline stage that holds a tensor: layers in runs, of which the last ones have one more where they don't
+    divide, embedding first, norm and head last (neuronx_distributed, pipeline/partition.py: create_partitions)."""
     if tensor.layer == FIRST:
         return 0
     if tensor.layer == LAST:
         return pipeline_parallel - 1
-    return tensor.layer // math.ceil(layers / pipeline_parallel)
+    each, longer = divmod(layers, pipeline_parallel)
+    shorter = pipeline_parallel - longer
+    if tensor.layer < shorter * each:
+        return tensor.layer // each
+    return shorter + (tensor.layer - shorter * each) // (each + 1)
 
 
 @dataclass(frozen=True)

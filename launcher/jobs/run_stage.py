@@ -15,7 +15,7 @@ from launcher.errors import FAILED, INTERRUPTED, SUSPENDED, SuspendedError, Trnt
 from launcher.io import write_json
 from launcher.jobs.parent_death import die_with_parent, launcher_pids, parent_is_gone
 from launcher.jobs.torchrun import is_rank_zero
-from launcher.jobs.variables import TORCHRUN_OPTIONS
+from launcher.jobs.variables import ON_ACCELERATOR, TORCHRUN_OPTIONS
 from launcher.run_dir.layout import RunDir
 from launcher.run_dir.lock import STALE_SECONDS, RunLock
 
@@ -92,17 +92,17 @@ def run_stage(name: str, run_dir: RunDir) -> None:
         if is_rank_zero() and name not in PREPARING:
             forget(name, run_dir)
         config = run_dir.load_config()
-        keep_xla_out(config)
+        keep_xla_out(name, config)
         module = cast(StageModule, importlib.import_module(STAGES[name]))
         result = module.run(config, run_dir)
         if is_rank_zero():
             write_json(run_dir.stage_file(name), result)
 
 
-def keep_xla_out(config: Config) -> None:
+def keep_xla_out(stage: str, config: Config) -> None:
     """Where torch_xla is installed accelerate and transformers take its device, whatever they are asked for: before
-    they are imported, tell them not to look for it. Optimum-neuron's own training needs it."""
-    if config.accelerator.engine != "neuron":
+    they are imported, tell them not to look for it. Optimum-neuron's own training needs it, and the trial before it."""
+    if config.accelerator.engine != "neuron" or stage not in ON_ACCELERATOR:
         os.environ["USE_TORCH_XLA"] = "0"
 
 

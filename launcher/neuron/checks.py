@@ -14,6 +14,7 @@ from launcher.architecture.tensors import linear_layers
 from launcher.checks.diagnostic import Check, Diagnostic
 from launcher.config.schema import Config, LoraConfig, on_torch_neuron, world_size
 from launcher.errors import UsageError
+from launcher.jobs.cluster_variables import cluster_variables
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import COMPILE, ON_ACCELERATOR
 from launcher.model_dir.config_json import family_of
@@ -163,11 +164,24 @@ def check_pipeline(config: Config) -> Iterator[Diagnostic]:
     if stages > 1 and facts is not None and facts.tied_embeddings:
         why = f"{config.model.name} ties embedding and output head, which optimum-neuron doesn't support in a pipeline"
         yield Diagnostic("parallelism.pipeline_parallel", stages, why, "take 1")
+    if stages > 1:
+        yield from _check_places(config)
     if stages > 1 and config.method.name == "lora" and config.lora.layers_to_transform:
         why = "each pipeline stage must have something to train, or nothing flows back through it"
         yield Diagnostic(
             "lora.layers_to_transform", listed(config.lora.layers_to_transform), why, "take null: all layers"
         )
+
+
+def _check_places(config: Config) -> Iterator[Diagnostic]:
+    """trn1 spreads four ranks of a model over a whole instance [neuronx_distributed,
+    parallel_layers/parallel_state.py: initialize_model_parallel]."""
+    parallel, accelerator = config.parallelism, config.accelerator
+    on_trn1 = accelerator.neuron is not None and accelerator.neuron.logical_nc is None
+    apart = min(world_size(config), accelerator.devices_per_instance or 1) // 4
+    if on_trn1 and parallel.tensor_parallel == 4 and parallel.data_parallel % apart:
+        why = f"with tensor_parallel=4 trn1 wants a multiple of {apart} replicas in each pipeline stage"
+        yield Diagnostic("parallelism.data_parallel", parallel.data_parallel, why, "take another tensor_parallel")
 
 
 def check_adapter(config: Config) -> Iterator[Diagnostic]:
@@ -295,6 +309,11 @@ def planned_only(config: Config) -> str | None:
     if not compiles or not is_submitted(config.cluster) or root != fallback:
         return None
     own = "accelerator.torch_neuron.cache_dir" if native else "accelerator.neuron.cache_dir"
+    if (given := cluster_variables(config).get("TRNTUNE_CACHE") or os.environ.get("TRNTUNE_CACHE")) and not native:
+        return (
+            f"{given}/neuron: optimum-neuron reads a cache directory up to a character that is none of letters, "
+            f"digits, _, - and /; give {own}=/fsx/trntune/neuron"
+        )
     return (
         f"cluster.cache_dir={config.cluster.cache_dir or 'null'}: compiled graphs would be kept in {fallback} of each "
         f"node, and every node would compile them for itself; give a directory that all nodes share, such as "

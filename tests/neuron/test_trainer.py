@@ -94,7 +94,7 @@ ONE_HEAD = ("model.architecture.kv_heads=1",)
         (("method=full", "dataset.packing=false", "training.gradient_checkpointing=true"), (), 1),
         (("method=full", *STAGED), PP2, 2),
         (("method=full", *STAGED, "training.gradient_checkpointing=true"), PP2, 2),
-        ((*LORA, *STAGED, "dataset.packing=false"), (*TP2, *PP2), 4),
+        ((*LORA, *STAGED, "dataset.packing=false", "training.weight_decay=0.5"), (*TP2, *PP2), 4),
     ],
     ids=[
         *("full", "full-whole-sequences", "lora", "lora-two-replicas", "full-copied-heads", "full-unpacked"),
@@ -169,8 +169,9 @@ def test_what_every_rank_holds_stays_the_same_on_every_rank(
         ((*FULL_BF16, *TP2), 2),
         (("method=lora", *TP2), 2),
         ((*FULL_BF16, *STAGED, *PP2, "parallelism.data_parallel=2"), 4),
+        (("method=lora", *STAGED, *PP2), 2),
     ],
-    ids=["full-bf16-zero1", "lora-dropout", "two-replicas-of-two-stages-bf16-zero1"],
+    ids=["full-bf16-zero1", "lora-dropout", "two-replicas-of-two-stages-bf16-zero1", "lora-dropout-two-stages"],
 )
 def test_a_killed_run_goes_on_exactly(
     train: Callable[..., Path], fetched: Callable[..., Path], settings: tuple[str, ...], number: int

@@ -11,8 +11,8 @@ import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, GraniteConfig, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from launcher.architecture.parameters import count
-from launcher.architecture.tensors import base_tensors, modules
+from launcher.architecture.parameters import count, stage_of
+from launcher.architecture.tensors import Tensor, base_tensors, modules
 from launcher.checks.training import check_lora
 from launcher.checks.validate import fill_architecture, problems
 from launcher.config.help import choices
@@ -211,3 +211,18 @@ def test_a_tied_embedding_lies_on_both_ends_of_a_pipeline():
     counts = count(config, config.model.architecture)
     assert sum(counts.local) == counts.total + 128256 * 2048
     assert math.isclose(counts.total, 1_235_814_400)
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "sizes"),
+    [
+        (80, 4, [20, 20, 20, 20]),
+        (36, 8, [4, 4, 4, 4, 5, 5, 5, 5]),
+        (28, 8, [3, 3, 3, 3, 4, 4, 4, 4]),
+        (5, 4, [1, 1, 1, 2]),
+    ],
+)
+def test_layers_that_do_not_divide_make_the_last_stages_longer(layers: int, stages: int, sizes: list[int]) -> None:
+    """neuronx_distributed, pipeline/partition.py: create_partitions."""
+    held = [stage_of(Tensor("", (1,), layer), layers, stages) for layer in range(layers)]
+    assert [held.count(stage) for stage in range(stages)] == sizes

@@ -12,12 +12,21 @@ from launcher.jobs.run_stage import keep_xla_out
 from tests.trainer.models.conftest import composed
 
 
-@pytest.mark.parametrize(("accelerator", "value"), [("cpu", "0"), ("cuda", "0"), ("trn1_32xlarge", None)])
+@pytest.mark.parametrize(
+    ("accelerator", "stage", "value"),
+    [
+        ("cpu", "train", "0"),
+        ("cuda", "train", "0"),
+        ("trn1_32xlarge", "train", None),
+        ("trn1_32xlarge", "compile", None),
+        ("trn1_32xlarge", "merge", "0"),
+    ],
+)
 def test_torch_xla_is_looked_for_by_optimum_neuron_alone(
-    accelerator: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+    accelerator: str, stage: str, value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", {})
-    keep_xla_out(composed(f"accelerator={accelerator}"))
+    keep_xla_out(stage, composed(f"accelerator={accelerator}"))
     assert os.environ.get("USE_TORCH_XLA") == value
 
 

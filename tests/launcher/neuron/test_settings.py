@@ -60,6 +60,11 @@ REFUSED = [
         "lora.layers_to_transform",
         "each pipeline stage must have something to train",
     ),
+    (
+        ["model=llama3_70b", "parallelism.tensor_parallel=4", "parallelism.pipeline_parallel=2"],
+        "parallelism.data_parallel",
+        "trn1 wants a multiple of 8 replicas in each pipeline stage",
+    ),
     (["accelerator.neuron=null"], "accelerator.neuron", "engine neuron needs it"),
     (["accelerator.neuron.cache_dir=/home/me/.cache/graphs"], "accelerator.neuron.cache_dir", "cuts off the rest"),
     (["accelerator.neuron.cache_dir='s3://bucket/graphs'"], "accelerator.neuron.cache_dir", "an address"),
@@ -149,6 +154,9 @@ def test_graphs_that_each_node_would_compile_for_itself_are_refused_on_a_cluster
     check_trainable(single(*base).config)
     monkeypatch.setenv("TRNTUNE_CACHE", "/fsx/cache")
     check_trainable(single(*base, "cluster=slurm").config)
+    if "native" not in accelerator:
+        with pytest.raises(UsageError, match=r"^/fsx/j.d/cache/neuron: optimum-neuron reads"):
+            check_trainable(single(*base, "cluster=slurm", "cluster.cache_dir=/fsx/j.d").config)
 
 
 def test_the_plan_says_what_would_be_refused(cwd, monkeypatch):

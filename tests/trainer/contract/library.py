@@ -68,8 +68,8 @@ def find(module: str, name: str) -> Definition | str | None:
     """Where ``name`` of ``module`` is defined; its dotted name for what isn't the library's; None: it is nothing."""
     if not module.startswith(NAME):
         return f"{module}.{name}"
-    if module_file(module) is None:
-        return None
+    if module_file(module) is None:  # none, or a directory of modules
+        return _submodule(module, name)
     return _imported(module, name) or _defined(module, name) or _submodule(module, name)
 
 

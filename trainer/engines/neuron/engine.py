@@ -83,6 +83,7 @@ class NeuronEngine:
             self.neuron_model = import_module("trainer.engines.neuron.model")
             neuron_arguments = import_module("trainer.engines.neuron.arguments")
             neuron_distributed = import_module("trainer.engines.neuron.distributed")
+            self.neuron_xla = import_module("torch_xla.core.xla_model")
         except ModuleNotFoundError as error:
             raise TrntuneError(f"the neuron engine needs the Python package {error.name}; {_INSTALL}") from None
         neuron_patches.check(neuron_patches.named, _fingerprints(config))
@@ -109,8 +110,9 @@ class NeuronEngine:
 
     def seed_device(self) -> None:
         """Ranks that see different activations draw different dropout; those that see the same must draw the same."""
-        alike = not self.config.parallelism.sequence_parallel
-        self.neuron_trainer.xm.set_rng_state(self.config.seed + (self.part.place.data if alike else self.rank))
+        alike, place = not self.config.parallelism.sequence_parallel, self.part.place
+        model = place.data * self.config.parallelism.pipeline_parallel + place.pipeline
+        self.neuron_xla.set_rng_state(self.config.seed + (model if alike else self.rank))
 
     def parameters(self) -> ParameterCounts:
         return self.counts

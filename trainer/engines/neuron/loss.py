@@ -49,7 +49,7 @@ def held_out_loss(part: Part, model: Any, collator: Collator, device: Any, rows:
             batch = collator(filled(share[number * size : (number + 1) * size], size))
             inputs = host_batch(batch, part.config.dataset.packing)
             if part.staged:
-                losses.append(pipeline.run(part, model, pipeline.inputs([inputs], part.dtype), device, training=False))
+                losses.append(pipeline.run(part, model, pipeline.inputs([inputs]), device, training=False))
             else:
                 losses.append(loss_sum(part, model, {name: t.to(device) for name, t in inputs.items()}))
             trained += int(batch["num_trained"])

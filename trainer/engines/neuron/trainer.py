@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch_xla
-import torch_xla.core.xla_model as xm
 from optimum.neuron import NeuronTrainer, NeuronTrainingArguments
 from transformers import TrainerCallback
 
@@ -21,8 +20,8 @@ from trainer.data.collate import Collator, counts_of
 from trainer.data.order import rows_of_step
 from trainer.engines.base import Rows, TrainingCallback, non_finite
 from trainer.engines.early_stopping import BestWeights
+from trainer.engines.neuron import generators, pipeline
 from trainer.engines.neuron import patches as neuron_patches
-from trainer.engines.neuron import pipeline
 from trainer.engines.neuron import state as neuron_state
 from trainer.engines.neuron.batch import host_batch, trained_labels
 from trainer.engines.neuron.data_loader import Remaining
@@ -34,8 +33,6 @@ from trainer.engines.state import ENGINE, Tensors, copied, hand_over, restore_sc
 from trainer.engines.warmup import begin_above_zero
 from trainer.metrics.throughput import Counts, StepReport, Stopwatch
 from trainer.signals import Stop
-
-XLA_SEED = "xla"
 
 
 class DocumentTrainer(NeuronTrainer):
@@ -68,7 +65,7 @@ class DocumentTrainer(NeuronTrainer):
         self.stop = Stop.NO
         self.evaluation_pending = False
         self.restored: RestoredState | None = None
-        self.state_before_step = self.capture_rng()
+        self.state_before_step = generators.capture()
 
     # What the run is.
 
@@ -85,6 +82,11 @@ class DocumentTrainer(NeuronTrainer):
         """One pass over what remains; the schedule is that of the whole run."""
         steps = len(dataloader) // args.gradient_accumulation_steps
         return 1, steps, len(self.rows), steps * total_train_batch_size, False, len(dataloader), args.max_steps
+
+    def get_decay_parameter_names(self, model: Any) -> list[str]:
+        """The NeuronTrainer's, also as the stages of a pipeline name an adapter's parameters: as the base does."""
+        names = super().get_decay_parameter_names(model)
+        return [*names, *(name.removeprefix("base_model.model.") for name in names)]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> None:
         """The NeuronTrainer's, with our warm-up."""
@@ -104,7 +106,7 @@ class DocumentTrainer(NeuronTrainer):
         inner = self.inner_optimizer
         neuron_state.restore_optimizer(inner, self.model, self.restored.tensors(self.part.optimizer_file))
         restore_scheduler(self.lr_scheduler, self.restored.step)
-        self.restore_rng(self.restored.tensors(rng_file(self.part.rank)))
+        generators.restore(self.restored.tensors(rng_file(self.part.rank)))
         torch_xla.sync()
 
     @property
@@ -130,10 +132,10 @@ class DocumentTrainer(NeuronTrainer):
         trained = trained_labels([self.rows[row] for row in rows])
         # Gradients are averaged over the replicas; the sum is wanted.
         self.scale = torch.tensor(self.part.replicas / max(trained, 1), dtype=torch.float32).to(device)
-        self.state_before_step = self.capture_rng()
+        self.state_before_step = generators.capture()
         hosts = [host_batch(batch, config.dataset.packing) for batch in batches]
         if self.part.staged:
-            return [pipeline.inputs(hosts, self.part.dtype)], None
+            return [pipeline.inputs(hosts)], None
         return [{name: tensor.to(device) for name, tensor in host.items()} for host in hosts], None
 
     def compute_loss(
@@ -169,7 +171,7 @@ class DocumentTrainer(NeuronTrainer):
                 self.evaluate_now(step)
         last = step >= self.args.max_steps or self.best.patience_ended
         if self.checkpoints.due(step, last) or (self.stop != Stop.NO and step > self.checkpoints.saved_step):
-            self.save_state(self.capture_rng())
+            self.save_state(generators.capture())
         return self.stop != Stop.NO or self.best.patience_ended
 
     def held_out_loss(self, rows: Rows) -> float:
@@ -183,12 +185,12 @@ class DocumentTrainer(NeuronTrainer):
         self.observer.on_evaluation(step, loss)
         self.best.look(step, loss)
 
-    def save_state(self, generators: rng.RngState) -> None:
-        hand_over(lambda: self._captured(generators), self.checkpoints, self.stopwatch)
+    def save_state(self, random: rng.RngState) -> None:
+        hand_over(lambda: self._captured(random), self.checkpoints, self.stopwatch)
 
-    def _captured(self, generators: rng.RngState) -> EngineState:
+    def _captured(self, random: rng.RngState) -> EngineState:
         part = self.part
-        tensors: dict[str, Tensors] = {rng_file(part.rank): generators, **weights(part, self.model)}
+        tensors: dict[str, Tensors] = {rng_file(part.rank): random, **weights(part, self.model)}
         documents = self.documents()
         if part.place.holds_first_copy and self.best.weights:
             tensors[best_file(part.place)] = self.best.weights
@@ -202,18 +204,6 @@ class DocumentTrainer(NeuronTrainer):
                 "evaluation_pending": self.evaluation_pending,
             }
         return EngineState(self.state.global_step, float(self.state.epoch or 0.0), tensors, documents)
-
-    # The random generators, with the device's own.
-
-    def capture_rng(self) -> rng.RngState:
-        # The seed has 64 bits without a sign, which no safetensors type for torch 2.8 holds: two halves.
-        high, low = divmod(int(xm.get_rng_state()), 1 << 32)
-        return {**rng.capture(), XLA_SEED: torch.tensor([high, low], dtype=torch.int64)}
-
-    def restore_rng(self, state: rng.RngState) -> None:
-        rng.restore(state)
-        high, low = state[XLA_SEED].tolist()
-        xm.set_rng_state((high << 32) + low)
 
 
 class StepMeter(TrainerCallback):

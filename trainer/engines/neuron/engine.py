@@ -56,10 +56,12 @@ def check_supported(config: Config) -> None:
 
 
 def _fingerprints(config: Config) -> dict[str, str]:
-    """Of the source that must be there: what is about copies of heads matters where there are any."""
+    """Of the source that must be there: copies of heads and pipeline stages matter where there are any."""
     facts = config.model.architecture
     repeats = facts is None or fuses_qkv(facts, config.parallelism)
-    return neuron_patches.FINGERPRINTS | (neuron_patches.OF_COPIES if repeats else {})
+    of_copies = neuron_patches.OF_COPIES if repeats else {}
+    of_stages = neuron_patches.OF_STAGES if config.parallelism.pipeline_parallel > 1 else {}
+    return {**neuron_patches.FINGERPRINTS, **of_copies, **of_stages}
 
 
 class NeuronEngine:

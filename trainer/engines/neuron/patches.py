@@ -63,6 +63,17 @@ OF_COPIES = {
     "neuronx_distributed.parallel_layers.parallel_state.arrange_kv_groups": "70ea62e5ff4ea3d4",
     "neuronx_distributed.optimizer.zero_redundancy_optimizer.NeuronZero1Optimizer": "654fa0369d581932",
 }
+# And of what pipeline stages rely on (trainer.engines.neuron.pipeline).
+OF_STAGES = {
+    "optimum.neuron.models.training.llama.modeling_llama.LlamaForCausalLM.forward": "34d45a19aea5ba56",
+    "optimum.neuron.models.training.llama.modeling_llama.LlamaModel.forward": "5ea422c855bc36a8",
+    "optimum.neuron.models.training.llama.modeling_llama.eager_attention_forward": "858fc67bf174b846",
+    "optimum.neuron.models.training.loss_utils.ForCausalLMLoss": "e5ae56ddc3484757",
+    "optimum.neuron.trainers.transformers.NeuronTrainer.create_optimizer": "9af5eda7596c0af5",
+    "neuronx_distributed.pipeline.model.NxDPPModel._bwd_step_task": "0a8696355408c307",
+    "neuronx_distributed.pipeline.model.NxDPPModel._prepare_inputs_and_infer_shape": "d73c734c2a8cc784",
+    "neuronx_distributed.pipeline.model.NxDPPModel._process_loss": "cba68604a093c6cf",
+}
 
 
 def fingerprint(source: str) -> str:
@@ -90,8 +101,8 @@ def named(name: str) -> Any:
 
 def check(found: Callable[[str], Any], expected: Mapping[str, str]) -> None:
     """Raise TrntuneError unless this is the source that the mends were written for: launcher.neuron.libraries has seen
-    that it is the version. ``expected`` is FINGERPRINTS, with OF_COPIES where heads have copies; ``found`` gives the
-    object of a dotted name.
+    that it is the version. ``expected`` is FINGERPRINTS, with OF_COPIES where heads have copies and OF_STAGES where
+    there are pipeline stages; ``found`` gives the object of a dotted name.
     """
     for name, digits in expected.items():
         if fingerprint(inspect.getsource(found(name))) != digits:

@@ -33,7 +33,7 @@ def _segment(text: str, path: list[str]) -> str:
     return ast.unparse(node)
 
 
-FINGERPRINTS = patches.FINGERPRINTS | patches.OF_COPIES
+FINGERPRINTS = {**patches.FINGERPRINTS, **patches.OF_COPIES, **patches.OF_STAGES}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in FINGERPRINTS if name.startswith("optimum.")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from launcher.config.schema import Config
@@ -17,3 +18,8 @@ def cluster_variables(config: Config) -> dict[str, str]:
     shared = config.cluster.cache_dir
     caches = {} if shared is None else {"TRNTUNE_CACHE": f"{shared}/cache", "HF_HOME": f"{shared}/huggingface"}
     return {**caches, **pairs(config.cluster.environment)}
+
+
+def project_cache(config: Config) -> str | None:
+    """TRNTUNE_CACHE as the stages will have it: the cluster's, else this shell's; None where neither says one."""
+    return cluster_variables(config).get("TRNTUNE_CACHE") or os.environ.get("TRNTUNE_CACHE") or None

@@ -14,7 +14,7 @@ from launcher.architecture.tensors import linear_layers
 from launcher.checks.diagnostic import Check, Diagnostic
 from launcher.config.schema import Config, LoraConfig, on_torch_neuron, world_size
 from launcher.errors import UsageError
-from launcher.jobs.cluster_variables import cluster_variables
+from launcher.jobs.cluster_variables import project_cache
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.variables import COMPILE, ON_ACCELERATOR
 from launcher.model_dir.config_json import family_of
@@ -156,17 +156,18 @@ def check_pipeline(config: Config) -> Iterator[Diagnostic]:
     """A tied output head has no place in a pipeline [models/training/modeling_utils.py: from_pretrained]; Granite has
     none at all [models/training/granite/modeling_granite.py: SUPPORTS_PIPELINE_PARALLELISM]."""
     facts, stages = config.model.architecture, config.parallelism.pipeline_parallel
-    if stages > 1 and facts is not None and facts.family == "granite":
+    if stages == 1:
+        return
+    if facts is not None and facts.family == "granite":
         yield Diagnostic(
             "parallelism.pipeline_parallel", stages, "optimum-neuron has no pipeline for granite", "take 1"
         )
         return
-    if stages > 1 and facts is not None and facts.tied_embeddings:
+    if facts is not None and facts.tied_embeddings:
         why = f"{config.model.name} ties embedding and output head, which optimum-neuron doesn't support in a pipeline"
         yield Diagnostic("parallelism.pipeline_parallel", stages, why, "take 1")
-    if stages > 1:
-        yield from _check_places(config)
-    if stages > 1 and config.method.name == "lora" and config.lora.layers_to_transform:
+    yield from _check_places(config)
+    if config.method.name == "lora" and config.lora.layers_to_transform:
         why = "each pipeline stage must have something to train, or nothing flows back through it"
         yield Diagnostic(
             "lora.layers_to_transform", listed(config.lora.layers_to_transform), why, "take null: all layers"
@@ -309,7 +310,7 @@ def planned_only(config: Config) -> str | None:
     if not compiles or not is_submitted(config.cluster) or root != fallback:
         return None
     own = "accelerator.torch_neuron.cache_dir" if native else "accelerator.neuron.cache_dir"
-    if (given := cluster_variables(config).get("TRNTUNE_CACHE") or os.environ.get("TRNTUNE_CACHE")) and not native:
+    if (given := project_cache(config)) and not native:
         return (
             f"{given}/neuron: optimum-neuron reads a cache directory up to a character that is none of letters, "
             f"digits, _, - and /; give {own}=/fsx/trntune/neuron"

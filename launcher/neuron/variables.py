@@ -9,12 +9,11 @@ inside the process, when glibc has long read it).
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from launcher.config.schema import Config, NeuronConfig, world_size
-from launcher.jobs.cluster_variables import cluster_variables
+from launcher.jobs.cluster_variables import project_cache
 from launcher.neuron.graphs import directory_name
 
 MALLOC_ARENAS = 64
@@ -40,8 +39,7 @@ def cache_root(config: Config) -> str:
     neuron = _neuron(config)
     if neuron.cache_dir is not None:
         return neuron.cache_dir.rstrip("/")
-    shared = cluster_variables(config).get("TRNTUNE_CACHE")
-    candidate = f"{shared or os.environ.get('TRNTUNE_CACHE', '')}/neuron"
+    candidate = f"{project_cache(config) or ''}/neuron"
     return candidate if CACHE_PATH.fullmatch(candidate) and candidate != "/neuron" else FALLBACK_CACHE
 
 

@@ -6,10 +6,8 @@ AWS's documentation: each says so where it is made, and is to be looked at again
 
 from __future__ import annotations
 
-import os
-
 from launcher.config.schema import Config
-from launcher.jobs.cluster_variables import cluster_variables
+from launcher.jobs.cluster_variables import project_cache
 
 FALLBACK_CACHE = "/var/tmp/trntune-torch-neuron"
 DERIVED = (
@@ -27,7 +25,7 @@ def cache_directory(config: Config) -> str:
     settings = config.accelerator.torch_neuron
     if settings is not None and settings.cache_dir is not None:
         return settings.cache_dir.rstrip("/")
-    shared = cluster_variables(config).get("TRNTUNE_CACHE") or os.environ.get("TRNTUNE_CACHE")
+    shared = project_cache(config)
     return f"{shared}/torch-neuron" if shared else FALLBACK_CACHE
 
 

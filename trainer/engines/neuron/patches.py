@@ -32,7 +32,7 @@ import importlib
 import inspect
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -137,9 +137,13 @@ def gradients(parameters: Iterable[Any]) -> list[torch.Tensor]:
     return [gradient.data for gradient in found if gradient is not None]
 
 
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Any]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
 def scale_gradients(optimizer: torch.optim.Optimizer, factor: torch.Tensor) -> None:
     """Multiply all gradients by ``factor``, a number on their device, in place."""
-    for gradient in gradients(p for group in optimizer.param_groups for p in group["params"]):
+    for gradient in gradients(_parameters(optimizer)):
         gradient.mul_(factor.to(gradient.dtype))
 
 
@@ -162,7 +166,7 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, rates: list[float]) -> 
 
 def reduce_sequence_parallel_gradients(optimizer: torch.optim.Optimizer, reduce: Callable[[torch.Tensor], Any]) -> None:
     """Sum the gradients of replicated parameters over the tensor-parallel ranks, in place, wherever they are kept."""
-    for gradient in partial_gradients(p for group in optimizer.param_groups for p in group["params"]):
+    for gradient in partial_gradients(_parameters(optimizer)):
         reduce(gradient)
 
 

@@ -6,7 +6,9 @@ import json
 import shutil
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from launcher.paths import ROOT
@@ -65,9 +67,15 @@ CHAINS = {
 }
 
 
-def start(directory: Path, *arguments: str, fault: dict[str, Any] | None = None, timeout: float = PATIENCE) -> Run:
+def start(
+    directory: Path,
+    *arguments: str,
+    fault: dict[str, Any] | None = None,
+    timeout: float = PATIENCE,
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Run:
     """launch.py on the run directory, with a fault in whichever of its processes comes to it."""
-    env = environment()
+    env = environment() | dict(variables)
     if fault is not None:
         env |= {"TRNTUNE_FAULT": json.dumps(fault), "PYTHONPATH": str(ROOT / "tests" / "faults")}
     arguments = (*SETTINGS, f"hydra.run.dir={directory}", *arguments)

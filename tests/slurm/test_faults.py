@@ -21,12 +21,16 @@ from tests.slurm.cluster import signal_job
 from tests.slurm.conftest import User
 
 TWO_NODES = ("parallelism=ddp2", "cluster.processes_per_node=1")
+# A process of a job would take the CPUs of its node, one of this machine's its share of them: with AVX-512 sums are
+# rounded otherwise by two threads than by one.
+THREADS = {"OMP_NUM_THREADS": "1"}
 
 
 def with_fault(**what: object) -> str:
     """The setting that has a fault happen in a job's processes, by default when a line is written to metrics.jsonl."""
     fault = json.dumps({"op": "open", "path": "metrics.jsonl:a$", **what})  # without what Hydra's quotes would change
-    return f"cluster.environment=['PYTHONPATH={ROOT / 'tests' / 'faults'}','TRNTUNE_FAULT={fault}']"
+    variables = THREADS | {"PYTHONPATH": str(ROOT / "tests" / "faults"), "TRNTUNE_FAULT": fault}
+    return f"cluster.environment={[f'{name}={value}' for name, value in variables.items()]}"
 
 
 def slowly(seconds: float) -> str:
@@ -74,7 +78,7 @@ def _undisturbed(factory, name, *arguments):
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"undisturbed-{name}"
     with FileLock(f"{directory}.lock"):
         if not (directory / "stages" / "train.json").exists():
-            run = start(directory, DROPOUT, *arguments, timeout=PATIENCE)
+            run = start(directory, DROPOUT, *arguments, timeout=PATIENCE, variables=THREADS)
             assert run.process.returncode == 0, run.process.stderr
     return directory
 

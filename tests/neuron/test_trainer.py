@@ -95,10 +95,13 @@ ONE_HEAD = ("model.architecture.kv_heads=1",)
         (("method=full", *STAGED), PP2, 2),
         (("method=full", *STAGED, "training.gradient_checkpointing=true"), PP2, 2),
         ((*LORA, *STAGED, "dataset.packing=false", "training.weight_decay=0.5"), (*TP2, *PP2), 4),
+        (("method=full", *STAGED, *ONE_HEAD), (*TP2, *PP2), 4),
+        ((*LORA, *STAGED, "training.gradient_checkpointing=true", "training.early_stopping_patience=1"), PP2, 2),
     ],
     ids=[
         *("full", "full-whole-sequences", "lora", "lora-two-replicas", "full-copied-heads", "full-unpacked"),
         *("full-two-stages", "full-two-stages-recomputed", "lora-unpacked-two-stages-of-two"),
+        *("full-copied-heads-two-stages-of-two", "lora-two-stages-recomputed-early-stopping"),
     ],
 )
 def test_it_trains_as_the_torch_engine_does(
@@ -135,9 +138,14 @@ def test_copies_of_an_adapter_count_once_however_many_there_are(train: Callable[
 
 
 @pytest.mark.parametrize(
-    ("family", "settings"),
-    [("qwen3", ("method=full",)), ("granite", ("method=full",)), ("granite", LORA)],
-    ids=["qwen3-full", "granite-full", "granite-lora"],
+    ("family", "settings", "layout"),
+    [
+        ("qwen3", ("method=full",), TP2),
+        ("granite", ("method=full",), TP2),
+        ("granite", LORA, TP2),
+        ("qwen3", ("method=full", *STAGED[1:]), PP2),
+    ],
+    ids=["qwen3-full", "granite-full", "granite-lora", "qwen3-full-two-stages"],
 )
 def test_other_families_train_as_the_torch_engine_has_them(
     train: Callable[..., Path],
@@ -145,9 +153,10 @@ def test_other_families_train_as_the_torch_engine_has_them(
     random_model: Callable[[str], Path],
     family: str,
     settings: tuple[str, ...],
+    layout: tuple[str, ...],
 ) -> None:
     given = (*settings, "model=local", f"model.path={random_model(family)}")
-    assert_close(by_torch(*given), train("neuron", 2, *given, *TP2))
+    assert_close(by_torch(*given), train("neuron", 2, *given, *layout))
 
 
 @pytest.mark.parametrize("settings", [("method=full",), LORA], ids=["full", "lora"])

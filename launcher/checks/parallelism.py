@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from launcher.checks.diagnostic import Check, Diagnostic
-from launcher.config.schema import Config, is_sharded, model_processes, on_torch_neuron, world_size
+from launcher.config.schema import Config, LoraConfig, is_sharded, model_processes, on_torch_neuron, world_size
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "neuron": "xla"}
 TORCH_NEURON_BACKEND = "neuron"
@@ -35,7 +35,7 @@ def check_generation(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_engine(config: Config) -> Iterator[Diagnostic]:
-    """The engine belongs to the device, and only neuron splits a model."""
+    """The engine belongs to the device, and of the torch engine's only CPUs and GPUs split a model's layers."""
     accelerator, parallel = config.accelerator, config.parallelism
     engines = ENGINES.get(accelerator.device, ENGINES["cpu"])  # any other device is refused, but not by this check
     if accelerator.engine not in engines:
@@ -43,11 +43,13 @@ def check_engine(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic("accelerator.engine", accelerator.engine, why, "take a choice of accelerator=")
     if accelerator.device == "neuron" and accelerator.engine != "torch":
         return
-    other = "trn2_48xlarge, whose engine is neuron" if on_torch_neuron(config) else "trn1_32xlarge"
-    for name in ("tensor_parallel", "pipeline_parallel", "sequence_parallel", "zero_1"):
+    native = on_torch_neuron(config)
+    other = "trn2_48xlarge, whose engine is neuron" if native else "trn1_32xlarge"
+    unknown = ("tensor_parallel", "pipeline_parallel", "sequence_parallel", "zero_1")
+    for name in unknown if native else ("pipeline_parallel", "zero_1"):
         value = getattr(parallel, name)
         if value is True or value > 1:
-            why = f"accelerator={accelerator.name} trains by data parallelism alone"
+            why = f"accelerator={accelerator.name} trains by data parallelism {'alone' if native else 'and sharding'}"
             shown_value = "true" if value is True else value
             yield Diagnostic(f"parallelism.{name}", shown_value, why, f"leave it out, or take accelerator={other}")
 
@@ -87,7 +89,7 @@ def check_split(config: Config) -> Iterator[Diagnostic]:
 
 def check_sharding(config: Config) -> Iterator[Diagnostic]:
     """FSDP needs the torch engine, several processes, and weights that can be cut."""
-    parallel, key = config.parallelism, "parallelism.sharding"
+    key = "parallelism.sharding"
     if not is_sharded(config):
         return
     if config.accelerator.engine != "torch":
@@ -97,12 +99,65 @@ def check_sharding(config: Config) -> Iterator[Diagnostic]:
     if on_torch_neuron(config):
         yield Diagnostic(key, "fsdp", "has not been joined with TorchNeuron's fixed shapes yet", "take sharding=ddp")
         return
-    if parallel.data_parallel == 1:
+    if world_size(config) == 1:
         why = "one process has nobody to share parameters with"
         yield Diagnostic(key, "fsdp", why, "take parallelism=fsdp2, or a larger parallelism.data_parallel")
     if config.method.name == "lora" and config.lora.quantize_base is not None:
         why = f"a base in {config.lora.quantize_base} can't be cut into parts here"
         yield Diagnostic("lora.quantize_base", config.lora.quantize_base, why, "leave it out, or take sharding=ddp")
+
+
+SPLIT_FAMILIES = ("llama", "qwen3")
+"""Whose layers trainer.engines.torch.tensor_parallel knows."""
+
+
+def check_tensor_parallel(config: Config) -> Iterator[Diagnostic]:
+    """What the torch engine splits over tensor_parallel processes."""
+    parallel, key = config.parallelism, "parallelism.tensor_parallel"
+    if config.accelerator.engine != "torch" or on_torch_neuron(config):
+        return
+    ranks, facts = parallel.tensor_parallel, config.model.architecture
+    if ranks == 1:
+        if parallel.sequence_parallel:
+            why = "there is nobody to share positions with: tensor_parallel=1"
+            yield Diagnostic("parallelism.sequence_parallel", "true", why, "leave it out, or take parallelism=tp2")
+        return
+    for name, shown, wanted in (("sharding", parallel.sharding, "fsdp"), ("sequence_parallel", "false", "true")):
+        if getattr(parallel, name) not in (wanted, True):
+            why = f"accelerator={config.accelerator.name} splits a model with {name}={wanted} alone"
+            yield Diagnostic(
+                f"parallelism.{name}", shown, why, f"write parallelism.{name}={wanted}, or take parallelism=tp2"
+            )
+    if facts is None or facts.family not in SPLIT_FAMILIES:
+        family = "its family" if facts is None else facts.family
+        why = f"{config.model.name}: layers of {family} aren't known well enough to be split, those of "
+        yield Diagnostic(key, ranks, why + f"{' and '.join(SPLIT_FAMILIES)} are", "take parallelism=fsdp2")
+        return
+    for name, value in (("key/value heads", facts.kv_heads), ("rows of the embedding", facts.vocab_size)):
+        if value % ranks:
+            yield Diagnostic(key, ranks, f"{config.model.name} has {value} {name}, which it must divide")
+    if config.training.max_length % ranks:
+        why = f"must be a multiple of tensor_parallel={ranks}, whose processes share the positions of a row"
+        nearest = config.training.max_length // ranks * ranks
+        yield Diagnostic("training.max_length", config.training.max_length, why, f"nearest is {nearest}")
+    if config.training.compile == "layers":
+        yield Diagnostic("training.compile", "layers", "isn't joined with tensor_parallel", "leave it out")
+    if config.method.name == "lora":
+        yield from _check_split_adapter(config.lora)
+
+
+def _check_split_adapter(lora: LoraConfig) -> Iterator[Diagnostic]:
+    """Matrices A and B are split as their layer is; nothing else that peft trains is."""
+    others = {
+        "use_dora": ("true", lora.use_dora),
+        "bias": (lora.bias, lora.bias != "none"),
+        "modules_to_save": (lora.modules_to_save, lora.modules_to_save),
+        "trainable_token_indices": (lora.trainable_token_indices, lora.trainable_token_indices),
+    }
+    for name, (shown, asked) in others.items():
+        if asked:
+            why = "isn't split over parallelism.tensor_parallel"
+            yield Diagnostic(f"lora.{name}", shown, why, "leave it out, or take parallelism=fsdp2")
 
 
 def check_compile(config: Config) -> Iterator[Diagnostic]:
@@ -113,5 +168,6 @@ def check_compile(config: Config) -> Iterator[Diagnostic]:
 
 
 PARALLEL_CHECKS: tuple[Check, ...] = (
-    *(check_generation, check_accelerator, check_engine, check_compile, check_sharding, check_world_size, check_split),
+    *(check_generation, check_accelerator, check_engine, check_compile, check_sharding, check_tensor_parallel),
+    *(check_world_size, check_split),
 )

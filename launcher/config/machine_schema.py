@@ -20,14 +20,16 @@ class ParallelismConfig:
 
     name: str = setting(MISSING, "name of the layout in reports")
     data_parallel: int = setting(1, "replicas; each takes its own rows", ge=1)
-    tensor_parallel: int = setting(1, "processes that share every layer of a replica (engine neuron)", ge=1)
+    tensor_parallel: int = setting(1, "processes that share every layer of a replica", ge=1)
     pipeline_parallel: int = setting(1, "processes that share the layers of a replica in sequence (neuron)", ge=1)
-    sequence_parallel: bool = setting(False, "split activations between layers over tensor_parallel (neuron)")
+    sequence_parallel: bool = setting(
+        False, "split activations between layers over tensor_parallel; engine torch splits no other way"
+    )
     zero_1: bool = setting(False, "split the optimizer state over data_parallel (neuron)")
     sharding: str = setting(
         "ddp",
-        "what each of data_parallel holds (engine torch): ddp: the whole model; fsdp: its part of parameters, "
-        "gradients and moments",
+        "what each process holds (engine torch): ddp: the whole model; fsdp: its part of parameters, gradients and "
+        "moments, also of those that tensor_parallel has cut",
         choices=("ddp", "fsdp"),
     )
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from launcher.architecture.family_table import FAMILIES, ROW
 from launcher.architecture.quantized import is_quantized
 from launcher.architecture.tensors import LayerAdapter, Linear, adapted_layers, first_reached
-from launcher.config.schema import ArchitectureConfig, Config
+from launcher.config.schema import ArchitectureConfig, Config, ParallelismConfig
 
 NORM_BYTES = 4  # normalization runs in fp32 in every precision
 PRODUCT_BYTES = {"fp32": 4, "bf16": 2}
@@ -21,25 +21,35 @@ PRODUCT_BYTES = {"fp32": 4, "bf16": 2}
 @dataclass(frozen=True)
 class Kept:
     """Bytes a token of one layer. ``hidden`` lies between the blocks, where only sequence parallelism splits it;
-    ``inner`` lies inside them, where tensor parallelism does."""
+    ``inner`` lies inside them, where tensor parallelism does. ``inputs`` are those of the products at a block's
+    begin: under sequence parallelism optimum-neuron gathers them anew for the backward pass, DTensor keeps them whole.
+    """
 
     hidden: float
     inner: float
+    inputs: float = 0.0
 
     def __add__(self, other: Kept) -> Kept:
-        return Kept(self.hidden + other.hidden, self.inner + other.inner)
+        return Kept(self.hidden + other.hidden, self.inner + other.inner, self.inputs + other.inputs)
 
-    def on_rank(self, tensor_parallel: int, sequence_parallel: bool) -> float:
+    @property
+    def total(self) -> float:
+        """Of a process that has the layer for itself."""
+        return self.hidden + self.inner + self.inputs
+
+    def on_rank(self, parallel: ParallelismConfig, gathers_anew: bool) -> float:
         """Bytes a token on one tensor-parallel rank."""
-        return self.hidden / (tensor_parallel if sequence_parallel else 1) + self.inner / tensor_parallel
+        ranks = parallel.tensor_parallel
+        positions = ranks if parallel.sequence_parallel else 1
+        return self.hidden / positions + self.inner / ranks + self.inputs / (positions if gathers_anew else 1)
 
 
 def kept_by_layer(config: Config, facts: ArchitectureConfig) -> Kept:
     """What one decoder layer keeps, bytes a token: the mean of those that the backward pass reaches."""
     width = PRODUCT_BYTES[config.training.precision]
-    fused = is_fused(config)
-    common = _frozen(facts, width, fused)
+    common = _frozen(facts, width, is_fused(config))
     if config.method.name == "full":
+        fused = is_fused(config) and config.parallelism.tensor_parallel == 1
         return common + _trained(facts, width, config.training.precision == "bf16", fused)
     return common + _adapters(config, facts, width)
 
@@ -57,7 +67,8 @@ def layer_input(facts: ArchitectureConfig) -> Kept:
 
 
 def is_fused(config: Config) -> bool:
-    """Whether the passes of trainer.fused and trainer.models.block_attention are taken."""
+    """Whether the passes of trainer.fused and trainer.models.block_attention are taken; of a model that is split over
+    tensor_parallel the latter's alone."""
     accelerator = config.accelerator
     plain = not is_quantized(config) and config.training.precision == "fp32"
     return plain and accelerator.engine == "torch" and accelerator.device == "cpu"
@@ -83,10 +94,10 @@ def _trained(facts: ArchitectureConfig, width: int, casts: bool, fused: bool) ->
     inputs = (5 if casts else 2) * facts.hidden_size
     inner = width * (query + facts.intermediate_size)
     if fused:
-        return Kept(width * inputs, inner)
+        return Kept(0, inner, width * inputs)
     if FAMILIES[facts.family].head_norms:
         inner += NORM_BYTES * (query + key)
-    return Kept(width * inputs + NORM_BYTES * 2 * facts.hidden_size, inner)
+    return Kept(NORM_BYTES * 2 * facts.hidden_size, inner, width * inputs)
 
 
 def _adapters(config: Config, facts: ArchitectureConfig, width: int) -> Kept:
@@ -98,13 +109,13 @@ def _adapters(config: Config, facts: ArchitectureConfig, width: int) -> Kept:
     for adapters in by_layer.values():
         kept += _layers_adapters(config, adapters, width)
     reached = max(1, reached_layers(config, facts))
-    return Kept(kept.hidden / reached, kept.inner / reached)
+    return Kept(kept.hidden / reached, kept.inner / reached, kept.inputs / reached)
 
 
 def _layers_adapters(config: Config, adapters: list[LayerAdapter], width: int) -> Kept:
     """The adapters' inputs: with dropout each keeps its own copy and its mask, without it what they share once. A fused
     layer keeps only the mask of its own."""
-    fused = is_fused(config) and not config.lora.use_dora
+    fused = is_fused(config) and not config.lora.use_dora and config.parallelism.tensor_parallel == 1
     kept = Kept(0, 0)
     seen: set[str] = set()
     # peft keeps a mask in the adapter's fp32 on a CPU and as one byte on a GPU.
@@ -117,7 +128,7 @@ def _layers_adapters(config: Config, adapters: list[LayerAdapter], width: int) -
         size = linear.inputs * ((width if own or source not in seen else 0) + mask)
         seen.add(source)
         inner = width * adapter.r + (width * 2 * linear.outputs if config.lora.use_dora else 0)
-        kept += Kept(0, size + inner) if _reads_inner(linear) else Kept(size, inner)
+        kept += Kept(0, size + inner) if _reads_inner(linear) else Kept(0, inner, size)
     return kept
 
 

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 
 from launcher.architecture.parameters import Parameters
 from launcher.architecture.tensors import linear_layers
-from launcher.config.schema import ArchitectureConfig, CalibrationConfig, Config, accumulation_steps, world_size
+from launcher.config.schema import (
+    ArchitectureConfig,
+    CalibrationConfig,
+    Config,
+    accumulation_steps,
+    is_sharded,
+    world_size,
+)
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.helper_process import ask
 from launcher.plan.activations import kept_by_layer, reached_layers
@@ -83,7 +90,7 @@ def probed(config: Config, facts: ArchitectureConfig) -> Rates | None:
     if not found:
         return None
     # Replicas on a CPU share the machine that the probe had for itself; on GPUs each has its own.
-    devices = 1 if accelerator.device == "cpu" else config.parallelism.data_parallel
+    devices = 1 if accelerator.device == "cpu" else world_size(config)
     flops, bandwidth = found["flops_per_second"], found["bytes_per_second"]
     source = f"measured now: {flops / 1e9:.0f} GFLOP/s in this model's matrix products, {bandwidth / 1e9:.1f} GB/s"
     return Rates(flops * devices, bandwidth * devices, source)
@@ -114,12 +121,12 @@ def work(config: Config, facts: ArchitectureConfig, parameters: Parameters, data
     flops = ((passes - 2 * (1 - share)) * products + extra) * positions + passes * head * labels + attention * pairs
     real = (passes * parameters.matmul - 2 * parameters.forward_only + extra) * data.tokens / steps
     real += attention * data.pairs / steps
-    kept = kept_by_layer(config, facts)
+    sharing = config.parallelism.data_parallel if is_sharded(config) else 1
     return StepCost(
         flops=flops + recomputed,
         model_flops=real,
-        kept_bytes=(kept.hidden + kept.inner) * reached * positions,
-        updated=parameters.trainable_local[parameters.fullest] * world_size(config),
+        kept_bytes=kept_by_layer(config, facts).total * reached * positions,
+        updated=parameters.trainable_local[parameters.fullest] * world_size(config) / sharing,
         bubble=1 + (config.parallelism.pipeline_parallel - 1) / accumulation_steps(config),
     )
 

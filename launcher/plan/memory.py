@@ -10,7 +10,7 @@ from launcher.architecture.family_table import FAMILIES, HEAD
 from launcher.architecture.parameters import Parameters
 from launcher.architecture.quantized import BYTES_PER_WEIGHT
 from launcher.architecture.tensors import adapted_layers, linear_layers, modules
-from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, is_sharded
+from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, is_sharded, world_size
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.job import processes_per_node
 from launcher.plan import sharded
@@ -93,7 +93,7 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
         runtime=_runtime(config),
         checkpoint=_checkpoint(config, trained),
         available=available(config, machine_bytes),
-        whole=sharded.whole(config, held, trained) if _in_parts_here(config) else 0.0,
+        whole=sharded.whole(config, parameters) if _in_parts_here(config) else 0.0,
     )
 
 
@@ -108,7 +108,7 @@ def available(config: Config, machine_bytes: float) -> float:
     if config.accelerator.memory_gib is not None:
         return config.accelerator.memory_gib * GIB
     if config.accelerator.device == "cpu" and not is_submitted(config.cluster):
-        return machine_bytes / config.parallelism.data_parallel
+        return machine_bytes / world_size(config)
     if config.accelerator.device == "cpu" and config.cluster.memory_gb is not None:
         return config.cluster.memory_gb * 1e9 / processes_per_node(config)
     return math.inf
@@ -144,9 +144,10 @@ def _activations(config: Config, facts: ArchitectureConfig) -> float:
     parallel, training = config.parallelism, config.training
     tokens = training.micro_batch_size * training.max_length
     layers = math.ceil(reached_layers(config, facts) / parallel.pipeline_parallel)
-    whole = kept_by_layer(config, facts).on_rank(parallel.tensor_parallel, parallel.sequence_parallel)
+    anew = config.accelerator.engine == "neuron"
+    whole = kept_by_layer(config, facts).on_rank(parallel, anew)
     if training.gradient_checkpointing:
-        kept = layer_input(facts).on_rank(parallel.tensor_parallel, parallel.sequence_parallel) * layers + whole
+        kept = layer_input(facts).on_rank(parallel, anew) * layers + whole
     else:
         kept = whole * layers
     ends = 3 * 4 * facts.hidden_size / (parallel.tensor_parallel if parallel.sequence_parallel else 1)
@@ -171,10 +172,11 @@ def _overhead(config: Config) -> float:
 def _torch_loss(config: Config, facts: ArchitectureConfig) -> float:
     """Two chunks of fp32 logits; when the head is trained also its gradient, in full training twice while a chunk is
     added; and what trained rows of the embedding take."""
-    logits = 2 * 4 * LOSS_CHUNK * facts.vocab_size
+    rows = facts.vocab_size / config.parallelism.tensor_parallel
+    logits = 2 * 4 * LOSS_CHUNK * rows
     full = config.method.name == "full"
     gradients = 2 if full else int(HEAD in saved_modules(config.lora, modules(facts)))
-    return float(logits + gradients * 4 * facts.vocab_size * facts.hidden_size + _rows(config, facts))
+    return float(logits + gradients * 4 * rows * facts.hidden_size + _rows(config, facts))
 
 
 def _rows(config: Config, facts: ArchitectureConfig) -> float:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from launcher.architecture.adapters import saved_modules
 from launcher.architecture.family_table import EMBEDDING, HEAD
+from launcher.architecture.parameters import Parameters
 from launcher.architecture.tensors import modules
-from launcher.config.schema import ArchitectureConfig, Config
+from launcher.config.schema import ArchitectureConfig, Config, world_size
 
 # Measured on runs of two sizes and both methods (docs/planning.md): of the layers that were whole between activations
 # that are kept, what the heap has not found a use for. A device's allocator was not measured.
@@ -23,10 +24,11 @@ class Unit:
     trained: float
 
 
-def units(config: Config, facts: ArchitectureConfig, held: int, trained: int) -> tuple[Unit, Unit]:
+def units(config: Config, facts: ArchitectureConfig, held: float, trained: float) -> tuple[Unit, Unit]:
     """A decoder layer, and all that is in none: embedding, last norm, output head, and copies of them that are
-    trained. ``held`` and ``trained``: parameters of the whole model, adapters among them."""
-    matrix = facts.vocab_size * facts.hidden_size
+    trained; under tensor parallelism a rank's part of these. ``held`` and ``trained``: parameters that are shared,
+    adapters among them."""
+    matrix = facts.vocab_size * facts.hidden_size / config.parallelism.tensor_parallel
     ends = matrix * (1 if facts.tied_embeddings else 2) + facts.hidden_size
     if config.method.name == "full":
         last = Unit(ends, ends)
@@ -56,10 +58,11 @@ def state(config: Config, facts: ArchitectureConfig, held: int, trained: int) ->
     return weights, gradients, 8 * trained / ranks
 
 
-def whole(config: Config, held: int, trained: int) -> float:
+def whole(config: Config, parameters: Parameters) -> float:
     """Bytes of host memory of the process that holds most while there is a whole model in it: each reads one before it
     keeps its part, and the first one puts what was trained together to save it."""
-    ranks, frozen = config.parallelism.data_parallel, 2 if config.training.precision == "bf16" else 4
+    held, trained = parameters.total + parameters.adapter, parameters.trainable
+    ranks, frozen = world_size(config), 2 if config.training.precision == "bf16" else 4
     read = (held - trained) * frozen + trained * 4
     saved = 4 * trained + ((held - trained) * frozen + 12 * trained) / ranks
     return max(read, saved)

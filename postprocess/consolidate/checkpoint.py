@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from postprocess.consolidate.origin import stated_base
 from postprocess.consolidate.source import Kind
 from postprocess.safetensors.header import TensorSpec, read_header
 from trainer.checkpoints.manifest import MANIFEST, InvalidCheckpointError, Manifest, verify
-from trainer.checkpoints.parts import PARTS, part_file
+from trainer.checkpoints.parts import PARTS, Layout
 
 _STEP = re.compile(r"step-(\d+)")
 _WEIGHTS = {"model": "weights/model.safetensors", "adapter": "weights/adapter_model.safetensors"}
@@ -50,18 +50,17 @@ def verified(directory: Path) -> Manifest:
 def open_checkpoint(directory: Path, base: Path | None) -> TorchSource:
     """Raises TrntuneError for a checkpoint that is damaged or not of the torch engine."""
     manifest = verified(directory)
-    ranks, whole = 1, []
+    layout = Layout()
     if PARTS in manifest.files:
-        parts = json.loads((directory / PARTS).read_text(encoding="utf-8"))
-        ranks, whole = parts["ranks"], parts["whole"]
-    kinds: list[Kind] = [kind for kind in ("model", "adapter") if _files(kind, ranks)[0] in manifest.files]
+        layout = Layout.read(json.loads((directory / PARTS).read_text(encoding="utf-8")))
+    kinds: list[Kind] = [kind for kind in ("model", "adapter") if _files(kind, layout)[0][0] in manifest.files]
     if len(kinds) != 1:
         raise TrntuneError(f"{directory} has no weights of the torch engine")
-    return TorchSource(directory.absolute(), manifest, kinds[0], base, ranks, frozenset(whole))
+    return TorchSource(directory.absolute(), manifest, kinds[0], base, layout)
 
 
-def _files(kind: Kind, ranks: int) -> list[str]:
-    return [part_file(_WEIGHTS[kind], rank, ranks) for rank in range(ranks)]
+def _files(kind: Kind, layout: Layout) -> list[list[str]]:
+    return layout.files(_WEIGHTS[kind])
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,13 @@ class TorchSource:
     manifest: Manifest
     kind: Kind
     base: Path | None
-    ranks: int = 1
-    """that have each written a part of the weights"""
-    whole: frozenset[str] = frozenset()
-    """weights that are in each of the parts"""
+    layout: Layout = field(default_factory=Layout)
+    """how the weights lie over the files of the ranks"""
 
     @property
-    def _parts(self) -> list[Path]:
-        return [self.directory / name for name in _files(self.kind, self.ranks)]
+    def _parts(self) -> list[list[Path]]:
+        """The files of a group of ranks, group by group."""
+        return [[self.directory / name for name in group] for group in _files(self.kind, self.layout)]
 
     @property
     def files(self) -> Sequence[Path]:
@@ -87,13 +85,15 @@ class TorchSource:
 
     @cached_property
     def specs(self) -> list[TensorSpec]:
-        first, *others = [read_header(file) for file in self._parts]
+        groups = [[read_header(file) for file in group] for group in self._parts]
         found = []
-        for name, entry in first.items():
-            shape = tuple(entry.shape)
-            if name not in self.whole:
-                shape = (sum(header[name].shape[0] for header in (first, *others)), *shape[1:]) if shape else shape
-            found.append(TensorSpec(name, entry.dtype, shape))
+        for name, entry in groups[0][0].items():
+            shape = list(entry.shape)
+            if shape and name not in self.layout.whole:
+                shape[0] = sum(group[0][name].shape[0] for group in groups)
+                if (axis := self.layout.axis(name)) is not None:
+                    shape[axis] *= self.layout.tensor
+            found.append(TensorSpec(name, entry.dtype, tuple(shape)))
         return found
 
     @cached_property
@@ -117,9 +117,21 @@ class TorchSource:
         return ["no tokenizer was found; --base names the directory of the base model"]
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        for file in self._parts[:1] if name in self.whole else self._parts:
-            with safe_open(file, framework="pt") as stored:
-                yield stored.get_tensor(name)
+        groups, axis = self._parts, self.layout.axis(name)
+        if name in self.layout.whole:
+            yield _read(groups[0][0], name)
+        elif axis is None:
+            yield from (_read(group[0], name) for group in groups)
+        elif axis == 0:
+            yield from (_read(group[rank], name) for rank in range(self.layout.tensor) for group in groups)
+        else:
+            yield from (torch.cat([_read(file, name) for file in group], dim=axis) for group in groups)
 
     def describe(self) -> dict[str, Any]:
         return {"format": "trntune checkpoint", "step": self.manifest.step, "world": self.manifest.world.size}
+
+
+def _read(file: Path, name: str) -> torch.Tensor:
+    with safe_open(file, framework="pt") as stored:
+        tensor: torch.Tensor = stored.get_tensor(name)
+    return tensor

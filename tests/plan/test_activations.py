@@ -63,7 +63,7 @@ def test_one_more_layer_keeps_what_the_plan_says(arguments, tolerance):
     config = single("model=tiny_llama", *arguments).config
     kept = kept_by_layer(config, config.model.architecture)
     measured = (saved_bytes(4, arguments) - saved_bytes(3, arguments)) / LENGTH
-    assert kept.hidden + kept.inner == pytest.approx(measured, rel=tolerance)
+    assert kept.total == pytest.approx(measured, rel=tolerance)
 
 
 def test_layers_below_the_first_adapter_keep_nothing():
@@ -72,7 +72,7 @@ def test_layers_below_the_first_adapter_keep_nothing():
         arguments = (f"lora.layers_to_transform=[{layer}]", "lora.rank_pattern={v_proj:4}")
         config = single("model=tiny_llama", "model.architecture.layers=4", *arguments).config
         each = kept_by_layer(config, config.model.architecture)
-        kept.append((each.hidden + each.inner) * reached_layers(config, config.model.architecture))
+        kept.append(each.total * reached_layers(config, config.model.architecture))
         measured.append(saved_bytes(4, arguments) / LENGTH)
     assert kept[0] - kept[1] == pytest.approx(measured[0] - measured[1], rel=0.002)
 

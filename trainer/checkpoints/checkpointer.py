@@ -18,6 +18,7 @@ from launcher.paths import shown
 from launcher.run_dir.config_diff import ALLOW, config_sha256, fixed_part, since, under
 from launcher.run_dir.provenance import installed, installed_packages
 from trainer.checkpoints.manifest import InvalidCheckpointError, Manifest, Position, World
+from trainer.checkpoints.parts import PARTS
 from trainer.checkpoints.peers import Peers
 from trainer.checkpoints.state import EngineState
 from trainer.checkpoints.store import Rejected, Selection, Store
@@ -101,14 +102,29 @@ def check_same_run(manifest: Manifest, config: Config, wanted: dict[str, Any]) -
         if here != there:
             why = "" if key != _DATA else f": other rows, or other libraries read them{_written_with(manifest)}"
             raise InvalidCheckpointError(f"it is of another run: {key} is {there} there, {here} here{why}")
-    world = world_of(config)
-    may_differ = model_processes(config) == 1 == manifest.world.tensor_parallel * manifest.world.pipeline_parallel
-    allowed = under("parallelism.data_parallel", config.training.allow_config_change)
-    if manifest.world != world and not (may_differ and allowed):
+    world, there = world_of(config), manifest.world
+    may_differ = _can_be_regrouped(manifest, config)
+    sizes = ("data_parallel", "tensor_parallel", "pipeline_parallel")
+    changed = [f"parallelism.{size}" for size in sizes if getattr(world, size) != getattr(there, size)]
+    allowed = all(under(key, config.training.allow_config_change) for key in changed)
+    if changed and not (may_differ and allowed):
         raise InvalidCheckpointError(
-            f"it was written by {manifest.world.size} processes, this run has {world.size}"
+            f"it was written by {_described(there)}, this run has {_described(world)}"
             + (f" ({ALLOW}=[parallelism] takes it)" if may_differ else "")
         )
+
+
+def _can_be_regrouped(manifest: Manifest, config: Config) -> bool:
+    """Whether ranks can read what others have written: all of a replica each, or parts of the torch engine."""
+    whole = manifest.world.tensor_parallel * manifest.world.pipeline_parallel == 1
+    if config.accelerator.engine == "torch":
+        return whole or PARTS in manifest.files
+    return whole and model_processes(config) == 1
+
+
+def _described(world: World) -> str:
+    each = world.tensor_parallel * world.pipeline_parallel
+    return f"{world.size} processes" + (f", {each} a replica" if each > 1 else "")
 
 
 class Checkpointer:

@@ -113,8 +113,10 @@ def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
         accelerator = "trn1_32xlarge" if "trn1" in choice else "trn2_48xlarge"
         arguments += [f"accelerator={accelerator}", "model=llama3_70b", "lora=r16_all_linear"]
         arguments += ["training.global_batch_size=96", "training.precision=bf16"]
-    if choice.startswith("parallelism=fsdp"):
+    if choice.startswith(("parallelism=fsdp", "parallelism=tp")):
         arguments.append("training.global_batch_size=8")
+    if choice.startswith("parallelism=tp"):
+        arguments += ["model=llama3_8b", "accelerator=cuda", "training.precision=bf16"]
     for run in composition(*arguments).runs:
         assert problems(run.config, run.overrides, run.swept) == []
 

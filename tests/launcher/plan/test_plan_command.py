@@ -152,8 +152,8 @@ def test_single_checks_of_the_parallelism(cwd):
     for arguments, key, piece in [
         (
             ("parallelism=trn1_tp8_dp4", "training.global_batch_size=4"),
-            "parallelism.tensor_parallel",
-            "data parallelism alone",
+            "parallelism.zero_1",
+            "data parallelism and sharding",
         ),
         (
             ("model=smollm2_135m", *ON_TRN1, "parallelism=trn1_tp8_dp4"),

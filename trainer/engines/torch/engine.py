@@ -115,7 +115,7 @@ class TorchEngine:
             to_device(model, self.group.device)
         if self.compiles:
             self._compile(base)
-        else:
+        elif self.config.parallelism.tensor_parallel == 1:  # which are DTensors' where they are cut
             fuse(model)
         ids = torch.int32 if self.fixed_shapes else torch.int64
         collator = Collator(self.config.training.max_length, self.tokenizer.pad_token_id, ids)

@@ -18,7 +18,7 @@ def held_out_loss(replica: Replica, rows: Rows) -> float:
     TrntuneError on every rank where the mean is not finite.
     """
     group, size = replica.group, replica.config.training.micro_batch_size
-    share = rows[group.rank :: group.replicas]
+    share = rows[group.replica :: group.replicas]
     # A model in parts needs all ranks for each forward pass: one that has no rows left takes the first one for nothing.
     longest = math.ceil(len(rows) / group.replicas) if replica.shards is not None else len(share)
     totals = torch.zeros(2, dtype=torch.float64, device=group.counts)
@@ -30,7 +30,7 @@ def held_out_loss(replica: Replica, rows: Rows) -> float:
             part += [()] * (size - len(part)) if replica.one_shape else []
             batch = replica.collator(part)
             loss: torch.Tensor = replica.module(**replica.inputs(batch))
-            if own:
+            if own and group.speaks:
                 totals += torch.stack([loss.to(group.counts).double(), batch["num_trained"].double().to(group.counts)])
     group.all_reduce(totals)
     mean = float(totals[0] / totals[1])

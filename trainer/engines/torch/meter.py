@@ -67,7 +67,8 @@ class StepMeter(TrainerCallback):
         # One collective carries the counts and the wishes to stop: all ranks leave after the same step.
         wish = self.observer.stop_requested()
         wishes = [float(wish == Stop.SAVE_AND_FINISH), float(wish == Stop.CHECKPOINT_AND_EXIT)]
-        local = torch.tensor([*step.local.as_list(), *wishes], dtype=torch.float64, device=group.counts)
+        own = step.local if group.speaks else Counts()
+        local = torch.tensor([*own.as_list(), *wishes], dtype=torch.float64, device=group.counts)
         *counts, finish, leave = group.all_reduce(local).tolist()
         step.counts, step.local = Counts.from_list(counts), Counts()
         step.stop = Stop.CHECKPOINT_AND_EXIT if leave else Stop.SAVE_AND_FINISH if finish else Stop.NO

@@ -1,17 +1,17 @@
-"""Tensors in equal parts of their first axis on all ranks, as FSDP2 lays them: on devices and in checkpoints.
+"""Tensors in equal parts on all ranks, as FSDP2 lays them: on devices and in checkpoints.
 
-Of a tensor of n rows rank r of w has those from r * ceil(n / w) on, at most ceil(n / w) of them, and maybe none.
+Of a tensor of n rows group r of w has those from r * ceil(n / w) on, at most ceil(n / w) of them, and maybe none. Under
+tensor parallelism that holds for what the ranks of a group have each cut off before (trainer.checkpoints.parts.Layout).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
-from trainer.checkpoints.parts import PARTS, part_file
+from trainer.checkpoints.parts import PARTS, Layout, part_file
 from trainer.checkpoints.state import RestoredState
 from trainer.engines.state import Tensors
 
@@ -44,15 +44,13 @@ def rows_of(rows: int, rank: int, ranks: int) -> tuple[int, int]:
 
 
 class Regrouped:
-    """A checkpoint of any number of ranks, as this rank of ``ranks`` would have written it. ``tensors`` takes the names
-    that one rank writes; what ranks don't share, such as random generators, is read from ``stored``."""
+    """A checkpoint of any layout, as this rank would have written it. ``tensors`` takes the names that one rank writes;
+    what ranks don't share, such as random generators, is read from ``stored``."""
 
-    def __init__(self, stored: RestoredState, rank: int, ranks: int, whole: Collection[str]) -> None:
-        """``ranks`` is 1 where each rank has all; ``whole``: names of weights that are not in parts here."""
-        self.stored, self.rank, self.ranks, self.whole = stored, rank, ranks, whole
-        self.there = 1
-        if stored.has(PARTS):
-            self.there, self.whole = stored.document(PARTS)["ranks"], stored.document(PARTS)["whole"]
+    def __init__(self, stored: RestoredState, rank: int, layout: Layout) -> None:
+        """``layout``: of this run, one rank where each has all."""
+        self.stored, self.rank, self.layout = stored, rank, layout
+        self.there = Layout.read(stored.document(PARTS)) if stored.has(PARTS) else Layout(whole=layout.whole)
 
     @property
     def step(self) -> int:
@@ -68,23 +66,25 @@ class Regrouped:
         return {key: tuple(tensor.shape) for key, tensor in self.tensors(name).items()}
 
     def tensors(self, name: str) -> Tensors:
-        if self.ranks == self.there:
-            return self.stored.tensors(part_file(name, self.rank % self.there, self.there))
-        files = [part_file(name, rank, self.there) for rank in range(self.there)]
-        rows: dict[str, int] = {}
-        for file in files:
-            for key, shape in self.stored.shapes(file).items():
-                if shape and key not in self.whole:
-                    rows[key] = rows.get(key, 0) + shape[0]
-        wanted = {key: rows_of(count, self.rank, self.ranks) for key, count in rows.items()}
-        found: dict[str, list[torch.Tensor]] = {}
-        begins = dict.fromkeys(rows, 0)
-        for file in files:
-            for key, tensor in self.stored.tensors(file).items():
-                if key not in rows:
-                    found[key] = [tensor]
-                    continue
-                (first, last), begin = wanted[key], begins[key]
-                begins[key] += len(tensor)
-                found.setdefault(key, []).append(tensor[max(first - begin, 0) : max(last - begin, 0)])
-        return {key: torch.cat(pieces) if key in rows else pieces[0] for key, pieces in found.items()}
+        here, there = self.layout, self.there
+        if (here.ranks, here.tensor) == (there.ranks, there.tensor):
+            return self.stored.tensors(part_file(name, self.rank % there.ranks, there.ranks))
+        groups = [[self.stored.tensors(file) for file in files] for files in there.files(name)]
+        return {key: self._own(key, groups) for key in groups[0][0]}
+
+    def _own(self, key: str, groups: list[list[Tensors]]) -> torch.Tensor:
+        """This rank's part of a tensor that lies in ``groups`` of ranks."""
+        first = groups[0][0][key]
+        if first.dim() == 0 or key in self.there.whole:
+            return first
+        axis = self.there.axis(key)
+        parts = [
+            torch.cat([group[rank][key] for group in groups])
+            for rank in range(1 if axis is None else self.there.tensor)
+        ]
+        tensor = parts[0] if axis is None else torch.cat(parts, dim=axis)
+        axis = self.layout.axis(key)
+        if axis is not None:
+            tensor = tensor.chunk(self.layout.tensor, dim=axis)[self.rank % self.layout.tensor]
+        begin, end = rows_of(len(tensor), self.rank // self.layout.tensor, self.layout.groups)
+        return tensor[begin:end].clone()

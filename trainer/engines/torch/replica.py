@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from launcher.architecture.attention_pairs import Extents
 from launcher.config.schema import Config, compiles_layers
 from trainer import device
-from trainer.checkpoints.parts import part_file
+from trainer.checkpoints.parts import Layout, part_file
 from trainer.checkpoints.state import RestoredState
 from trainer.checkpoints.writer import not_finite
 from trainer.data.collate import Collator
@@ -72,13 +72,18 @@ class Replica:
 
     def file(self, name: str) -> str:
         """The file of a checkpoint that has this rank's part of what ``name`` is for."""
-        return name if self.shards is None else part_file(name, self.group.rank, self.group.replicas)
+        return name if self.shards is None else part_file(name, self.group.rank, self.group.ranks)
+
+    def layout(self) -> Layout:
+        """How weights and moments lie over the ranks' files."""
+        if self.shards is None:
+            return Layout()
+        group, shards = self.group, self.shards
+        return Layout(group.ranks, group.tensor, shards.whole_names(), shards.cuts())
 
     def regrouped(self, stored: RestoredState) -> Regrouped:
         """A checkpoint as this rank goes on from it, whichever ranks wrote it."""
-        if self.shards is None:
-            return Regrouped(stored, 0, 1, ())
-        return Regrouped(stored, self.group.rank, self.group.replicas, self.shards.whole_names())
+        return Regrouped(stored, 0 if self.shards is None else self.group.rank, self.layout())
 
     def not_finite(self) -> str | None:
         """The name of a tensor that training changes and that has an infinite number or a NaN in it, or None. Of a

@@ -26,10 +26,15 @@ from launcher.errors import TrntuneError, in_first_line
 from trainer.engines.state import Tensors
 from trainer.engines.torch.parts import local, whole
 from trainer.engines.torch.process_group import ProcessGroup
+from trainer.engines.torch.split_loss import split_cross_entropy
 from trainer.engines.torch.state import ADAPTER, live_weights
+from trainer.engines.torch.tensor_parallel import DIMENSION, cut_along, split
 from trainer.families.choose import check_shardable
 from trainer.models.adapt import decoder_layers
 from trainer.models.causal_lm import CausalLMLoss
+
+ROWS = "rows"
+"""the mesh's dimension of replicas, over which each part lies by its rows"""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,12 @@ class Shards:
         """Of ``weights``, those that are not in parts: buffers."""
         parameters = dict(self.module.named_parameters())
         return [name for name, inner in self.names.items() if inner not in parameters]
+
+    def cuts(self) -> dict[str, int]:
+        """Axes that the ranks of a replica share, by both names of what training changes."""
+        tensors = self._tensors()
+        axes = [(names, cut_along(tensors[names[1]])) for names in self.names.items()]
+        return {name: axis for names, axis in axes if axis is not None for name in names}
 
     def gathered(self, keep: bool) -> Tensors:
         """What ``write`` takes, by the names in ``module``, in host memory where this rank shall ``keep`` it. All ranks
@@ -103,8 +114,9 @@ class Shards:
 def in_turn(group: ProcessGroup) -> Iterator[DeviceMesh]:
     """Inside is one rank after the other: each has a whole model in host memory until it is sharded. All ranks call it;
     what is inside exchanges nothing. Gives the devices that ``shard`` takes."""
-    mesh = init_device_mesh(group.device.type, (group.replicas,))
-    for turn in range(group.replicas):
+    shape, names = (group.replicas, group.tensor), (ROWS, DIMENSION)
+    mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=names)
+    for turn in range(group.ranks):
         if turn == group.rank:
             yield mesh
         group.all_reduce(torch.zeros(1, device=group.counts))
@@ -122,10 +134,13 @@ def shard(
     units = decoder_layers(module.model, layers)
     check_shardable((name for name, p in module.named_parameters() if p.requires_grad), config.model.name)
     _check_units(module, units)
+    if config.parallelism.tensor_parallel > 1:
+        split(module.model, units, mesh[DIMENSION])
+        module.cross_entropy = split_cross_entropy
     try:
         for unit in units:
-            fully_shard(unit, mesh=mesh, mp_policy=_precision(config))
-        root = fully_shard(module, mesh=mesh)
+            fully_shard(unit, mesh=mesh[ROWS], mp_policy=_precision(config))
+        root = fully_shard(module, mesh=mesh[ROWS])
     except ValueError as error:
         raise TrntuneError(
             f"parallelism.sharding=fsdp: {in_first_line(error)}; take parallelism.sharding=ddp"

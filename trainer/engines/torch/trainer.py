@@ -134,7 +134,7 @@ class PackedTrainer(Trainer):
     def get_train_dataloader(self) -> RowLoader:
         group, size = self.replica.group, self.args.per_device_train_batch_size
         self.sampler = MicroBatches(
-            len(self.rows), self.replica.config.seed, size, group.rank, group.replicas,
+            len(self.rows), self.replica.config.seed, size, group.replica, group.replicas,
             self.args.gradient_accumulation_steps,
         )  # fmt: skip
         pin = self.args.dataloader_pin_memory
@@ -163,7 +163,8 @@ class PackedTrainer(Trainer):
         if not batch_samples:  # the end of a pass that was gone into in the middle, the same on every rank
             return None
         group = self.replica.group
-        labels = group.all_reduce(trained_labels(batch_samples, group.counts)).clamp(min=1)
+        own = trained_labels(batch_samples, group.counts) * group.speaks
+        labels = group.all_reduce(own).clamp(min=1)
         # A number of the host's would be a constant of a graph, and another one each step.
         return labels.to(device, torch.float32) if has_fixed_shapes(device.type) else labels
 
@@ -253,7 +254,7 @@ class PackedTrainer(Trainer):
                 tensors[replica.file(state_files.BEST)] = self.best.weights
         if replica.group.rank == 0:
             if replica.shards is not None:
-                documents[PARTS] = {"ranks": replica.group.replicas, "whole": replica.shards.whole_names()}
+                documents[PARTS] = replica.layout().document()
             name, document = state_files.config_document(replica.model, replica.base_config)
             documents[name] = document
             documents[ENGINE] = {

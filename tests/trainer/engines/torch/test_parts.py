@@ -7,21 +7,32 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.checkpoints.parts import PARTS, part_file
+from trainer.checkpoints.parts import PARTS, Layout, part_file
 from trainer.engines.torch.parts import Regrouped, rows_of
 
-TENSORS = {"seven": torch.arange(21.0).view(7, 3), "two": torch.tensor([1.0, 2.0]), "step": torch.tensor(5.0)}
+TENSORS = {
+    "seven": torch.arange(21.0).view(7, 3),
+    "two": torch.tensor([1.0, 2.0]),
+    "columns": torch.arange(20.0).view(5, 4),
+    "rows.exp_avg": torch.arange(16.0).view(8, 2),  # of the optimizer: its axis is the parameter's
+    "rows.step": torch.tensor(5.0),
+}
 BUFFER = {"buffer": torch.arange(4.0)}
 
 
+CUTS = {"columns": 1, "rows": 0}
+LAYOUTS = [Layout(groups * tensor, tensor, ["buffer"], CUTS) for groups in (1, 2, 3) for tensor in (1, 2, 4)]
+
+
 class Stored:
-    """A checkpoint in memory that ``ranks`` have written."""
+    """A checkpoint in memory that ranks have written."""
 
     step = 3
 
-    def __init__(self, ranks: int) -> None:
-        self.files = {part_file("w.safetensors", rank, ranks): part(rank, ranks) for rank in range(ranks)}
-        self.documents = {PARTS: {"ranks": ranks, "whole": ["buffer"]}} if ranks > 1 else {}
+    def __init__(self, layout: Layout) -> None:
+        ranks = range(layout.ranks)
+        self.files = {part_file("w.safetensors", rank, layout.ranks): part(rank, layout) for rank in ranks}
+        self.documents = {PARTS: layout.document()} if layout.ranks > 1 else {}
 
     def has(self, name: str) -> bool:
         return name in self.files or name in self.documents
@@ -36,12 +47,15 @@ class Stored:
         return {key: tuple(tensor.shape) for key, tensor in self.files[name].items()}
 
 
-def part(rank: int, ranks: int) -> dict[str, torch.Tensor]:
-    """What torch.chunk, which FSDP2 cuts by, gives a rank; nothing of a tensor that has no more chunks."""
+def part(rank: int, layout: Layout) -> dict[str, torch.Tensor]:
+    """What torch.chunk, which DTensor and FSDP2 cut by, gives a rank; nothing of a tensor that has no more chunks."""
     found = dict(BUFFER)
     for name, tensor in TENSORS.items():
-        chunks = tensor.chunk(ranks) if tensor.dim() else [tensor] * ranks
-        found[name] = chunks[rank] if rank < len(chunks) else tensor[:0]
+        axis = CUTS.get(name.partition(".")[0])
+        cut = tensor if axis is None or not tensor.dim() else tensor.chunk(layout.tensor, axis)[rank % layout.tensor]
+        chunks = cut.chunk(layout.groups) if cut.dim() else [cut] * layout.groups
+        group = rank // layout.tensor
+        found[name] = chunks[group] if group < len(chunks) else cut[:0]
     return found
 
 
@@ -54,12 +68,12 @@ def test_rows_are_those_that_torch_gives_a_rank(rows: int, ranks: int) -> None:
         assert list(range(*rows_of(rows, rank, ranks))) == expected
 
 
-@pytest.mark.parametrize("there", [1, 2, 3, 4])
-@pytest.mark.parametrize("here", [1, 2, 3, 4])
-def test_a_rank_gets_its_part_whichever_ranks_have_written(there: int, here: int) -> None:
-    for rank in range(here):
-        found = Regrouped(Stored(there), rank, here, ["buffer"]).tensors("w.safetensors")
+@pytest.mark.parametrize("there", LAYOUTS, ids=lambda layout: f"{layout.groups}x{layout.tensor}")
+@pytest.mark.parametrize("here", LAYOUTS, ids=lambda layout: f"{layout.groups}x{layout.tensor}")
+def test_a_rank_gets_its_part_whichever_ranks_have_written(there: Layout, here: Layout) -> None:
+    for rank in range(here.ranks):
+        found = Regrouped(Stored(there), rank, here).tensors("w.safetensors")
         expected = part(rank, here)
         assert found.keys() == expected.keys()
-        for name, tensor in found.items():
-            assert torch.equal(tensor, expected[name]), name
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from launcher.plan.build import known, preflight
 from tests.conftest import TINY, Run, launch
 from tests.launcher.conftest import single
+from trainer.fetch.tiny_llama import byte_tokenizer
+from trainer.libraries.transformers_files import save_tokenizer
 
 SETTINGS = (
     *TINY,
@@ -29,6 +31,7 @@ SETTINGS = (
 )
 FULL = ("method=full", "training.early_stopping_patience=3")
 LORA = ("lora.dropout=0", "training.max_grad_norm=0", "lora.modules_to_save=[model.norm]", "lora.use_dora=true")
+ALL_LINEAR = ("lora.dropout=0", "training.max_grad_norm=0", "lora.target_modules=[all-linear]")
 BF16 = ("method=full", "training.precision=bf16", "training.gradient_checkpointing=true")
 
 pytestmark = pytest.mark.long
@@ -68,15 +71,39 @@ def assert_same_training(run: Run, expected: Run, rel: float = 2e-6, atol: float
     torch.testing.assert_close(weights(run.directory), weights(expected.directory), rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize(("method", "ranks"), [(FULL, 2), (FULL, 4), (LORA, 2)], ids=["full, 2", "full, 4", "lora, 2"])
-def test_losses_norms_and_weights_are_those_of_one_process(method: tuple[str, ...], ranks: int, started: Started):
-    run, alone = started(f"parallelism=fsdp{ranks}", *method), started("parallelism=single", *method)
+@pytest.mark.parametrize(
+    ("method", "layout"),
+    [(FULL, "fsdp2"), (FULL, "fsdp4"), (LORA, "fsdp2"), (FULL, "tp2_fsdp2"), (ALL_LINEAR, "tp2")],
+    ids=["full, 2", "full, 4", "lora, 2", "full, 2 x 2", "lora, split"],
+)
+def test_losses_norms_and_weights_are_those_of_one_process(method: tuple[str, ...], layout: str, started: Started):
+    run, alone = started(f"parallelism={layout}", *method), started("parallelism=single", *method)
     assert_same_training(run, alone)
     saved, expected = (next(d.directory.glob("[am]*/*config.json")) for d in (run, alone))
     ours, theirs = (json.loads(file.read_text()) for file in (saved, expected))
     for settings in (ours, theirs):
         settings["target_modules"] = sorted(settings.get("target_modules", []))
     assert ours == theirs
+
+
+def test_norms_of_heads_and_an_untied_head_are_split(started: Started, tmp_path_factory: pytest.TempPathFactory):
+    directory = tmp_path_factory.mktemp("qwen3")
+    _qwen3(directory)
+    settings = ("method=full", "model=local", f"model.path={directory}")
+    assert_same_training(started("parallelism=tp2", *settings), started("parallelism=single", *settings))
+
+
+def _qwen3(directory: Path) -> None:
+    """Two random layers."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = byte_tokenizer(4096)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 264, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(1)
+    Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, **ids)).save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
 
 
 def test_tied_weights_are_saved_once_and_read_as_tied(started: Started):
@@ -111,10 +138,11 @@ def test_each_rank_writes_its_part_and_the_plan_knows_how_much(started: Started)
     assert not (directory / "weights" / "model.safetensors").exists()
 
 
-def test_a_checkpoint_in_parts_is_put_together(started: Started, tmp_path: Path):
+@pytest.mark.parametrize("layout", ["fsdp2", "tp2_fsdp2"])
+def test_a_checkpoint_in_parts_is_put_together(layout: str, started: Started, tmp_path: Path):
     from postprocess.consolidate.run import Options, consolidate
 
-    run = started("parallelism=fsdp2", *FULL)
+    run = started(f"parallelism={layout}", *FULL)
     consolidate(run.directory / "checkpoints" / "step-4", tmp_path / "model", Options(base=None), print)
     torch.testing.assert_close(load_file(tmp_path / "model" / "model.safetensors"), weights(run.directory))
 
@@ -129,13 +157,20 @@ def gone_on(run: Run, directory: Path, *arguments: str) -> Run:
     return again
 
 
-def test_a_run_that_goes_on_is_bit_for_bit_the_one_that_was_not_ended(started: Started, tmp_path: Path):
-    arguments = ("parallelism=fsdp2", *FULL)
+@pytest.mark.parametrize(("layout", "method"), [("fsdp2", FULL), ("tp2", ALL_LINEAR)], ids=["full", "lora, split"])
+def test_a_run_that_goes_on_is_bit_for_bit_the_one_that_was_not_ended(
+    layout: str, method: tuple[str, ...], started: Started, tmp_path: Path
+):
+    arguments = (f"parallelism={layout}", *method)
     again = gone_on(started(*arguments), tmp_path / "run", *arguments)
     assert_same_training(again, started(*arguments), rel=0, atol=0)
 
 
-@pytest.mark.parametrize(("before", "after"), [("fsdp4", "fsdp2"), ("single", "fsdp2")], ids=lambda name: name)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("fsdp4", "fsdp2"), ("single", "fsdp2"), ("single", "tp2"), ("tp2_fsdp2", "single")],
+    ids=lambda name: name,
+)
 def test_another_number_of_ranks_goes_on_when_that_is_wanted(before: str, after: str, started: Started, tmp_path: Path):
     arguments = (*FULL, "training.allow_config_change=[parallelism]")
     run = started(f"parallelism={before}", *FULL)

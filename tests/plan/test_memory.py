@@ -29,8 +29,9 @@ def test_memory_is_what_the_plan_says(tmp_path, method):
 
 
 @pytest.mark.cold
-def test_memory_of_a_model_in_parts_is_what_the_plan_says(tmp_path):
-    arguments = (*Case("13m", "full").overrides(steps=3), "parallelism=fsdp2")
+@pytest.mark.parametrize("layout", ["fsdp2", "tp2"])
+def test_memory_of_a_model_in_parts_is_what_the_plan_says(tmp_path, layout):
+    arguments = (*Case("13m", "full").overrides(steps=3), f"parallelism={layout}")
     config = single(*arguments).config
     planned = preflight(config, known(config)[0]).memory.total
     run = Run(tmp_path / "run", launch(tmp_path, *arguments, f"hydra.run.dir={tmp_path}/run"))

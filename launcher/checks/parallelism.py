@@ -49,7 +49,9 @@ def check_engine(config: Config) -> Iterator[Diagnostic]:
     for name in unknown if native else ("pipeline_parallel", "zero_1"):
         value = getattr(parallel, name)
         if value is True or value > 1:
-            why = f"accelerator={accelerator.name} trains by data parallelism {'alone' if native else 'and sharding'}"
+            why = f"accelerator={accelerator.name} trains by data parallelism alone"
+            if not native:
+                why = f"accelerator={accelerator.name} has none: its engine is torch"
             shown_value = "true" if value is True else value
             yield Diagnostic(f"parallelism.{name}", shown_value, why, f"leave it out, or take accelerator={other}")
 
@@ -104,7 +106,8 @@ def check_sharding(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic(key, "fsdp", why, "take parallelism=fsdp2, or a larger parallelism.data_parallel")
     if config.method.name == "lora" and config.lora.quantize_base is not None:
         why = f"a base in {config.lora.quantize_base} can't be cut into parts here"
-        yield Diagnostic("lora.quantize_base", config.lora.quantize_base, why, "leave it out, or take sharding=ddp")
+        other = "sharding=ddp" if model_processes(config) == 1 else "parallelism=ddp2"
+        yield Diagnostic("lora.quantize_base", config.lora.quantize_base, why, f"leave it out, or take {other}")
 
 
 SPLIT_FAMILIES = ("llama", "qwen3")
@@ -133,12 +136,17 @@ def check_tensor_parallel(config: Config) -> Iterator[Diagnostic]:
         why = f"{config.model.name}: layers of {family} aren't known well enough to be split, those of "
         yield Diagnostic(key, ranks, why + f"{' and '.join(SPLIT_FAMILIES)} are", "take parallelism=fsdp2")
         return
-    for name, value in (("key/value heads", facts.kv_heads), ("rows of the embedding", facts.vocab_size)):
+    shared = {
+        "key/value heads": facts.kv_heads,
+        "columns in its MLP": facts.intermediate_size,
+        "rows of the embedding": facts.vocab_size,
+    }
+    for name, value in shared.items():
         if value % ranks:
             yield Diagnostic(key, ranks, f"{config.model.name} has {value} {name}, which it must divide")
     if config.training.max_length % ranks:
         why = f"must be a multiple of tensor_parallel={ranks}, whose processes share the positions of a row"
-        nearest = config.training.max_length // ranks * ranks
+        nearest = max(config.training.max_length // ranks, 1) * ranks
         yield Diagnostic("training.max_length", config.training.max_length, why, f"nearest is {nearest}")
     if config.training.compile == "layers":
         yield Diagnostic("training.compile", "layers", "isn't joined with tensor_parallel", "leave it out")

@@ -153,7 +153,7 @@ def test_single_checks_of_the_parallelism(cwd):
         (
             ("parallelism=trn1_tp8_dp4", "training.global_batch_size=4"),
             "parallelism.zero_1",
-            "data parallelism and sharding",
+            "its engine is torch",
         ),
         (
             ("model=smollm2_135m", *ON_TRN1, "parallelism=trn1_tp8_dp4"),

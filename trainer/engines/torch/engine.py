@@ -161,7 +161,7 @@ class TorchEngine:
         else:
             file, spread = state.BEST, _not_spread
         best = BestWeights(self.config.training, replica.trainable, file, spread)
-        arguments = training_arguments(self.config, total)
+        arguments = training_arguments(self.config, total, self.group.replica)
         trainer = PackedTrainer(replica, arguments, rows, eval_rows, observer, checkpoints, stopwatch, best)
         if resumed is not None:
             put(self.replica.weights(), resumed.tensors(state.weights_file(self.model)))

@@ -116,6 +116,8 @@ def in_turn(group: ProcessGroup) -> Iterator[DeviceMesh]:
     what is inside exchanges nothing. Gives the devices that ``shard`` takes."""
     shape, names = (group.replicas, group.tensor), (ROWS, DIMENSION)
     mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=names)
+    if group.tensor > 1:
+        mesh._flatten("all")  # a norm over both dimensions is then summed at once, and the same on every rank
     for turn in range(group.ranks):
         if turn == group.rank:
             yield mesh
@@ -135,6 +137,11 @@ def shard(
     check_shardable((name for name, p in module.named_parameters() if p.requires_grad), config.model.name)
     _check_units(module, units)
     if config.parallelism.tensor_parallel > 1:
+        if not module.plain_head:
+            raise TrntuneError(
+                f"parallelism.tensor_parallel: the output head of {config.model.name} is more than one matrix, which "
+                "isn't split; take parallelism=fsdp2"
+            )
         split(module.model, units, mesh[DIMENSION])
         module.cross_entropy = split_cross_entropy
     try:

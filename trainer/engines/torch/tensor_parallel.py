@@ -51,6 +51,22 @@ def _keep_whole(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
         module.register_parameter(own, nn.Parameter(tensor, parameter.requires_grad))
 
 
+class PartOfDropout(nn.Module):
+    """Dropout of an input whose features the ranks of a replica share. Their generators are equal, as they must be
+    for inputs that each rank has whole: so each draws for all features, and takes what is for its own."""
+
+    def __init__(self, p: float, mesh: DeviceMesh) -> None:
+        super().__init__()
+        self.p, self.ranks, self.rank = p, mesh.size(), mesh.get_local_rank()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` [..., features of this rank]"""
+        if not self.training:
+            return x
+        ones = x.new_ones(*x.shape[:-1], x.shape[-1] * self.ranks)
+        return x * nn.functional.dropout(ones, self.p).chunk(self.ranks, dim=-1)[self.rank]
+
+
 def split(model: PreTrainedModel, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
     """Leave of ``model`` (Llama's or Qwen3's, adapters inside or not) this rank's part, in place. ``mesh`` has one
     dimension, DIMENSION. No exchange between ranks."""
@@ -58,6 +74,7 @@ def split(model: PreTrainedModel, layers: Iterable[nn.Module], mesh: DeviceMesh)
     decoder: Any = model.get_decoder()
     units = list(layers)
     for layer in units:
+        _split_dropout(layer, mesh)
         _parallelize(layer, mesh, _plan(layer))
     into = PrepareModuleInput(input_layouts=WHOLE, desired_input_layouts=POSITIONS, use_local_output=True)
     _parallelize(units[0], mesh, into)
@@ -90,6 +107,14 @@ def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
         ours = SequenceParallel(use_local_output=True)
         plan.update(_of_linear(name, there[name], RowwiseParallel(output_layouts=POSITIONS), summed, ours))
     return plan
+
+
+def _split_dropout(layer: nn.Module, mesh: DeviceMesh) -> None:
+    linears = [layer.get_submodule(name) for name in _INPUTS_CUT]
+    for dropouts in (linear.lora_dropout for linear in linears if isinstance(linear, LoraLayer)):
+        for adapter, dropout in dropouts.items():
+            if isinstance(dropout, nn.Dropout):
+                dropouts[adapter] = PartOfDropout(dropout.p, mesh)
 
 
 def _of_linear(

@@ -37,8 +37,9 @@ from trainer.metrics.throughput import StepReport, Stopwatch
 from trainer.models.causal_lm import MODEL_INPUTS
 
 
-def training_arguments(config: Config, steps: int) -> TrainingArguments:
-    """The configuration in transformers' terms. Saving, logging to disk and progress are not left to the Trainer."""
+def training_arguments(config: Config, steps: int, replica: int = 0) -> TrainingArguments:
+    """The configuration in transformers' terms, of a replica by its number. Saving, logging to disk and progress are
+    not left to the Trainer."""
     training = config.training
     return TrainingArguments(
         output_dir=".",  # it is made when missing, and nothing is written there
@@ -56,7 +57,8 @@ def training_arguments(config: Config, steps: int) -> TrainingArguments:
         ddp_backend=backend_of(config),
         # A replica's tokens may go to none of an expert's, and families may have layers that texts don't use.
         ddp_find_unused_parameters=config.model.architecture is None,
-        seed=config.seed,
+        # The Trainer seeds with it once the model is there: each replica drops out other values of its rows.
+        seed=config.seed + replica,
         eval_strategy="no" if training.eval_every is None else "steps",
         eval_steps=training.eval_every,
         save_strategy="no",

@@ -122,6 +122,14 @@ def test_bf16_with_recomputed_activations_is_that_of_one_process_within_its_roun
     assert first == reference
 
 
+def test_random_numbers_are_those_of_a_replica_on_all_of_its_ranks_and_no_others(started: Started):
+    directory = started("parallelism=tp2_fsdp2", *FULL).directory / "checkpoints" / "step-4"
+    one, two, three, four = (load_file(file)["torch"] for file in sorted(directory.glob("rng-*.safetensors")))
+    assert torch.equal(one, two)
+    assert torch.equal(three, four)
+    assert not torch.equal(one, three)
+
+
 def test_each_rank_writes_its_part_and_the_plan_knows_how_much(started: Started):
     run = started("parallelism=fsdp2", *FULL)
     config = single(*SETTINGS, "parallelism=fsdp2", *FULL).config

@@ -10,6 +10,7 @@ gradients, which FSDP2 sums when it takes them (trainer.engines.torch.sharding a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -51,30 +52,36 @@ def _keep_whole(name: str, module: nn.Module, mesh: DeviceMesh) -> None:
         module.register_parameter(own, nn.Parameter(tensor, parameter.requires_grad))
 
 
-class PartOfDropout(nn.Module):
-    """Dropout of an input whose features the ranks of a replica share. Their generators are equal, as they must be
-    for inputs that each rank has whole: so each draws for all features, and takes what is for its own."""
+class SharedDropout(nn.Module):
+    """Dropout of an adapter's input. The generators of a replica's ranks are equal: where each has the whole input
+    they draw the same, and where they share its features each draws for all of them and takes what is for its own."""
 
-    def __init__(self, p: float, mesh: DeviceMesh) -> None:
+    def __init__(self, p: float, parts: int, part: int) -> None:
+        """``part``: of ``parts`` of the features, this rank's."""
         super().__init__()
-        self.p, self.ranks, self.rank = p, mesh.size(), mesh.get_local_rank()
+        self.p, self.parts, self.part = p, parts, part
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` [..., features of this rank]"""
+        """``x`` [..., features of this rank], a DTensor where it is whole."""
         if not self.training:
             return x
-        ones = x.new_ones(*x.shape[:-1], x.shape[-1] * self.ranks)
-        return x * nn.functional.dropout(ones, self.p).chunk(self.ranks, dim=-1)[self.rank]
+        own = x.to_local() if isinstance(x, DTensor) else x
+        ones = own.new_ones(*own.shape[:-1], own.shape[-1] * self.parts)
+        mask = nn.functional.dropout(ones, self.p).chunk(self.parts, dim=-1)[self.part]
+        # By a tensor of its own: DTensor's random operations are not for every device.
+        return x * (DTensor.from_local(mask, x.device_mesh, x.placements) if isinstance(x, DTensor) else mask)
 
 
 def split(model: PreTrainedModel, layers: Iterable[nn.Module], mesh: DeviceMesh) -> None:
     """Leave of ``model`` (Llama's or Qwen3's, adapters inside or not) this rank's part, in place. ``mesh`` has one
     dimension, DIMENSION. No exchange between ranks."""
+    # A tensor is put together over one dimension and then the other, which torch tells as suboptimal.
+    logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     decoder: Any = model.get_decoder()
     units = list(layers)
     for layer in units:
-        _split_dropout(layer, mesh)
+        _share_dropout(layer, mesh)
         _parallelize(layer, mesh, _plan(layer))
     into = PrepareModuleInput(input_layouts=WHOLE, desired_input_layouts=POSITIONS, use_local_output=True)
     _parallelize(units[0], mesh, into)
@@ -109,12 +116,13 @@ def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
     return plan
 
 
-def _split_dropout(layer: nn.Module, mesh: DeviceMesh) -> None:
-    linears = [layer.get_submodule(name) for name in _INPUTS_CUT]
-    for dropouts in (linear.lora_dropout for linear in linears if isinstance(linear, LoraLayer)):
-        for adapter, dropout in dropouts.items():
+def _share_dropout(layer: nn.Module, mesh: DeviceMesh) -> None:
+    whole, cut = (1, 0), (mesh.size(), mesh.get_local_rank())
+    for name in (*_OUTPUTS_CUT, *_INPUTS_CUT):
+        linear: Any = layer.get_submodule(name)
+        for adapter, dropout in linear.lora_dropout.items() if isinstance(linear, LoraLayer) else ():
             if isinstance(dropout, nn.Dropout):
-                dropouts[adapter] = PartOfDropout(dropout.p, mesh)
+                linear.lora_dropout[adapter] = SharedDropout(dropout.p, *(cut if name in _INPUTS_CUT else whole))
 
 
 def _of_linear(

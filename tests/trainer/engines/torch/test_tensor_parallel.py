@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
-from trainer.engines.torch.tensor_parallel import PartOfDropout
-
-
-class Ranks:
-    """A mesh of one dimension, seen by one of its ranks."""
-
-    def __init__(self, rank: int, ranks: int) -> None:
-        self.rank, self.ranks = rank, ranks
-
-    def size(self) -> int:
-        return self.ranks
-
-    def get_local_rank(self) -> int:
-        return self.rank
+from trainer.engines.torch.tensor_parallel import SharedDropout
 
 
 def kept(rank: int, ranks: int, features: int = 8) -> torch.Tensor:
     """What is kept of ones by a rank's dropout, and how large, with the same generator on each rank."""
     torch.manual_seed(3)
-    mesh: Any = Ranks(rank, ranks)
-    return PartOfDropout(0.25, mesh)(torch.ones(2, 5, features // ranks))
+    return SharedDropout(0.25, ranks, rank)(torch.ones(2, 5, features // ranks))
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -39,5 +23,4 @@ def test_parts_of_features_are_dropped_as_the_whole_is(ranks: int) -> None:
 
 
 def test_nothing_is_dropped_where_nothing_is_trained() -> None:
-    mesh: Any = Ranks(0, 2)
-    assert torch.equal(PartOfDropout(0.5, mesh).eval()(torch.ones(3)), torch.ones(3))
+    assert torch.equal(SharedDropout(0.5, 2, 0).eval()(torch.ones(3)), torch.ones(3))

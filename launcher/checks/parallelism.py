@@ -45,13 +45,12 @@ def check_engine(config: Config) -> Iterator[Diagnostic]:
         return
     native = on_torch_neuron(config)
     other = "trn2_48xlarge, whose engine is neuron" if native else "trn1_32xlarge"
+    lacks = "trains by data parallelism alone" if native else "has none: its engine is torch"
     unknown = ("tensor_parallel", "pipeline_parallel", "sequence_parallel", "zero_1")
     for name in unknown if native else ("pipeline_parallel", "zero_1"):
         value = getattr(parallel, name)
         if value is True or value > 1:
-            why = f"accelerator={accelerator.name} trains by data parallelism alone"
-            if not native:
-                why = f"accelerator={accelerator.name} has none: its engine is torch"
+            why = f"accelerator={accelerator.name} {lacks}"
             shown_value = "true" if value is True else value
             yield Diagnostic(f"parallelism.{name}", shown_value, why, f"leave it out, or take accelerator={other}")
 

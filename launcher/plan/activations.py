@@ -49,8 +49,7 @@ def kept_by_layer(config: Config, facts: ArchitectureConfig) -> Kept:
     width = PRODUCT_BYTES[config.training.precision]
     common = _frozen(facts, width, is_fused(config))
     if config.method.name == "full":
-        fused = is_fused(config) and config.parallelism.tensor_parallel == 1
-        return common + _trained(facts, width, config.training.precision == "bf16", fused)
+        return common + _trained(facts, width, config.training.precision == "bf16", _fuses_layers(config))
     return common + _adapters(config, facts, width)
 
 
@@ -67,11 +66,15 @@ def layer_input(facts: ArchitectureConfig) -> Kept:
 
 
 def is_fused(config: Config) -> bool:
-    """Whether the passes of trainer.fused and trainer.models.block_attention are taken; of a model that is split over
-    tensor_parallel the latter's alone."""
+    """Whether the passes of trainer.models.block_attention are taken, and with them trainer.fused's."""
     accelerator = config.accelerator
     plain = not is_quantized(config) and config.training.precision == "fp32"
     return plain and accelerator.engine == "torch" and accelerator.device == "cpu"
+
+
+def _fuses_layers(config: Config) -> bool:
+    """Whether trainer.fused's passes are taken: not of layers that are split."""
+    return is_fused(config) and config.parallelism.tensor_parallel == 1
 
 
 def _frozen(facts: ArchitectureConfig, width: int, fused: bool) -> Kept:
@@ -115,7 +118,7 @@ def _adapters(config: Config, facts: ArchitectureConfig, width: int) -> Kept:
 def _layers_adapters(config: Config, adapters: list[LayerAdapter], width: int) -> Kept:
     """The adapters' inputs: with dropout each keeps its own copy and its mask, without it what they share once. A fused
     layer keeps only the mask of its own."""
-    fused = is_fused(config) and not config.lora.use_dora and config.parallelism.tensor_parallel == 1
+    fused = _fuses_layers(config) and not config.lora.use_dora
     kept = Kept(0, 0)
     seen: set[str] = set()
     # peft keeps a mask in the adapter's fp32 on a CPU and as one byte on a GPU.

@@ -117,15 +117,8 @@ class TorchSource:
         return ["no tokenizer was found; --base names the directory of the base model"]
 
     def blocks(self, name: str) -> Iterator[torch.Tensor]:
-        groups, axis = self._parts, self.layout.axis(name)
-        if name in self.layout.whole:
-            yield _read(groups[0][0], name)
-        elif axis is None:
-            yield from (_read(group[0], name) for group in groups)
-        elif axis == 0:
-            yield from (_read(group[rank], name) for rank in range(self.layout.tensor) for group in groups)
-        else:
-            yield from (torch.cat([_read(file, name) for file in group], dim=axis) for group in groups)
+        files = self._parts
+        return self.layout.blocks(name, lambda group, rank: _read(files[group][rank], name))
 
     def describe(self) -> dict[str, Any]:
         return {"format": "trntune checkpoint", "step": self.manifest.step, "world": self.manifest.world.size}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 PARTS = "parts.json"
 """the document of such a checkpoint: what ``Layout`` says"""
@@ -51,3 +53,16 @@ class Layout:
         """The files of a group of ranks, group by group."""
         ranks = [part_file(name, rank, self.ranks) for rank in range(self.ranks)]
         return [ranks[group * self.tensor : (group + 1) * self.tensor] for group in range(self.groups)]
+
+    def blocks(self, key: str, read: Callable[[int, int], torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The rows of a tensor, block after block. ``read`` gives the part that a rank of a group has of it, by the
+        numbers of the group and of the rank in it."""
+        axis, groups, ranks = self.axis(key), range(self.groups), range(self.tensor)
+        if key in self.whole:
+            yield read(0, 0)
+        elif axis is None:
+            yield from (read(group, 0) for group in groups)
+        elif axis == 0:
+            yield from (read(group, rank) for rank in ranks for group in groups)
+        else:
+            yield from (torch.cat([read(group, rank) for rank in ranks], dim=axis) for group in groups)

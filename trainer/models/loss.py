@@ -12,9 +12,19 @@ from trainer.data.tokenize import IGNORE
 CHUNK = 256  # positions at a time: 50 MB of fp32 logits for a vocabulary of 49,152
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Forward computes loss and gradient of a chunk while its logits are there; backward only scales them."""
+class EarlyGradients(torch.autograd.Function):
+    """Forward computes loss and gradient of a chunk while its logits are there, and leaves the gradients of its first
+    arguments in ``ctx.grads``; backward only scales them."""
 
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grads, ctx.grads = ctx.grads, None
+        others = (None for _ in ctx.needs_input_grad[len(grads) :])
+        return (*(None if grad is None else grad.mul_(scale.to(grad.dtype)) for grad in grads), *others)
+
+
+class _LinearCrossEntropy(EarlyGradients):
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, training: bool
@@ -42,24 +52,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(grad_logits, matrix, out=grad_hidden[start : start + CHUNK])
             if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.T, part)
+                add_product(grad_weight, grad_logits.T, part)
         ctx.grads = grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype)
         return total
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
-        grad_hidden, grad_weight = ctx.grads
-        ctx.grads = None
-        return (
-            None if grad_hidden is None else grad_hidden.mul_(scale.to(grad_hidden.dtype)),
-            None if grad_weight is None else grad_weight.mul_(scale.to(grad_weight.dtype)),
-            None,
-            None,
-        )
 
-
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """total += left @ right, without a second tensor of total's size where the types allow it."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
@@ -67,7 +65,7 @@ def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -
         total += left @ right
 
 
-class _FixedCrossEntropy(_LinearCrossEntropy):
+class _FixedCrossEntropy(EarlyGradients):
     """The same, of all positions and with nothing that depends on what they hold: no shape, and no index, which would
     be int64. A target is found by comparing, and IGNORE is none of the vocabulary."""
 
@@ -93,7 +91,7 @@ class _FixedCrossEntropy(_LinearCrossEntropy):
             if of_hidden:
                 grads_hidden.append(grad_logits @ matrix)
             if grad_weight is not None:
-                _add_product(grad_weight, grad_logits.T, part)
+                add_product(grad_weight, grad_logits.T, part)
         ctx.grads = (
             torch.cat(grads_hidden) if of_hidden else None,
             None if grad_weight is None else grad_weight.to(weight.dtype),

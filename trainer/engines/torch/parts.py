@@ -77,12 +77,7 @@ class Regrouped:
         first = groups[0][0][key]
         if first.dim() == 0 or key in self.there.whole:
             return first
-        axis = self.there.axis(key)
-        parts = [
-            torch.cat([group[rank][key] for group in groups])
-            for rank in range(1 if axis is None else self.there.tensor)
-        ]
-        tensor = parts[0] if axis is None else torch.cat(parts, dim=axis)
+        tensor = torch.cat([*self.there.blocks(key, lambda group, rank: groups[group][rank][key])])
         axis = self.layout.axis(key)
         if axis is not None:
             tensor = tensor.chunk(self.layout.tensor, dim=axis)[self.rank % self.layout.tensor]

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from trainer.data.tokenize import IGNORE
-from trainer.models.loss import CHUNK
+from trainer.models.loss import CHUNK, EarlyGradients, add_product
 
 
 def split_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -32,9 +31,7 @@ def split_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: tor
     return loss
 
 
-class _SplitCrossEntropy(torch.autograd.Function):
-    """Forward computes loss and gradient of a chunk while its logits are there; backward only scales them."""
-
+class _SplitCrossEntropy(EarlyGradients):
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, group: Any, training: bool
@@ -65,12 +62,6 @@ class _SplitCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(gradient, matrix, out=grad_hidden[start : start + CHUNK])
             if grad_weight is not None:
-                grad_weight += gradient.T @ part
+                add_product(grad_weight, gradient.T, part)
         ctx.grads = grad_hidden, grad_weight if grad_weight is None else grad_weight.to(weight.dtype)
         return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None
-        return (*(None if grad is None else grad.mul_(scale.to(grad.dtype)) for grad in grads), None, None, None)

@@ -35,7 +35,7 @@ def check_generation(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_engine(config: Config) -> Iterator[Diagnostic]:
-    """The engine belongs to the device, and of the torch engine's only CPUs and GPUs split a model's layers."""
+    """The engine belongs to the device, and the torch engine has neither pipeline stages nor ZeRO-1."""
     accelerator, parallel = config.accelerator, config.parallelism
     engines = ENGINES.get(accelerator.device, ENGINES["cpu"])  # any other device is refused, but not by this check
     if accelerator.engine not in engines:
@@ -43,14 +43,11 @@ def check_engine(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic("accelerator.engine", accelerator.engine, why, "take a choice of accelerator=")
     if accelerator.device == "neuron" and accelerator.engine != "torch":
         return
-    native = on_torch_neuron(config)
-    other = "trn2_48xlarge, whose engine is neuron" if native else "trn1_32xlarge"
-    lacks = "trains by data parallelism alone" if native else "has none: its engine is torch"
-    unknown = ("tensor_parallel", "pipeline_parallel", "sequence_parallel", "zero_1")
-    for name in unknown if native else ("pipeline_parallel", "zero_1"):
+    other = "trn2_48xlarge, whose engine is neuron" if on_torch_neuron(config) else "trn1_32xlarge"
+    for name in ("pipeline_parallel", "zero_1"):
         value = getattr(parallel, name)
         if value is True or value > 1:
-            why = f"accelerator={accelerator.name} {lacks}"
+            why = f"accelerator={accelerator.name} has none: its engine is torch"
             shown_value = "true" if value is True else value
             yield Diagnostic(f"parallelism.{name}", shown_value, why, f"leave it out, or take accelerator={other}")
 
@@ -97,9 +94,6 @@ def check_sharding(config: Config) -> Iterator[Diagnostic]:
         why = f"accelerator={config.accelerator.name} trains by optimum-neuron, which has no FSDP"
         yield Diagnostic(key, "fsdp", why, "take parallelism.zero_1=true, or tensor_parallel")
         return
-    if on_torch_neuron(config):
-        yield Diagnostic(key, "fsdp", "has not been joined with TorchNeuron's fixed shapes yet", "take sharding=ddp")
-        return
     if world_size(config) == 1:
         why = "one process has nobody to share parameters with"
         yield Diagnostic(key, "fsdp", why, "take parallelism=fsdp2, or a larger parallelism.data_parallel")
@@ -116,7 +110,7 @@ SPLIT_FAMILIES = ("llama", "qwen3")
 def check_tensor_parallel(config: Config) -> Iterator[Diagnostic]:
     """What the torch engine splits over tensor_parallel processes."""
     parallel, key = config.parallelism, "parallelism.tensor_parallel"
-    if config.accelerator.engine != "torch" or on_torch_neuron(config):
+    if config.accelerator.engine != "torch":
         return
     ranks, facts = parallel.tensor_parallel, config.model.architecture
     if ranks == 1:

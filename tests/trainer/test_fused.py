@@ -158,7 +158,7 @@ def test_block_attention_is_the_librarys_on_each_document(lengths, heads):
     q, k, v = (torch.randn(shape, dtype=torch.float64).transpose(1, 2).requires_grad_() for shape in shapes)
     ends = torch.tensor(lengths).cumsum(0).tolist()
     bounds = list(zip([0, *ends[:-1]], ends, strict=True))
-    segments = segments_of(torch.tensor([(0, start, end) for start, end in bounds]), 1, total)
+    segments = segments_of([(0, start, end) for start, end in bounds], 1, total)
     out = block_attention(q, k, v, segments.each, Terms(0.3))
     alone = [
         scaled_dot_product_attention(

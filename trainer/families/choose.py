@@ -16,7 +16,7 @@ from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, UsageError, in_first_line
 from launcher.model_dir.weights import check_readable
 from trainer.families.answers import Answering, answering
-from trainer.families.experts import single_expert
+from trainer.families.experts import experts_of, single_expert
 from trainer.families.proof import examine, prove, tried
 from trainer.families.small import WINDOWS, small_config, small_model
 from trainer.families.way import Way
@@ -115,6 +115,15 @@ def _with_its_weights(model_dir: Path, facts: PretrainedConfig, trust: bool, err
         model_dir, dtype=torch.float32, attn_implementation="eager", use_safetensors=True, trust_remote_code=trust
     )
     return examine(model.eval(), small=False)
+
+
+def check_fixed_shapes(config: PretrainedConfig, where: Path | str) -> None:
+    """Raise UsageError for a model whose shapes follow from its tokens, on a device that compiles each."""
+    if experts_of(config):
+        raise UsageError(
+            f"{where}: a router sends each expert other numbers of tokens in each step, and this device would compile "
+            "for each; take another model, or another accelerator="
+        )
 
 
 def check_shardable(trained_names: Iterable[str], where: Path | str) -> None:

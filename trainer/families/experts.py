@@ -46,6 +46,12 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
     return experts - experts * chosen // count
 
 
+def experts_of(config: Any) -> int:
+    """Experts a layer among which a router chooses for each token; 0 where there are none."""
+    count = _setting(config, _EXPERTS)
+    return count if isinstance(count, int) and count > 1 else 0
+
+
 def active_width(config: Any) -> int:
     """How wide the MLP of a layer is for a token: of experts the chosen ones together."""
     found: Any = next((value for value in (setting(config, name) for name in _WIDTHS) if value), 4 * config.hidden_size)

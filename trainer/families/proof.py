@@ -231,7 +231,7 @@ def packed_inputs(documents: list[torch.Tensor], device: torch.device) -> dict[s
         "input_ids": ids.to(device),
         "position_ids": positions.to(device),
         "attention_mask": mask.to(device),
-        "segments": segments_of(torch.tensor(bounds), 1, length),
+        "segments": segments_of(bounds, 1, length),
         "use_cache": False,
     }
 

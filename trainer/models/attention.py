@@ -9,6 +9,7 @@ layer hands over is refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,10 +40,10 @@ _WITHOUT_EFFECT = (
 )
 
 
-def segments_of(documents: torch.Tensor, rows: int, length: int) -> Segments:
+def segments_of(documents: Iterable[Sequence[int]], rows: int, length: int) -> Segments:
     """The segments of a batch of ``rows`` rows of ``length`` positions.
 
-    ``documents`` is int64 [n, 3]: row, first position and position after the last, sorted. What no document covers
+    ``documents`` are each row, first position and position after the last, sorted. What no document covers
     is padding, returned as segments of its own.
     """
     segments: list[Segment] = []
@@ -57,7 +58,7 @@ def segments_of(documents: torch.Tensor, rows: int, length: int) -> Segments:
         if reached < start:
             segments.append((row, reached, start, False))
 
-    for document_row, start, end in documents.tolist():
+    for document_row, start, end in documents:
         pad_to(document_row, start)
         segments.append((document_row, start, end, True))
         row, reached = document_row, end

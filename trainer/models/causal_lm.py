@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,9 @@ from trainer.models.adapt import plain
 from trainer.models.attention import segments_of
 from trainer.models.loss import dense_cross_entropy, fixed_cross_entropy, linear_cross_entropy
 from trainer.models.reach import Segments, packed_rows
+
+Bounds = Sequence[Sequence[int]]
+"""documents of a batch: row, first position, position after the last"""
 
 # What the module takes of a collated batch.
 MODEL_INPUTS = ("input_ids", "position_ids", "documents", "targets")
@@ -58,30 +62,36 @@ class CausalLMLoss(nn.Module):
         self.router_coefficient = router_coefficient(self.model)
 
     def forward(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, documents: torch.Tensor, targets: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        documents: torch.Tensor | Bounds,
+        targets: torch.Tensor,
     ) -> torch.Tensor:
         """Summed negative log-likelihood (nats) of ``targets`` [B, L], which are already shifted.
 
-        ``input_ids`` and ``position_ids`` are [B, L]; ``documents`` is [n, 3] (row, start, end). While it trains, a
-        mixture of experts whose configuration has output_router_logits adds its router's auxiliary loss, for each
-        target. Raises TrntuneError for several documents in a row of a model that can't keep them apart.
+        ``input_ids`` and ``position_ids`` are [B, L]; ``documents`` is [n, 3] (row, start, end), as numbers where a
+        tensor would be moved to a device that compiles for reading it. While it trains, a mixture of experts whose
+        configuration has output_router_logits adds its router's auxiliary loss, for each target. Raises TrntuneError
+        for several documents in a row of a model that can't keep them apart.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "use_cache": False}
-        if (not self.packs or self.fixed_shapes) and bool(documents[:, 1].any()):
+        bounds: Bounds = documents.tolist() if isinstance(documents, torch.Tensor) else documents
+        if (not self.packs or self.fixed_shapes) and any(start for _, start, _ in bounds):
             raise TrntuneError(f"{type(self.model).__name__} can't keep documents of a row apart")
         if not self.packs:
-            return self._loss(inputs, documents, targets)
+            return self._loss(inputs, bounds, targets)
         rows, length = input_ids.shape
         # What follows a document in its row sees it, and is not seen by it: attention is causal.
         whole = Segments([(row, 0, length, True) for row in range(rows)])
-        segments = whole if self.fixed_shapes else segments_of(documents, rows, length)
+        segments = whole if self.fixed_shapes else segments_of(bounds, rows, length)
         # Without a mask transformers would look for the documents itself, and make one that keeps them apart.
         everything = torch.ones_like(input_ids)
         inputs.update(position_ids=position_ids, attention_mask=everything, segments=segments)
         with packed_rows(segments):
-            return self._loss(inputs, documents, targets)
+            return self._loss(inputs, bounds, targets)
 
-    def _loss(self, inputs: dict[str, Any], documents: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _loss(self, inputs: dict[str, Any], documents: Bounds, targets: torch.Tensor) -> torch.Tensor:
         if self.training and self.router_coefficient:
             return self._with_router_loss(inputs, documents, targets)
         decoder = decoder_of(self.model)
@@ -90,11 +100,11 @@ class CausalLMLoss(nn.Module):
         hidden = decoder(**accepted(decoder, inputs)).last_hidden_state
         return self.cross_entropy(hidden, self.model.get_output_embeddings().weight, targets)
 
-    def _with_router_loss(self, inputs: dict[str, Any], documents: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _with_router_loss(self, inputs: dict[str, Any], documents: Bounds, targets: torch.Tensor) -> torch.Tensor:
         """The same, and the auxiliary loss of this batch as transformers computes it: over its tokens, without the
         padding. It is a mean, so it is counted once a target: the step's loss, divided by its targets, has it once."""
         mask = torch.zeros_like(targets)
-        for row, start, end in documents.tolist():
+        for row, start, end in documents:
             mask[row, start:end] = 1
         inputs = {**inputs, "attention_mask": mask, "output_router_logits": True}
         outputs = self.model(**accepted(self.model, inputs))

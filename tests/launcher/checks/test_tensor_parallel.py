@@ -41,7 +41,6 @@ def test_llama_is_split(cwd, layout, method):
         (("lora.modules_to_save=[model.norm]",), "lora.modules_to_save", "isn't split over"),
         (("lora.trainable_token_indices=[1]",), "lora.trainable_token_indices", "isn't split over"),
         (("lora.bias=all",), "lora.bias", "isn't split over"),
-        (("accelerator=trn2_3xlarge_native",), "parallelism.tensor_parallel", "by data parallelism alone"),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else None,
 )

@@ -106,6 +106,8 @@ def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
         **{f"accelerator={name}": ROWS_ON_TORCH_NEURON for name in ("trn2_48xlarge_native", "trn2_3xlarge_native")},
         "parallelism=ddp4": ["training.global_batch_size=4"],
         "parallelism=ddp64": ["training.global_batch_size=64"],
+        "parallelism=fsdp64": ["training.global_batch_size=64"],
+        "parallelism=tp4_fsdp16": ["training.global_batch_size=16"],
         "tracking=sagemaker": ["tracking.uri=arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1"],
     }
     arguments = [choice, *needs.get(choice, [])]
@@ -113,7 +115,7 @@ def test_every_shipped_choice_composes_and_passes(choice, cwd, tmp_path):
         accelerator = "trn1_32xlarge" if "trn1" in choice else "trn2_48xlarge"
         arguments += [f"accelerator={accelerator}", "model=llama3_70b", "lora=r16_all_linear"]
         arguments += ["training.global_batch_size=96", "training.precision=bf16"]
-    if choice.startswith(("parallelism=fsdp", "parallelism=tp")):
+    elif choice.startswith(("parallelism=fsdp", "parallelism=tp")) and choice not in needs:
         arguments.append("training.global_batch_size=8")
     if choice.startswith("parallelism=tp"):
         arguments += ["model=llama3_8b", "accelerator=cuda", "training.precision=bf16"]

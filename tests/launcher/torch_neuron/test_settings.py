@@ -24,10 +24,7 @@ def native(*arguments: str) -> Config:
 
 
 REFUSED = [
-    (["parallelism.tensor_parallel=4", "parallelism.data_parallel=16", "model=llama32_1b"],
-     "parallelism.tensor_parallel", "by data parallelism alone; leave it out, or take accelerator=trn2_48xlarge, whose "
-     "engine is neuron"),
-    (["parallelism.sharding=fsdp"], "parallelism.sharding", "fixed shapes yet; take sharding=ddp"),
+    (["parallelism=tp4_fsdp16", "model=smollm2_135m"], "parallelism.tensor_parallel", "3 key/value heads, which it must divide"),
     (["parallelism.zero_1=true"], "parallelism.zero_1", "accelerator=trn2_48xlarge, whose engine is neuron"),
     (["dataset.packing=true"], "dataset.packing", "aren't kept apart exactly on TorchNeuron yet"),
     (["training.max_length=1000"], "training.max_length", "rows of multiples of 512 positions alone; nearest is 1024"),
@@ -78,7 +75,18 @@ def test_settings_of_one_engine_are_not_the_others(arguments, key, piece, cwd):
     assert [piece in str(problem) for problem in found] == [True]
 
 
-@pytest.mark.parametrize("arguments", [[], ["method=full"], ["lora=dora"], ["training.max_length=2048"]], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["method=full"],
+        ["lora=dora"],
+        ["training.max_length=2048"],
+        ["parallelism=fsdp64", "method=full"],
+        ["parallelism=tp4_fsdp16", "model=llama3_8b", "training.compile=none"],
+    ],
+    ids=str,
+)
 def test_what_it_can_do_is_not_refused(arguments, cwd):
     config = native(*arguments)
     assert problems(config) == []

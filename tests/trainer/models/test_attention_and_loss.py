@@ -99,11 +99,11 @@ def test_a_head_with_a_bias_takes_the_dense_path_and_agrees():
 
 
 def test_segments_cover_every_position_once():
-    documents = torch.tensor([(0, 0, 3), (0, 3, 5), (2, 0, 8)])
+    documents = [[0, 0, 3], [0, 3, 5], [2, 0, 8]]
     segments = segments_of(documents, rows=4, length=8).each
     covered = [(row, position) for row, start, end, _ in segments for position in range(start, end)]
     assert covered == [(row, position) for row in range(4) for position in range(8)]
-    assert [list(segment[:3]) for segment in segments if segment[3]] == documents.tolist()
+    assert [list(segment[:3]) for segment in segments if segment[3]] == documents
 
 
 @pytest.mark.parametrize("count", [0, 1, CHUNK - 1, CHUNK, 2 * CHUNK + 3])

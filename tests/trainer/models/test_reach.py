@@ -65,7 +65,7 @@ REACHES = [None, *(Reach("window", size) for size in (1, 5, BLOCK, BLOCK + 1, 13
 @pytest.mark.parametrize("reach", REACHES, ids=str)
 def test_attention_and_its_gradients_are_those_of_a_mask(reach, softcap, sunk, plain, monkeypatch):
     monkeypatch.setattr("trainer.models.attention.is_plain", lambda *tensors: plain)
-    segments = segments_of(torch.tensor(DOCUMENTS), 2, LENGTH)
+    segments = segments_of(DOCUMENTS, 2, LENGTH)
     weight = torch.randn(2, LENGTH, HEADS, VALUE_SIZE, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     results = []
     for ours in (True, False):

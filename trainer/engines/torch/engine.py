@@ -37,7 +37,7 @@ from trainer.engines.torch.replica import Replica
 from trainer.engines.torch.sharding import in_turn, shard
 from trainer.engines.torch.trainer import PackedTrainer, training_arguments
 from trainer.families.answers import FASTEST, Answering, continuations
-from trainer.families.choose import enable_checkpointing, way_of_answering, way_of_training
+from trainer.families.choose import check_fixed_shapes, enable_checkpointing, way_of_answering, way_of_training
 from trainer.families.pairs import layer_extents
 from trainer.families.way import Way
 from trainer.fused import fuse
@@ -99,7 +99,7 @@ class TorchEngine:
         with in_turn(self.group) as mesh:
             self.replica = self._loaded()
             module, layers = self.replica.module, self.modules.layers
-            self.replica.shards = shard(module, self.model, layers, self.config, mesh)
+            self.replica.shards = shard(module, self.model, layers, self.config, mesh, self.group.device)
 
     def _loaded(self) -> Replica:
         """The whole model on the device; in host memory where it will be sharded."""
@@ -107,6 +107,8 @@ class TorchEngine:
         if self.config.method.name == "full":  # an adapter is saved without them
             self.notes = mend_generation(base, self.model_dir, ends_of(self.tokenizer))
         check_enough_embeddings(base, self.tokenizer, self.model_dir)
+        if self.fixed_shapes:
+            check_fixed_shapes(base.config, self.model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
         self.modules = modules_of(base)

@@ -59,12 +59,14 @@ class Replica:
         """What training changes, by the names that it is saved by: this rank's part of it. Not copies."""
         return live_weights(self.model) if self.shards is None else self.shards.weights()
 
-    def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What the module takes of a collated batch, on the device. Where documents are looked at as numbers, and the
-        device would wait and compile for each of them, they stay on the host."""
+    def inputs(self, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """What the module takes of a collated batch, on the device. Documents are numbers where the device would wait
+        and compile for reading them: FSDP takes each tensor there."""
         place = self.group.device
-        kept = ("documents",) if device.has_fixed_shapes(place.type) else ()
-        return {name: batch[name] if name in kept else batch[name].to(place) for name in MODEL_INPUTS}
+        given: dict[str, Any] = {name: batch[name] for name in MODEL_INPUTS}
+        if device.has_fixed_shapes(place.type):
+            given["documents"] = batch["documents"].tolist()
+        return {name: value.to(place) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
 
     def autocast(self) -> AbstractContextManager[None]:
         """Inside, products are computed in training.precision."""

@@ -26,12 +26,13 @@ from launcher.errors import TrntuneError, in_first_line
 from trainer.engines.state import Tensors
 from trainer.engines.torch.parts import local, whole
 from trainer.engines.torch.process_group import ProcessGroup
-from trainer.engines.torch.split_loss import split_cross_entropy
+from trainer.engines.torch.split_loss import fixed_split_cross_entropy, split_cross_entropy
 from trainer.engines.torch.state import ADAPTER, live_weights
 from trainer.engines.torch.tensor_parallel import DIMENSION, cut_along, split
 from trainer.families.choose import check_shardable
 from trainer.models.adapt import decoder_layers
 from trainer.models.causal_lm import CausalLMLoss
+from trainer.models.load import to_device
 
 ROWS = "rows"
 """the mesh's dimension of replicas, over which each part lies by its rows"""
@@ -125,7 +126,12 @@ def in_turn(group: ProcessGroup) -> Iterator[DeviceMesh]:
 
 
 def shard(
-    module: CausalLMLoss, model: PreTrainedModel | PeftModel, layers: str | None, config: Config, mesh: DeviceMesh
+    module: CausalLMLoss,
+    model: PreTrainedModel | PeftModel,
+    layers: str | None,
+    config: Config,
+    mesh: DeviceMesh,
+    device: torch.device,
 ) -> Shards:
     """Put this rank's part of a model in host memory on its device, one unit after the other; the rest is let go.
 
@@ -143,10 +149,12 @@ def shard(
                 "isn't split; take parallelism=fsdp2"
             )
         split(module.model, units, mesh[DIMENSION])
-        module.cross_entropy = split_cross_entropy
+        module.cross_entropy = fixed_split_cross_entropy if module.fixed_shapes else split_cross_entropy
     try:
         for unit in units:
+            to_device(unit, device)
             fully_shard(unit, mesh=mesh[ROWS], mp_policy=_precision(config))
+        to_device(module, device)
         root = fully_shard(module, mesh=mesh[ROWS])
     except ValueError as error:
         raise TrntuneError(

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -34,7 +35,6 @@ from trainer.engines.torch.process_group import backend_of
 from trainer.engines.torch.replica import Replica
 from trainer.engines.warmup import begin_above_zero
 from trainer.metrics.throughput import StepReport, Stopwatch
-from trainer.models.causal_lm import MODEL_INPUTS
 
 
 def training_arguments(config: Config, steps: int, replica: int = 0) -> TrainingArguments:
@@ -104,9 +104,11 @@ class PackedTrainer(Trainer):
         # Ours is normalized by the labels of the whole step, over all micro batches and replicas.
         self.model_accepts_loss_kwargs = True
         self.restored: Regrouped | None = None
+        self._prepare_model = self.accelerator.prepare_model
         if replica.shards is not None:
-            self._prepare_model = self.accelerator.prepare_model
             self.accelerator.prepare_model = self._only_autocast
+        elif has_fixed_shapes(arguments.device.type) and replica.group.ranks > 1:
+            self.accelerator.prepare_model = self._in_ddp
         self._clip = self.accelerator.clip_grad_norm_
         self.accelerator.clip_grad_norm_ = self._clip_and_remember
 
@@ -171,17 +173,17 @@ class PackedTrainer(Trainer):
         return labels.to(device, torch.float32) if has_fixed_shapes(device.type) else labels
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Counts stay on the host where the device would compile for reading them.
+        """Counts stay on the host where the device would compile for reading them; ``compute_loss`` moves the rest.
 
         Called by training_step of transformers 4.57 and 5.24."""
         if has_fixed_shapes(self.args.device.type):
-            return {**inputs, **self.replica.inputs(inputs)}
+            return inputs
         return super()._prepare_inputs(inputs)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        loss: torch.Tensor = model(**{name: inputs[name] for name in MODEL_INPUTS})
+        loss: torch.Tensor = model(**self.replica.inputs(inputs))
         counts = counts_of(inputs, self.replica.extents)
         counts.loss_sum = float(loss.detach())
         self.step.local += counts
@@ -226,6 +228,10 @@ class PackedTrainer(Trainer):
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
         raise non_finite(step, what, self.observer.lines(self.rows_of(step)))
 
+    def store_flos(self) -> None:
+        """The Trainer's own count of operations, which nothing here reads, is an int64 sum over the devices of all
+        ranks: TorchNeuron's compiler is to refuse those."""
+
     def _clip_and_remember(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         norm: torch.Tensor = whole(self._clip(*args, **kwargs))
         self.step.grad_norm = float(norm)
@@ -234,6 +240,14 @@ class PackedTrainer(Trainer):
     def _only_autocast(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Of what accelerate prepares a model with: it is on its device and sharded, and must not get into DDP."""
         return self._prepare_model(model, device_placement=False, evaluation_mode=True)
+
+    def _in_ddp(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+        """The same in DDP, whose own beginning would send int64 numbers between the devices. accelerate's DDP takes
+        LOCAL_RANK for the device, where each process may see one alone, the first."""
+        self.replica.group.spread(self.replica.trainable())
+        unused = bool(self.args.ddp_find_unused_parameters)
+        prepared = self._only_autocast(model)
+        return DistributedDataParallel(prepared, init_sync=False, find_unused_parameters=unused)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Called where control.should_save asks for it, by transformers 4.57 and 5.24: after the step, its log and its

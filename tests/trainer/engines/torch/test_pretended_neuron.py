@@ -1,7 +1,7 @@
 """The torch engine on a device "neuron" that torch knows as it would know AWS's: site/torch_neuronx pretends to be it.
 
-It shows which calls the engine makes, in which order, and with which shapes; not that a compiler takes them, nor
-anything of autocast, DistributedDataParallel or time: that needs a chip (docs/trainium.md).
+It shows which calls the engine makes, in which order, and with which shapes, and that what processes exchange is what
+they train with; not that a compiler takes them, nor anything of autocast or time: that needs a chip (docs/trainium.md).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from launcher.run_dir.provenance import installed
 from launcher.torch_neuron.libraries import NEEDED
 from tests.conftest import Run, command, environment, launch
 from tests.limits import PATIENCE
+from tests.trainer.engines.torch.test_sharding import weights
 
 LEAST = dict(each.split(">=") for each in NEEDED if ">=" in each)
 TOO_OLD = [name for name in ("accelerate", "transformers") if Version(str(installed(name))) < Version(LEAST[name])]
@@ -32,8 +33,7 @@ pytestmark = pytest.mark.skipif(
 
 SMALL = ("experiment=tiny", "tracking=none", "dataset.packing=false", "training.micro_batch_size=3",
          "training.global_batch_size=6")  # fmt: skip
-NATIVE = ("accelerator=trn2_3xlarge_native", "parallelism=single")
-PROGRAM = re.compile(r"program (\w+) (.*)")
+PROGRAM = re.compile(r"program (\S+) (.*)")
 
 
 @pytest.fixture
@@ -66,6 +66,25 @@ def longest_record(tmp_path: Path) -> list[str]:
     return max(records, key=len)
 
 
+def pretended(environment: dict[str, str], tmp_path: Path, *arguments: str) -> Run:
+    """A run on the device."""
+    whole = command("accelerator=trn2_3xlarge_native", *arguments, f"hydra.run.dir={tmp_path / 'native'}")
+    settings = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": PATIENCE}
+    return Run(tmp_path / "native", subprocess.run(whole, **settings))
+
+
+def assert_same_training(run: Run, expected: Run) -> None:
+    """Losses, norms, counts, and what is saved."""
+    for event, keys in (("train", ("loss", "grad_norm", "tokens")), ("eval", ("eval_loss",))):
+        mine, theirs = run.metrics(event), expected.metrics(event)
+        assert len(mine) == len(theirs) > 2
+        for key in keys:
+            assert [record.get(key) for record in mine] == pytest.approx(
+                [record.get(key) for record in theirs], rel=1e-6
+            )
+    torch.testing.assert_close(weights(run.directory), weights(expected.directory), rtol=0, atol=1e-6)
+
+
 def by_step(events: list[str]) -> list[list[str]]:
     """What comes before the first step's clock is read, between two readings of it, and after the last."""
     parts: list[list[str]] = [[]]
@@ -82,27 +101,14 @@ def programs(events: list[str]) -> list[tuple[str, str]]:
 
 def test_a_run_is_that_of_a_cpu_in_programs_of_one_shape(pretending, tmp_path):
     arguments = (*SMALL, "lora.dropout=0")
-    native = Run(tmp_path / "native", subprocess.run(
-        command(*arguments, *NATIVE, f"hydra.run.dir={tmp_path / 'native'}"),
-        cwd=tmp_path, env=pretending, capture_output=True, text=True, timeout=PATIENCE,
-    ))  # fmt: skip
+    native = pretended(pretending, tmp_path, *arguments, "parallelism=single")
     assert native.process.returncode == 0, native.process.stderr[-3000:]
     host = Run(tmp_path / "cpu", launch(tmp_path, *arguments, f"hydra.run.dir={tmp_path / 'cpu'}"))
     assert host.process.returncode == 0, host.process.stderr
 
-    # The same training: losses, counts, and what is saved.
-    for event, keys in (("train", ("loss", "grad_norm", "tokens")), ("eval", ("eval_loss",))):
-        mine, theirs = native.metrics(event), host.metrics(event)
-        assert len(mine) == len(theirs) > 2
-        for key in keys:
-            assert [record.get(key) for record in mine] == pytest.approx(
-                [record.get(key) for record in theirs], rel=1e-4
-            )
+    assert_same_training(native, host)
     for name in ("trainable_params", "total_params"):
         assert native.result[name] == host.result[name]
-    mine, theirs = (load_file(each.directory / "adapter/adapter_model.safetensors") for each in (native, host))
-    assert mine.keys() == theirs.keys()
-    assert all(torch.allclose(mine[name], theirs[name], atol=2e-4) for name in mine)
     rng = load_file(native.directory / "checkpoints" / "step-6" / "rng-00000.safetensors")
     assert {"neuron", "torch"} <= rng.keys()
 
@@ -135,41 +141,49 @@ READINGS = ("clock on_step_end", "max_memory_allocated")
 # Means for the log, and whether all weights are finite.
 SAVING = {"mean", "sub_", "abs", "ne", "eq", "mul", "all", "_local_scalar_dense"}
 
-JOINING = """
-import json, sys, torch, torch_neuronx
-from tests.launcher.conftest import single
-from trainer.engines.torch import process_group
-group = process_group.join(single(*json.loads(sys.argv[1])).config)
-asked = list(torch_neuronx.EVENTS)
-total = group.all_reduce(torch.tensor([1.0 + group.rank], dtype=torch.float64, device=group.counts))
-print(json.dumps([asked, group.rank, group.replicas, str(group.device), str(group.counts), total.tolist()]))
-process_group.leave()
-"""
+FULL = ("method=full", "training.max_grad_norm=1")
+ALL_LINEAR = ("lora.target_modules=[all-linear]", "lora.dropout=0", "training.max_grad_norm=1")
+SHORT = (*SMALL, "training.micro_batch_size=2", "training.global_batch_size=8", "training.max_steps=4",
+         "training.epochs=9", "training.eval_every=2", "training.save_every=2", "dataset.eval_samples=5",
+         "training.compile=none")  # fmt: skip
 
 
-def test_the_process_group_is_joined_before_the_device_is_used_and_counts_are_summed_by_hosts(
-    pretending, tmp_path, free_port
-):
-    """AWS: init_process_group comes first. accelerate then asks which device is this process's."""
-    given = json.dumps([*SMALL, *NATIVE, "parallelism.data_parallel=2"])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", JOINING, given], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-            env={**pretending, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
-                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    answers = [json.loads(process.communicate(timeout=PATIENCE)[0].splitlines()[-1]) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    for rank, answer in enumerate(answers):
-        assert answer == [["init_process_group neuron", "current_device"], rank, 2, "neuron:0", "cpu", [3.0]]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
+    """Runs of one process on a CPU, each made once."""
+    done: dict[tuple[str, ...], Run] = {}
+
+    def run(*arguments: str) -> Run:
+        if arguments not in done:
+            directory = tmp_path_factory.mktemp("alone") / "run"
+            done[arguments] = Run(directory, launch(directory.parent, *arguments, f"hydra.run.dir={directory}"))
+        return done[arguments]
+
+    return run
 
 
-@pytest.fixture
-def free_port() -> int:
-    import socket
+@pytest.mark.parametrize(
+    ("layout", "method"), [("ddp2", ALL_LINEAR), ("fsdp2", FULL), ("tp2", ALL_LINEAR)], ids=["ddp", "fsdp", "tp"]
+)
+def test_processes_train_as_one_does_and_exchange_no_int64(layout, method, alone, pretending, tmp_path):
+    run = pretended(pretending, tmp_path, *SHORT, *method, f"parallelism={layout}")
+    assert run.process.returncode == 0, run.process.stderr[-3000:]
+    assert_same_training(run, alone(*SHORT, *method))
 
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
+    events = longest_record(tmp_path)
+    # AWS: the process group comes first. accelerate then asks which device is this process's.
+    assert events[:2] == ["init_process_group neuron", "current_device"]
+    found = programs(events)
+    assert {name for name, _ in found} >= EXCHANGES[layout]
+    assert not [each for each in found if "int64" in each[1] or "float64" in each[1]]
+    assert not {"nonzero", "masked_select", "index"} & {name for name, _ in found}
+    # After the last step what lies over the processes is put together to be saved.
+    assert {name for part in by_step(events)[2:-1] for name, _ in programs(part)} <= SAVING
+
+
+# What torch makes of each layout: sums of buckets; parts put together and summed; positions put together and summed.
+EXCHANGES = {
+    "ddp2": {"c10d::allreduce_"},
+    "fsdp2": {"c10d::_allgather_base_", "c10d::_reduce_scatter_base_"},
+    "tp2": {"_c10d_functional::all_gather_into_tensor", "_c10d_functional::reduce_scatter_tensor"},
+}

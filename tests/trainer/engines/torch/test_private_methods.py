@@ -28,6 +28,7 @@ SIGNATURES = {
     "evaluate": "(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval')",
     "get_train_dataloader": "(self)",
     "log": "(self, logs, start_time=None)",
+    "store_flos": "(self)",
 }
 
 

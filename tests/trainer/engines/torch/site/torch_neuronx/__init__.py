@@ -2,8 +2,9 @@
 
 torch's own entry point loads it, as it would AWS's. The device is torch's PrivateUse1; its tensors have that device,
 and hold a tensor of the CPU, with which everything is computed: torch has a backend in Python for it, in which devices,
-random numbers and the autograd engine's threads work, but autocast, waiting for the device and collectives of its
-tensors don't. What is asked of the device is written down, and left in $TRNTUNE_RECORD at the end of the process.
+random numbers, the autograd engine's threads and what DistributedDataParallel, FSDP2 and DTensor ask of a device work,
+but autocast and waiting for the device don't. Processes exchange the CPU's tensors by gloo. What is asked of the device
+is written down, and left in $TRNTUNE_RECORD at the end of the process.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Everywhere(TorchDispatchMode):
     """Tensors of the CPU that go to the device, and those that are made there, come by here."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(hasattr(each, "__tensor_flatten__") for each in types):
+            return NotImplemented  # a tensor around others, such as DTensor, does it with those: they come by here
         return compute(function, args, kwargs or {})
 
 
@@ -79,6 +82,8 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         there = isinstance(args[0], Pretended)
     if given or there:
         note(function, given)
+    else:
+        check_exchange(function, leaves)
     hosts = [on_host(leaf) for leaf in leaves]
     args, kwargs = pytree.tree_unflatten(hosts, shape)
     mine = {id(leaf.host): leaf for leaf in given}  # what is changed in place stays the tensor that it is
@@ -97,12 +102,41 @@ def on_host(leaf: Any) -> Any:
     return leaf.host if isinstance(leaf, Pretended) else leaf
 
 
+PRODUCTS = ("linear", "matmul", "mm", "addmm", "bmm", "scaled_dot_product_attention")
+
+
+def in_low_precision(operation: Any) -> Any:
+    """``operation`` as autocast has it done: fp32 arguments in the lower precision."""
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        lower = torch.get_autocast_dtype(KIND)
+
+        def cast(leaf: Any) -> Any:
+            cut = isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32 and leaf.device.type == KIND
+            return leaf.to(lower) if cut else leaf
+
+        args, kwargs = pytree.tree_map(cast, (args, kwargs))
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
+            return operation(*args, **kwargs)
+
+    return kernel
+
+
 def note(function: Any, given: list[Pretended]) -> None:
     name = function._schema.name.removeprefix("aten::")
     program = f"{name} {[(str(each.dtype), list(each.shape)) for each in given]}"
     if name in NOT_FIXED or program not in PROGRAMS:
         PROGRAMS.add(program)
         EVENTS.append(f"program {program}")
+
+
+def check_exchange(function: Any, leaves: list[Any]) -> None:
+    """A tensor of the CPU can't be sent by the device's backend."""
+    if function.namespace == "c10d":
+        groups = [leaf for leaf in leaves if isinstance(leaf, torch.ScriptObject) and "ProcessGroup" in str(leaf)]
+        for group in map(torch.distributed.ProcessGroup.unbox, groups):
+            if torch.distributed.get_backend(group) == KIND:
+                raise RuntimeError(f"{function} sends a tensor of the CPU by the backend {KIND}")
 
 
 class Device:
@@ -150,6 +184,10 @@ class Device:
     def empty_cache(self) -> None:
         """Nothing is cached here."""
 
+    # Nothing waits for anything here: torch's own for a CPU.
+    Stream, Event = torch.cpu.Stream, torch.cpu.Event
+    current_stream, stream = staticmethod(torch.cpu.current_stream), staticmethod(torch.cpu.stream)
+
 
 def autoload() -> None:
     """Called by torch at the end of its import."""
@@ -157,10 +195,13 @@ def autoload() -> None:
     # The guard of torch's Python backend: "Backend doesn't support synchronizing all streams on device".
     torch.accelerator.synchronize = lambda *_: EVENTS.append("synchronize")
     torch.accelerator.set_device_index = lambda *_: EVENTS.append("set_device")
-    # Autocast's kernels are compiled for each kind of device; without one of its own nothing is cast.
-    casts = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
-    casts.fallback(torch.library.fallthrough_kernel)
-    torch.distributed.Backend.register_backend(KIND, _over_gloo, devices=[KIND])
+    # Autocast's kernels are the backend's own, too: products in its dtype, and nothing else is cast.
+    others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+    others.fallback(torch.library.fallthrough_kernel)
+    casts = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
+    for name in PRODUCTS:
+        casts.impl(name, in_low_precision(getattr(aten, name)))
+    torch.distributed.Backend.register_backend(KIND, _over_gloo, devices=[KIND, "cpu"])
     join = torch.distributed.init_process_group
 
     def init_process_group(backend: str | None = None, **settings: Any) -> None:
@@ -168,6 +209,13 @@ def autoload() -> None:
         join(backend, **settings)
 
     torch.distributed.init_process_group = init_process_group
+    # FSDP2 frees what it has gathered by it; tensors of the device have no memory of their own here.
+    resize = torch.UntypedStorage.resize_
+
+    def resize_(storage: Any, size: int) -> Any:
+        return storage if storage.device.type == KIND else resize(storage, size)
+
+    torch.UntypedStorage.resize_ = resize_
     compile_ = torch.compile
 
     def taken_down(model: Any = None, **settings: Any) -> Any:
@@ -183,7 +231,7 @@ def autoload() -> None:
         return clock()
 
     time.perf_counter = perf_counter
-    KEPT.extend([casts, Everywhere().__enter__(), Numbers().__enter__()])
+    KEPT.extend([others, casts, Everywhere().__enter__(), Numbers().__enter__()])
     if "TRNTUNE_RECORD" in os.environ:
         atexit.register(leave)
 
@@ -194,7 +242,7 @@ def compile_graph(graph: Any, inputs: list[Any]) -> Any:
 
 
 def _over_gloo(store: Any, rank: int, size: int, timeout: Any) -> Any:
-    """A process group that can be made. It moves no tensor of the device: gloo looks at their memory."""
+    """The device's backend: gloo, which sends the CPU's tensors in their place."""
     return torch.distributed.ProcessGroupGloo(store, rank, size, timeout)
 
 

@@ -141,8 +141,6 @@ def check_tensor_parallel(config: Config) -> Iterator[Diagnostic]:
         why = f"must be a multiple of tensor_parallel={ranks}, whose processes share the positions of a row"
         nearest = max(config.training.max_length // ranks, 1) * ranks
         yield Diagnostic("training.max_length", config.training.max_length, why, f"nearest is {nearest}")
-    if config.training.compile == "layers":
-        yield Diagnostic("training.compile", "layers", "isn't joined with tensor_parallel", "leave it out")
     if config.method.name == "lora":
         yield from _check_split_adapter(config.lora)
 

@@ -38,13 +38,20 @@ def _sum(x: torch.Tensor) -> torch.Tensor:
     return (x * x + 1).sum()
 
 
-def compile_layers(layers: Iterable[nn.Module], kind: str) -> int:
+def compile_layers(layers: Iterable[nn.Module], kind: str, split: bool = False) -> int:
     """Have each layer's forward pass, and its backward pass, compiled when it is first called on a device of ``kind``;
     returns how many layers.
 
-    Names of parameters and what is saved stay as they are, and hooks of a layer (FSDP's) stay outside.
+    Names of parameters and what is saved stay as they are. Hooks of a layer (FSDP's, and what gives the first one its
+    positions) stay outside; those of modules in it are compiled with it. With ``split`` parameters will be DTensors.
     """
     from torch._dynamo import config as settings
+    from torch._functorch import config as autograd_settings
+
+    if split:
+        # A DTensor's key in this cache is the same on all ranks (pytorch/pytorch#188390): a rank would be given another
+        # one's graph, and wrong gradients without a word. The compiler's own cache knows graphs by what is in them.
+        autograd_settings.enable_autograd_cache = False
 
     if not has_fixed_shapes(kind):  # there a row is one document, and attention is part of the layer
         AttentionInterface.register(DOCUMENT_ATTENTION, torch.compiler.disable(document_attention))
@@ -54,8 +61,27 @@ def compile_layers(layers: Iterable[nn.Module], kind: str) -> int:
     settings.fail_on_recompile_limit_hit = True
     for layer in found:
         compiled = torch.compile(layer.forward, backend=compiler_backend(kind), dynamic=False)
-        layer.forward = _told(compiled, type(layer).__name__)
+        told = _told(compiled, type(layer).__name__)
+        layer.forward = _recomputed(layer, told) if split and getattr(layer, "gradient_checkpointing", False) else told
     return len(found)
+
+
+def _recomputed(layer: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward``, run again in the backward pass in place of what it would keep; ``layer`` itself no longer does that.
+
+    transformers 5 does it within what is compiled, which then is nothing where attention stays outside, and doesn't
+    where FSDP makes a class of the layer's later.
+    """
+    recompute = layer._gradient_checkpointing_func
+    layer.gradient_checkpointing = False
+
+    @functools.wraps(forward)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if layer.training and torch.is_grad_enabled():
+            return recompute(functools.partial(forward, **kwargs), *args)
+        return forward(*args, **kwargs)
+
+    return wrapper
 
 
 def _told(forward: Callable[..., Any], name: str) -> Callable[..., Any]:

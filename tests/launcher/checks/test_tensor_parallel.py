@@ -13,7 +13,9 @@ TP2 = ("experiment=tiny", "parallelism=tp2")
 
 @pytest.mark.parametrize("layout", ["tp2", "tp2_fsdp2"])
 @pytest.mark.parametrize(
-    "method", [("method=full",), ("lora.target_modules=[all-linear]", "lora.dropout=0.1")], ids=str
+    "method",
+    [("method=full", "training.compile=layers"), ("lora.target_modules=[all-linear]", "lora.dropout=0.1")],
+    ids=str,
 )
 def test_llama_is_split(cwd, layout, method):
     config = single("experiment=tiny", "training.global_batch_size=8", f"parallelism={layout}", *method).config
@@ -36,7 +38,6 @@ def test_llama_is_split(cwd, layout, method):
         (("model.architecture.vocab_size=265",), "parallelism.tensor_parallel", "265 rows of the embedding"),
         (("model.architecture.family=granite",), "parallelism.tensor_parallel", "layers of granite aren't known"),
         (("training.max_length=127",), "training.max_length", "nearest is 126"),
-        (("training.compile=layers",), "training.compile", "isn't joined with tensor_parallel"),
         (("lora.use_dora=true",), "lora.use_dora", "isn't split over"),
         (("lora.modules_to_save=[model.norm]",), "lora.modules_to_save", "isn't split over"),
         (("lora.trainable_token_indices=[1]",), "lora.trainable_token_indices", "isn't split over"),

@@ -18,6 +18,7 @@ from tests.launcher.conftest import single
 from trainer.compilation import layers
 from trainer.compilation.layers import check_compiler, compile_layers
 from trainer.compilation.programs import Programs, watch_programs
+from trainer.families.choose import enable_checkpointing
 from trainer.metrics.throughput import Stopwatch
 from trainer.models.attention import DOCUMENT_ATTENTION, document_attention
 from trainer.models.causal_lm import CausalLMLoss
@@ -28,9 +29,11 @@ def as_before() -> Iterator[None]:
     """torch.compile's settings and attention's place are the whole process's."""
     from torch._dynamo import config
     from torch._dynamo.callback import callback_handler
+    from torch._functorch import config as autograd_config
 
     with config.patch(recompile_limit=config.recompile_limit, fail_on_recompile_limit_hit=False):
-        yield
+        with autograd_config.patch(enable_autograd_cache=autograd_config.enable_autograd_cache):
+            yield
     AttentionInterface.register(DOCUMENT_ATTENTION, document_attention)
     callback_handler.clear()
     torch._dynamo.reset()
@@ -174,6 +177,36 @@ def test_layers_share_what_is_compiled_and_rows_of_other_documents_use_it(monkey
     torch._dynamo.reset()
     _, six = losses_and_gradients(6, compiled=True)
     assert 0 < three == six < 12
+
+
+def kept_numbers(compiled: bool, again: bool) -> tuple[int, list[torch.Tensor], int]:
+    """How many numbers a forward pass keeps, the gradients, and how often torch compiled."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    facts = LlamaConfig(vocab_size=97, num_hidden_layers=2, attn_implementation=DOCUMENT_ATTENTION, **sizes)
+    model = LlamaForCausalLM(facts)
+    found, _ = watched(COMPILED)
+    if again:
+        enable_checkpointing(model)
+    if compiled:
+        compile_layers(model.model.layers, "cpu", split=True)
+    module, kept = CausalLMLoss(model).train(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        loss = module(*ROWS[0])
+    loss.backward()
+    return sum(kept), [parameter.grad for parameter in model.parameters()], found.compilations
+
+
+def test_layers_in_parts_are_compiled_and_compute_again_what_they_dont_keep(monkeypatch):
+    monkeypatch.setattr(layers, "compiler_backend", lambda kind: "aot_eager")
+    kept, expected, _ = kept_numbers(compiled=False, again=True)
+    all_of_it, _, compilations = kept_numbers(compiled=True, again=False)
+    torch._dynamo.reset()
+    found, gradients, as_many = kept_numbers(compiled=True, again=True)
+    assert found == kept < all_of_it / 2
+    assert as_many == compilations > 0
+    for mine, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_that_cant_be_compiled_is_told_in_one_line(monkeypatch):

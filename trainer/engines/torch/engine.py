@@ -131,7 +131,8 @@ class TorchEngine:
                 f"training.compile=layers: {type(base).__name__} has no list of layers that could be compiled; take "
                 "training.compile=none"
             )
-        compile_layers(decoder_layers(base, self.modules.layers), self.group.device.type)
+        split = self.config.parallelism.tensor_parallel > 1
+        compile_layers(decoder_layers(base, self.modules.layers), self.group.device.type, split)
 
     @property
     def model(self) -> PreTrainedModel | PeftModel:

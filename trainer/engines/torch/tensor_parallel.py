@@ -85,10 +85,18 @@ def split(model: PreTrainedModel, layers: Iterable[nn.Module], mesh: DeviceMesh)
         _parallelize(layer, mesh, _plan(layer))
     into = PrepareModuleInput(input_layouts=WHOLE, desired_input_layouts=POSITIONS, use_local_output=True)
     _parallelize(units[0], mesh, into)
+    units[0].register_forward_pre_hook(_in_memory_of_their_own)
     _parallelize(decoder.norm, mesh, SequenceParallel())
     _split_ends(model, mesh)
     for name, parameter in model.named_parameters():  # SequenceParallel would train all that it touches
         parameter.requires_grad_(trained[name])
+
+
+def _in_memory_of_their_own(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The first layer's positions are a part of the memory of all; the other layers' aren't, and what is compiled for
+    one layer fits the others by strides too, also those of a single row."""
+    hidden, *others = inputs
+    return hidden.clone(memory_format=torch.contiguous_format), *others
 
 
 def _parallelize(module: nn.Module, mesh: DeviceMesh, plan: Any) -> None:

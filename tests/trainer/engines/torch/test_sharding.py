@@ -93,6 +93,19 @@ def test_norms_of_heads_and_an_untied_head_are_split(started: Started, tmp_path_
     assert_same_training(started("parallelism=tp2", *settings), started("parallelism=single", *settings))
 
 
+def test_compiled_layers_in_parts_train_as_written_ones_also_with_what_an_earlier_start_compiled(
+    started: Started, tmp_path: Path
+):
+    arguments = ("parallelism=tp2", *FULL, "training.compile=layers")
+    run = started(*arguments)
+    assert_same_training(run, started("parallelism=single", *FULL))
+    whole = started("parallelism=single", *FULL, "training.compile=layers").result
+    assert run.result["compilations"] > 0
+    assert run.result["late_compilations"] == 0
+    assert run.result["graph_breaks"] <= whole["graph_breaks"]  # the first layer takes what the others do
+    assert_same_training(gone_on(run, tmp_path / "run", *arguments), run, rel=0, atol=0)
+
+
 def _qwen3(directory: Path) -> None:
     """Two random layers."""
     from transformers import Qwen3Config, Qwen3ForCausalLM

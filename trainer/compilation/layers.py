@@ -62,7 +62,7 @@ def compile_layers(layers: Iterable[nn.Module], kind: str, split: bool = False) 
     for layer in found:
         compiled = torch.compile(layer.forward, backend=compiler_backend(kind), dynamic=False)
         told = _told(compiled, type(layer).__name__)
-        layer.forward = _recomputed(layer, told) if split and getattr(layer, "gradient_checkpointing", False) else told
+        layer.forward = _recomputed(layer, told) if getattr(layer, "gradient_checkpointing", False) else told
     return len(found)
 
 

@@ -17,7 +17,7 @@ from trainer.families.proof import accepted, decoder_of
 from trainer.families.way import Way
 from trainer.models.adapt import plain
 from trainer.models.attention import segments_of
-from trainer.models.loss import dense_cross_entropy, fixed_cross_entropy, linear_cross_entropy
+from trainer.models.loss import as_autocast_multiplies, dense_cross_entropy, fixed_cross_entropy, linear_cross_entropy
 from trainer.models.reach import Segments, packed_rows
 
 Bounds = Sequence[Sequence[int]]
@@ -98,7 +98,7 @@ class CausalLMLoss(nn.Module):
         if not self.plain_head or decoder is None:
             return dense_cross_entropy(self.model(**accepted(self.model, inputs)).logits, targets)
         hidden = decoder(**accepted(decoder, inputs)).last_hidden_state
-        return self.cross_entropy(hidden, self.model.get_output_embeddings().weight, targets)
+        return self.cross_entropy(as_autocast_multiplies(hidden), self.model.get_output_embeddings().weight, targets)
 
     def _with_router_loss(self, inputs: dict[str, Any], documents: Bounds, targets: torch.Tensor) -> torch.Tensor:
         """The same, and the auxiliary loss of this batch as transformers computes it: over its tokens, without the

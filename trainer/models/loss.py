@@ -122,6 +122,14 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     return loss
 
 
+def as_autocast_multiplies(hidden: torch.Tensor) -> torch.Tensor:
+    """``hidden`` in the dtype that autocast multiplies in: the loss's products, which are told where to write, are none
+    that it casts, and a norm with fp32 weights gives fp32. On devices fp32 products are many times slower."""
+    kind = hidden.device.type
+    lower = torch.is_autocast_enabled(kind) and hidden.dtype == torch.float32
+    return hidden.to(torch.get_autocast_dtype(kind)) if lower else hidden
+
+
 def dense_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The same sum from logits [..., V], for models whose head is more than one matrix."""
     return torch.nn.functional.cross_entropy(

@@ -24,7 +24,7 @@ def native(*arguments: str) -> Config:
 
 
 REFUSED = [
-    (["parallelism=tp4_fsdp16", "model=smollm2_135m"], "parallelism.tensor_parallel", "3 key/value heads, which it must divide"),
+    (["parallelism=tp4_fsdp16", "model=smollm2_135m"], "parallelism.tensor_parallel", "3 key/value heads, which it"),
     (["parallelism.zero_1=true"], "parallelism.zero_1", "accelerator=trn2_48xlarge, whose engine is neuron"),
     (["dataset.packing=true"], "dataset.packing", "aren't kept apart exactly on TorchNeuron yet"),
     (["training.max_length=1000"], "training.max_length", "rows of multiples of 512 positions alone; nearest is 1024"),

@@ -179,7 +179,7 @@ def test_layers_share_what_is_compiled_and_rows_of_other_documents_use_it(monkey
     assert 0 < three == six < 12
 
 
-def kept_numbers(compiled: bool, again: bool) -> tuple[int, list[torch.Tensor], int]:
+def kept_numbers(compiled: bool, again: bool, split: bool) -> tuple[int, list[torch.Tensor], int]:
     """How many numbers a forward pass keeps, the gradients, and how often torch compiled."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -189,7 +189,7 @@ def kept_numbers(compiled: bool, again: bool) -> tuple[int, list[torch.Tensor], 
     if again:
         enable_checkpointing(model)
     if compiled:
-        compile_layers(model.model.layers, "cpu", split=True)
+        compile_layers(model.model.layers, "cpu", split)
     module, kept = CausalLMLoss(model).train(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         loss = module(*ROWS[0])
@@ -197,12 +197,13 @@ def kept_numbers(compiled: bool, again: bool) -> tuple[int, list[torch.Tensor], 
     return sum(kept), [parameter.grad for parameter in model.parameters()], found.compilations
 
 
-def test_layers_in_parts_are_compiled_and_compute_again_what_they_dont_keep(monkeypatch):
+@pytest.mark.parametrize("split", [False, True])
+def test_compiled_layers_compute_again_what_they_dont_keep(split, monkeypatch):
     monkeypatch.setattr(layers, "compiler_backend", lambda kind: "aot_eager")
-    kept, expected, _ = kept_numbers(compiled=False, again=True)
-    all_of_it, _, compilations = kept_numbers(compiled=True, again=False)
+    kept, expected, _ = kept_numbers(compiled=False, again=True, split=split)
+    all_of_it, _, compilations = kept_numbers(compiled=True, again=False, split=split)
     torch._dynamo.reset()
-    found, gradients, as_many = kept_numbers(compiled=True, again=True)
+    found, gradients, as_many = kept_numbers(compiled=True, again=True, split=split)
     assert found == kept < all_of_it / 2
     assert as_many == compilations > 0
     for mine, theirs in zip(gradients, expected, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from launcher.errors import TrntuneError
@@ -191,6 +192,33 @@ def test_rows_of_fixed_shapes_are_computed_whole_and_give_the_same_loss_and_grad
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=name)
     with pytest.raises(TrntuneError, match="can't keep documents of a row apart"):
         CausalLMLoss(models[1], fixed_shapes=True)(**packed_inputs([examples()[:3]]))
+
+
+class HeadProducts(TorchDispatchMode):
+    """Dtypes of the matrix products that have the vocabulary's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in ("aten::mm", "aten::addmm"):
+            factors = [each for each in args if isinstance(each, torch.Tensor)][-2:]
+            self.dtypes |= {each.dtype for each in factors if 61 in factors[0].shape + factors[1].shape}
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_heads_products_are_in_bf16_where_all_is_trained_in_bf16(fixed: bool):
+    """Weights that are trained are fp32, and so is what the last norm gives."""
+    module, rows = CausalLMLoss(tiny(), fixed_shapes=fixed), packed_inputs([[each] for each in examples()])
+    expected = float(module(**rows))
+    with HeadProducts() as products, torch.autocast("cpu", torch.bfloat16):
+        loss = module(**rows)
+        loss.backward()
+    assert products.dtypes == {torch.bfloat16}
+    assert module.model.lm_head.weight.grad.dtype == torch.float32
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-2)
 
 
 def test_tied_parameters_stay_one_on_a_device_and_as_copies():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from launcher.config.schema import Config, is_sharded
+from launcher.config.schema import Config, is_sharded, on_torch_neuron
 from launcher.errors import UsageError
 from launcher.jobs.helper_process import ask
 from launcher.model_dir.config_facts import described_by, told_of
@@ -31,6 +31,7 @@ def check_family(config: Config) -> None:
         "length": config.training.max_length,
         "packing": config.dataset.packing,
         "sharded": is_sharded(config),
+        "fixed_shapes": on_torch_neuron(config),
         "lora": asdict(config.lora) if config.method.name == "lora" else None,
     }
     found = ask("trainer.families.choose", json.dumps(request), "whether samples can be packed is seen when it trains")

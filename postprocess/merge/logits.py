@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launcher.errors import TrntuneError
+from launcher.host_memory import memory_available
 from postprocess.merge.adapter import Adapter
 from postprocess.merge.apply import adapted
 from postprocess.merge.outputs import Output, Outputs
@@ -82,19 +82,6 @@ def prove_by_logits(
 def memory_needed(outputs: Outputs) -> int:
     """Bytes for one model in fp32 at a time, and what torch and the prompts' activations take."""
     return int(4.2 * sum(math.prod(output.spec.shape) for output in outputs.tensors)) + 500_000_000
-
-
-def memory_available() -> int:
-    """Bytes that this process may still take: the machine's, or what its control group leaves it."""
-    available = int(psutil.virtual_memory().available)
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            available = min(available, int(limit) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no control groups of version 2
-        pass
-    return available
 
 
 def _prompts(merged: Path, base: Path, resized: Vocabulary | None) -> _Prompts:

@@ -118,10 +118,10 @@ def _with_its_weights(model_dir: Path, facts: PretrainedConfig, trust: bool, err
 
 
 def check_fixed_shapes(config: PretrainedConfig, where: Path | str) -> None:
-    """Raise UsageError for a model whose shapes follow from its tokens, on a device that compiles each."""
+    """Raise UsageError for a model whose shapes follow from its tokens: Neuron's devices compile each."""
     if experts_of(config):
         raise UsageError(
-            f"{where}: a router sends each expert other numbers of tokens in each step, and this device would compile "
+            f"{where}: a router sends each expert other numbers of tokens in each step, and TorchNeuron would compile "
             "for each; take another model, or another accelerator="
         )
 
@@ -154,6 +154,8 @@ def main(arguments: list[str]) -> int:
     found = None
     try:
         refuse(found_way(model_dir, request["length"]), model_dir, request["packing"], request["length"])
+        if request["fixed_shapes"]:
+            check_fixed_shapes(AutoConfig.from_pretrained(model_dir, trust_remote_code=False), model_dir)
         if request["lora"] is not None:
             lora = LoraConfig(**request["lora"])
             found_there = trained(lora, check_faults(on_meta(model_dir), lora))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from launcher.config.schema import Config
 from launcher.errors import TrntuneError, in_first_line, in_one_line
 from launcher.jobs.torchrun import is_rank_zero
 from launcher.model_dir.files import tokenizer_fault, vocabulary_of
-from launcher.model_dir.weights import check_readable, incomplete, missing_text, too_few_rows
+from launcher.model_dir.weights import check_readable, incomplete, missing_text, stored_shapes, too_few_rows
 from trainer.libraries.transformers_files import auto_tokenizer
 from trainer.models.adapt import check_adapted_as_planned, check_faults, is_added, peft_config, size, train_in_fp32
 from trainer.models.quantized import Packing, leave_files
@@ -78,6 +79,12 @@ def _template(given: str, own: Any, model_dir: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         why = f"can't be read: {in_first_line(error)}"
     raise TrntuneError(f"dataset.chat_template={given}: {why}")
+
+
+def bytes_when_read(model_dir: Path, config: Config) -> int | None:
+    """Of a model's weights in host memory as they are trained; None where its files don't tell."""
+    shapes = stored_shapes(model_dir)
+    return None if shapes is None else sum(map(math.prod, shapes.values())) * weight_dtype(config).itemsize
 
 
 def weight_dtype(config: Config) -> torch.dtype:

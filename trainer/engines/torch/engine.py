@@ -47,7 +47,14 @@ from trainer.models.adapt import decoder_layers, modules_of
 from trainer.models.attention import DOCUMENT_ATTENTION
 from trainer.models.causal_lm import CausalLMLoss
 from trainer.models.generation import mend_generation
-from trainer.models.load import apply_method, check_enough_embeddings, count_parameters, load_model, to_device
+from trainer.models.load import (
+    apply_method,
+    bytes_when_read,
+    check_enough_embeddings,
+    count_parameters,
+    load_model,
+    to_device,
+)
 from trainer.models.size import ParameterCounts, model_size
 from trainer.models.unchanged import checksums
 from trainer.signals import Stop
@@ -96,7 +103,7 @@ class TorchEngine:
         if not is_sharded(self.config):
             self.replica = self._loaded()
             return
-        with in_turn(self.group) as mesh:
+        with in_turn(self.group, bytes_when_read(model_dir, self.config)) as mesh:
             self.replica = self._loaded()
             module, layers = self.replica.module, self.modules.layers
             self.replica.shards = shard(module, self.model, layers, self.config, mesh, self.group.device)

@@ -7,6 +7,7 @@ batch: without that each device would keep those of the whole model until the la
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
@@ -23,6 +25,7 @@ from transformers import PreTrainedModel
 
 from launcher.config.schema import Config
 from launcher.errors import TrntuneError, in_first_line
+from launcher.host_memory import memory_available
 from trainer.engines.state import Tensors
 from trainer.engines.torch.parts import local, whole
 from trainer.engines.torch.process_group import ProcessGroup
@@ -112,17 +115,27 @@ class Shards:
 
 
 @contextmanager
-def in_turn(group: ProcessGroup) -> Iterator[DeviceMesh]:
-    """Inside is one rank after the other: each has a whole model in host memory until it is sharded. All ranks call it;
-    what is inside exchanges nothing. Gives the devices that ``shard`` takes."""
+def in_turn(group: ProcessGroup, model_bytes: int | None) -> Iterator[DeviceMesh]:
+    """Inside are as many ranks of a machine at once as have room: each has a whole model of ``model_bytes`` in host
+    memory until it is sharded; None, not known: one after the other. All ranks call it; what is inside exchanges
+    nothing. Gives the devices that ``shard`` takes."""
     shape, names = (group.replicas, group.tensor), (ROWS, DIMENSION)
     mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=names)
     if group.tensor > 1:
         mesh._flatten("all")  # a norm over both dimensions is then summed at once, and the same on every rank
-    for turn in range(group.ranks):
-        if turn == group.rank:
+    fitting = torch.tensor(float(models_at_once(model_bytes, memory_available())), device=group.counts)
+    own = int(os.environ.get("LOCAL_RANK", group.rank)) // int(group.all_reduce(fitting, dist.ReduceOp.MIN))
+    turns = group.all_reduce(torch.tensor(float(own + 1), device=group.counts), dist.ReduceOp.MAX)
+    for turn in range(int(turns)):
+        if turn == own:
             yield mesh
         group.all_reduce(torch.zeros(1, device=group.counts))
+
+
+def models_at_once(model_bytes: int | None, available: int) -> int:
+    """Models that may be read at a time into so many bytes of host memory, at least one: a model takes half as much
+    again while it is read, and the parts of those that were read before are one more."""
+    return 1 if not model_bytes else max(1, int(available / model_bytes / 1.5) - 1)
 
 
 def shard(

@@ -9,6 +9,7 @@ import torch
 
 from trainer.checkpoints.parts import PARTS, Layout, part_file
 from trainer.engines.torch.parts import Regrouped, rows_of
+from trainer.engines.torch.sharding import models_at_once
 
 TENSORS = {
     "seven": torch.arange(21.0).view(7, 3),
@@ -77,3 +78,11 @@ def test_a_rank_gets_its_part_whichever_ranks_have_written(there: Layout, here: 
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("model", "available", "found"),
+    [(None, 10**12, 1), (32 * 10**9, 2 * 10**12, 40), (32 * 10**9, 100 * 10**9, 1), (10**9, 10**8, 1)],
+)
+def test_as_many_models_are_read_at_a_time_as_have_room(model: int | None, available: int, found: int):
+    assert models_at_once(model, available) == found

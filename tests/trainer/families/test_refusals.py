@@ -51,9 +51,7 @@ def test_experts_are_refused_where_each_shape_is_compiled(tmp_path):
     facts = {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     rows = ("dataset.packing=false", "training.max_length=512", "accelerator=trn2_3xlarge_native")
     given = ("model=local", model(tmp_path, **facts), *rows, "parallelism=single", "lora.target_modules=[q_proj]")
-    with pytest.raises(
-        UsageError, match="other numbers of tokens in each step, and TorchNeuron"
-    ):
+    with pytest.raises(UsageError, match="other numbers of tokens in each step, and TorchNeuron"):
         check_family(single(*given).config)
 
 

@@ -94,7 +94,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def pins_memory(kind: str) -> bool:
-    """Whether batches are copied to the device from pinned host memory."""
+    """Whether batches, and parts of a model that lie there, are copied to the device from pinned host memory."""
     return kind == CUDA
 
 

@@ -6,12 +6,22 @@ import re
 from collections.abc import Iterator
 
 from launcher.checks.diagnostic import Check, Diagnostic
-from launcher.config.schema import Config, LoraConfig, is_sharded, model_processes, on_torch_neuron, world_size
+from launcher.config.schema import (
+    Config,
+    LoraConfig,
+    is_sharded,
+    model_processes,
+    offloads,
+    on_torch_neuron,
+    world_size,
+)
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl", "neuron": "xla"}
 TORCH_NEURON_BACKEND = "neuron"
 ENGINES = {"cpu": ("torch",), "cuda": ("torch",), "neuron": ("neuron", "torch")}
 """Engines that train on a device; a refusal of any other names the first."""
+OFFLOADING = ("cuda",)
+"""Devices whose parts of a model may lie in host memory."""
 
 
 def check_accelerator(config: Config) -> Iterator[Diagnostic]:
@@ -86,7 +96,7 @@ def check_split(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_sharding(config: Config) -> Iterator[Diagnostic]:
-    """FSDP needs the torch engine, several processes, and weights that can be cut."""
+    """FSDP needs the torch engine, weights that can be cut, and several processes or host memory to put parts into."""
     key = "parallelism.sharding"
     if not is_sharded(config):
         return
@@ -94,13 +104,34 @@ def check_sharding(config: Config) -> Iterator[Diagnostic]:
         why = f"accelerator={config.accelerator.name} trains by optimum-neuron, which has no FSDP"
         yield Diagnostic(key, "fsdp", why, "take parallelism.zero_1=true, or tensor_parallel")
         return
-    if world_size(config) == 1:
+    if world_size(config) == 1 and not offloads(config):
         why = "one process has nobody to share parameters with"
-        yield Diagnostic(key, "fsdp", why, "take parallelism=fsdp2, or a larger parallelism.data_parallel")
+        remedy = "take parallelism=fsdp2, or a larger parallelism.data_parallel"
+        if config.accelerator.device in OFFLOADING:
+            remedy += ", or parallelism.cpu_offload=true"
+        yield Diagnostic(key, "fsdp", why, remedy)
     if config.method.name == "lora" and config.lora.quantize_base is not None:
         why = f"a base in {config.lora.quantize_base} can't be cut into parts here"
         other = "sharding=ddp" if model_processes(config) == 1 else "parallelism=ddp2"
         yield Diagnostic("lora.quantize_base", config.lora.quantize_base, why, f"leave it out, or take {other}")
+
+
+def check_offload(config: Config) -> Iterator[Diagnostic]:
+    """Offloading is FSDP's, alone, and from a device with memory of its own."""
+    parallel, accelerator, key = config.parallelism, config.accelerator, "parallelism.cpu_offload"
+    if not parallel.cpu_offload:
+        return
+    if accelerator.device not in OFFLOADING:
+        why = f"accelerator={accelerator.name}: parts of a model are kept for devices {', '.join(OFFLOADING)} alone"
+        if accelerator.device == "cpu":
+            why = f"accelerator={accelerator.name} computes in host memory already"
+        yield Diagnostic(key, "true", why, "leave it out")
+    elif not is_sharded(config):
+        why = f"sharding={parallel.sharding} keeps a whole model on each device"
+        yield Diagnostic(key, "true", why, "write parallelism.sharding=fsdp, or take parallelism=offload")
+    elif parallel.tensor_parallel > 1:
+        why = f"what tensor_parallel={parallel.tensor_parallel} has cut stays on its devices"
+        yield Diagnostic(key, "true", why, "leave it out, or take parallelism=fsdp2")
 
 
 SPLIT_FAMILIES = ("llama", "qwen3")
@@ -167,6 +198,6 @@ def check_compile(config: Config) -> Iterator[Diagnostic]:
 
 
 PARALLEL_CHECKS: tuple[Check, ...] = (
-    *(check_generation, check_accelerator, check_engine, check_compile, check_sharding, check_tensor_parallel),
-    *(check_world_size, check_split),
+    *(check_generation, check_accelerator, check_engine, check_compile, check_sharding, check_offload),
+    *(check_tensor_parallel, check_world_size, check_split),
 )

@@ -32,6 +32,11 @@ class ParallelismConfig:
         "moments, also of those that tensor_parallel has cut",
         choices=("ddp", "fsdp"),
     )
+    cpu_offload: bool = setting(
+        False,
+        "with sharding=fsdp on cuda: parameters, gradients and moments lie in host memory, where AdamW updates them; a "
+        "layer is copied to the device when it is put together",
+    )
 
 
 @dataclass

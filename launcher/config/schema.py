@@ -64,6 +64,7 @@ __all__ = [
     "compiles_layers",
     "is_sharded",
     "model_processes",
+    "offloads",
     "register",
     "setting",
     "world_size",
@@ -215,6 +216,11 @@ def world_size(config: Config) -> int:
 def is_sharded(config: Config) -> bool:
     """Whether the processes of data_parallel share one model (FSDP) instead of having a replica each."""
     return config.parallelism.sharding == "fsdp"
+
+
+def offloads(config: Config) -> bool:
+    """Whether what the processes share (FSDP) lies in host memory, and not on their devices."""
+    return is_sharded(config) and config.parallelism.cpu_offload
 
 
 def accumulation_steps(config: Config) -> int:

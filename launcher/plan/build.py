@@ -103,6 +103,10 @@ class Plan:
             "it would be refused": planned_only(self.config),
             "started here it would be refused": fault_here(self.config, self.config.stages),
         }
+        memory = self.memory
+        if memory.host_available is not None and memory.host > memory.host_available:
+            over = f"{units.gigabytes(memory.host)} a process of {units.gigabytes(memory.host_available)}"
+            generation = [*generation, f"parts in host memory need more than there is here: about {over}"]
         return [*generation, *(f"{what}: {fault}" for what, fault in faults.items() if fault)]
 
 

@@ -10,7 +10,7 @@ from launcher.architecture.family_table import FAMILIES, HEAD
 from launcher.architecture.parameters import Parameters
 from launcher.architecture.quantized import BYTES_PER_WEIGHT
 from launcher.architecture.tensors import adapted_layers, linear_layers, modules
-from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, is_sharded, world_size
+from launcher.config.schema import ArchitectureConfig, Config, accumulation_steps, is_sharded, offloads, world_size
 from launcher.jobs.executor import is_submitted
 from launcher.jobs.job import processes_per_node
 from launcher.plan import sharded
@@ -49,6 +49,10 @@ class Memory:
     """memory of the device, or this process's share of the machine"""
     whole: float = 0.0
     """at another time, instead of all but the runtime: a model in parts while it is read or saved, on a CPU"""
+    host: float = 0.0
+    """host memory, where parts of a model lie there and not on the device (cpu_offload)"""
+    host_available: float | None = None
+    """this process's share of its machine's memory, where ``host`` is looked at and that is known"""
 
     @property
     def total(self) -> float:
@@ -94,6 +98,8 @@ def estimate(config: Config, facts: ArchitectureConfig, parameters: Parameters, 
         checkpoint=_checkpoint(config, trained),
         available=available(config, machine_bytes),
         whole=sharded.whole(config, parameters) if _in_parts_here(config) else 0.0,
+        host=_host(config, facts, parameters) if offloads(config) else 0.0,
+        host_available=_share_of_host(config, machine_bytes) if offloads(config) else None,
     )
 
 
@@ -107,11 +113,24 @@ def available(config: Config, machine_bytes: float) -> float:
     for is known: this machine is none of them."""
     if config.accelerator.memory_gib is not None:
         return config.accelerator.memory_gib * GIB
-    if config.accelerator.device == "cpu" and not is_submitted(config.cluster):
+    share = _share_of_host(config, machine_bytes) if config.accelerator.device == "cpu" else None
+    return math.inf if share is None else share
+
+
+def _share_of_host(config: Config, machine_bytes: float) -> float | None:
+    """A process's of the memory of its machine; None where that is not known."""
+    if not is_submitted(config.cluster):
         return machine_bytes / world_size(config)
-    if config.accelerator.device == "cpu" and config.cluster.memory_gb is not None:
-        return config.cluster.memory_gb * 1e9 / processes_per_node(config)
-    return math.inf
+    return None if config.cluster.memory_gb is None else config.cluster.memory_gb * 1e9 / processes_per_node(config)
+
+
+def _host(config: Config, facts: ArchitectureConfig, parameters: Parameters) -> float:
+    """Host memory of the process that holds most with cpu_offload: the parts of its model and what a checkpoint is
+    written from, or, at the end, what was trained whole; or the whole model, before it keeps its part."""
+    share = parameters.trainable / config.parallelism.data_parallel
+    parts = sharded.in_host_memory(config, facts, parameters)
+    kept = max(_copies(config, share), 4.0 * parameters.trainable)
+    return _process(config) + max(parts + kept, sharded.whole(config, parameters))
 
 
 def _torch_state(config: Config, held: int, trained: int) -> tuple[float, float, float]:
@@ -197,16 +216,23 @@ def _neuron_loss(config: Config, facts: ArchitectureConfig) -> float:
 
 def _checkpoint(config: Config, trained: int) -> float:
     """Weights and two moments, fp32, while a checkpoint is written; and the weights that early stopping keeps."""
-    training = config.training
     if config.accelerator.device != "cpu":
         return 0.0
-    share = trained / (config.parallelism.data_parallel if is_sharded(config) else 1)
+    return _copies(config, trained / (config.parallelism.data_parallel if is_sharded(config) else 1))
+
+
+def _copies(config: Config, share: float) -> float:
+    """The same in host memory, of the ``share`` of what is trained that a process holds."""
+    training = config.training
     kept = 0.0 if training.early_stopping_patience is None else 4.0 * share
     return kept + (0.0 if training.save_every is None else 12.0 * share)
 
 
 def _runtime(config: Config) -> float:
-    if config.accelerator.device == "cpu":
-        build = HOST_CUDA_BUILD if torch_is_built_for_cuda() else 0
-        return HOST_PROCESS + build + (HOST_MLFLOW if config.tracking.enabled else 0)
-    return DEVICE_RUNTIME[config.accelerator.device]
+    return _process(config) if config.accelerator.device == "cpu" else DEVICE_RUNTIME[config.accelerator.device]
+
+
+def _process(config: Config) -> float:
+    """Host memory of a process before it holds a model."""
+    build = HOST_CUDA_BUILD if config.accelerator.device == "cuda" or torch_is_built_for_cuda() else 0
+    return HOST_PROCESS + build + (HOST_MLFLOW if config.tracking.enabled else 0)

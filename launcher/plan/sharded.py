@@ -3,13 +3,14 @@ parameters, gradients and moments, and the units that are whole while they compu
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from launcher.architecture.adapters import saved_modules
 from launcher.architecture.family_table import EMBEDDING, HEAD
 from launcher.architecture.parameters import Parameters
-from launcher.architecture.tensors import modules
-from launcher.config.schema import ArchitectureConfig, Config, world_size
+from launcher.architecture.tensors import base_tensors, modules
+from launcher.config.schema import ArchitectureConfig, Config, offloads, world_size
 
 # Measured on runs of two sizes and both methods (docs/planning.md): of the layers that were whole between activations
 # that are kept, what the heap has not found a use for. A device's allocator was not measured.
@@ -42,8 +43,9 @@ def units(config: Config, facts: ArchitectureConfig, held: float, trained: float
 def state(config: Config, facts: ArchitectureConfig, held: int, trained: int) -> tuple[float, float, float]:
     """Bytes of weights, gradients and moments while a layer computes and the next one is being gathered.
 
-    Trained layers are gathered in bf16 under bf16 in full training, and their gradients summed in fp32 beside the ones
-    that autograd has made; autocast keeps a bf16 copy of an adapter's matrices."""
+    What lies in host memory (cpu_offload) is not among them, but the parts of both layers on their way are. Trained
+    layers are gathered in bf16 under bf16 in full training, and their gradients summed in fp32 beside the ones that
+    autograd has made; autocast keeps a bf16 copy of an adapter's matrices."""
     ranks, bf16 = config.parallelism.data_parallel, config.training.precision == "bf16"
     full = config.method.name == "full"
     layer, last = units(config, facts, held, trained)
@@ -53,9 +55,32 @@ def state(config: Config, facts: ArchitectureConfig, held: int, trained: int) ->
     copies = 2 * trained if bf16 and not full else 0
     if config.accelerator.device == "cpu":
         whole_layers += HOST_HOLES * whole_layers / 2 * facts.layers
-    weights = ((held - trained) * frozen + trained * 4) / ranks + whole_layers + whole_ends + copies
-    gradients = 4 * trained / ranks + 4 * last.trained + (gathered + 4) * layer.trained
-    return weights, gradients, 8 * trained / ranks
+    together = whole_layers + whole_ends + copies
+    gradients = 4 * last.trained + (gathered + 4) * layer.trained
+    if offloads(config):
+        sent = 2 * ((layer.held - layer.trained) * frozen + layer.trained * 4) / ranks
+        return sent + together, gradients + 4 * max(layer.trained, last.trained) / ranks, 0.0
+    parts = ((held - trained) * frozen + trained * 4) / ranks
+    return parts + together, gradients + 4 * trained / ranks, 8 * trained / ranks
+
+
+def in_host_memory(config: Config, facts: ArchitectureConfig, parameters: Parameters) -> float:
+    """Bytes of a process's parts of parameters, gradients and moments where they lie in host memory (cpu_offload).
+
+    Parameters and full training's gradients are in pinned memory, of which torch takes a power of two for each tensor
+    [ATen/core/CachingHostAllocator.h]; an adapter's own are small."""
+    ranks, trained = config.parallelism.data_parallel, parameters.trainable
+    full, width = config.method.name == "full", 2 if config.training.precision == "bf16" else 4
+    weights = sum(_pinned(tensor.shape, ranks, 4 if full else width) for tensor in base_tensors(facts))
+    if full:
+        return 2 * weights + 8 * trained / ranks
+    return weights + (4 + 4 + 8) * trained / ranks
+
+
+def _pinned(shape: tuple[int, ...], ranks: int, width: int) -> int:
+    """Bytes of pinned memory for a part of a tensor: its rows are padded to as many on each rank."""
+    taken = -(-shape[0] // ranks) * math.prod(shape[1:]) * width
+    return 1 << (taken - 1).bit_length()
 
 
 def whole(config: Config, parameters: Parameters) -> float:

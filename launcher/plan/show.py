@@ -13,7 +13,7 @@ from rich.table import Table
 from launcher import units
 from launcher.architecture.adapters import MAX_NAMES, saved_modules
 from launcher.architecture.tensors import modules
-from launcher.config.schema import accumulation_steps, compiles_layers, is_sharded, world_size
+from launcher.config.schema import accumulation_steps, compiles_layers, is_sharded, offloads, world_size
 from launcher.errors import first
 from launcher.jobs.job import instances
 from launcher.jobs.variables import variables
@@ -75,6 +75,10 @@ def footnotes(plans: list[Plan]) -> list[str]:
             notes += [f"time: {plan.duration.source}", f"rates: {plan.duration.rates.source}"]
             if plan.parameters.packed:
                 notes.append("time: unpacking the base in 4 bit comes on top, which the formula doesn't know")
+            if offloads(plan.config):
+                notes.append(
+                    "time: copies from and to host memory and AdamW there come on top; the formula has neither"
+                )
         else:
             notes.append(f"time: {no_time(plan)}")
         if plan.config.accelerator.price_usd_per_hour is None and plan.config.accelerator.device != "cpu":
@@ -171,6 +175,7 @@ def factors(plan: Plan) -> str:
             ("sequence parallel", parallel.sequence_parallel),
             ("ZeRO-1", parallel.zero_1),
             ("FSDP", is_sharded(plan.config)),
+            ("parts in host memory", offloads(plan.config)),
         )
         if on
     ]
@@ -282,6 +287,7 @@ SECTIONS: tuple[tuple[Line, ...], ...] = (
         ("whole, read or saved", lambda p: units.gigabytes(p.memory.whole) if p.memory.whole else ""),
         ("memory a process", lambda p: units.gigabytes(p.memory.total)),
         ("", verdict),
+        ("host memory a process", lambda p: units.gigabytes(p.memory.host) if p.memory.host else ""),
         ("on disk", on_disk),
         ("", disk_verdict),
     ),

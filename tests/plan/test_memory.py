@@ -28,6 +28,23 @@ def test_memory_is_what_the_plan_says(tmp_path, method):
     assert planned == json.loads((run.directory / "plan.json").read_text())["memory_bytes"]["total"]
 
 
+def test_parts_in_host_memory_are_counted_there_and_not_on_the_device():
+    arguments = ("model=llama3_8b", "accelerator=cuda", "method=full", "parallelism=fsdp2", "training.precision=bf16")
+    device, host = (
+        preflight(config, known(config)[0])
+        for config in (single(*arguments, *more).config for more in ((), ("parallelism.cpu_offload=true",)))
+    )
+    there, here = device.memory, host.memory
+    parts = 16 * host.parameters.total / 2  # parameters, gradients, two moments: fp32
+    assert there.total - here.total == pytest.approx(parts, rel=0.1)
+    assert (there.host, there.host_available, here.optimizer) == (0, None, 0)
+    # Beside them the copy that a checkpoint is written from; a part in pinned memory takes a power of two.
+    assert parts * 28 / 16 < here.host < parts * 36 / 16
+    assert here.host_available is not None
+    asks_too_much = [note for note in host.notes if "host memory need more" in note]
+    assert bool(asks_too_much) == (here.host > here.host_available)
+
+
 @pytest.mark.cold
 @pytest.mark.parametrize("layout", ["fsdp2", "tp2"])
 def test_memory_of_a_model_in_parts_is_what_the_plan_says(tmp_path, layout):

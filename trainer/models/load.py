@@ -219,16 +219,19 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return base, trainable
 
 
-def to_device(model: nn.Module, device: torch.device) -> None:
-    """Move a model; parameters that are one stay one. torch makes new ones, also of those that are tied, where it
-    doesn't know that a device's tensors can take the place of the CPU's: it knows it of none but its own backends
-    (c10/core/TensorImpl.h, has_compatible_shallow_copy_type)."""
+def to_device(model: nn.Module, device: torch.device, but: Iterable[nn.Module] = ()) -> None:
+    """Move a model, ``but`` for modules in it that stay where they are; parameters that are one stay one. torch makes
+    new ones, also of those that are tied, where it doesn't know that a device's tensors can take the place of the
+    CPU's: it knows it of none but its own backends (c10/core/TensorImpl.h, has_compatible_shallow_copy_type)."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
+    staying = {module for each in but for module in each.modules()}
+    moved = [module for module in model.modules() if module not in staying]
+    for module in moved:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 places.setdefault(id(parameter), []).append((module, name))
-    nn.Module.to(model, device)
+    for module in moved:
+        module._apply(lambda tensor: tensor.to(device), recurse=False)
     for (first, known_as), *others in places.values():
         for module, name in others:
             module._parameters[name] = first._parameters[known_as]

@@ -231,5 +231,10 @@ def test_tied_parameters_stay_one_on_a_device_and_as_copies():
         torch.__future__.set_overwrite_module_params_on_conversion(False)
     assert model.lm_head.weight.device.type == "meta"
     assert model.lm_head.weight is model.get_input_embeddings().weight
+    staying = tiny()
+    layers = staying.model.layers
+    to_device(staying, torch.device("meta"), but=layers)
+    assert {each.device.type for each in layers.parameters()} == {"cpu"}
+    assert {staying.lm_head.weight.device.type, staying.model.norm.weight.device.type} == {"meta"}
     copies = host_copies(tiny())
     assert copies["lm_head.weight"] is copies["model.embed_tokens.weight"]

@@ -103,7 +103,7 @@ class TorchEngine:
         if not is_sharded(self.config):
             self.replica = self._loaded()
             return
-        with in_turn(self.group, bytes_when_read(model_dir, self.config)) as mesh:
+        with in_turn(self.group, self.config, bytes_when_read(model_dir, self.config)) as mesh:
             self.replica = self._loaded()
             module, layers = self.replica.module, self.modules.layers
             self.replica.shards = shard(module, self.model, layers, self.config, mesh, self.group.device)

@@ -32,9 +32,10 @@ def part_like(parameter: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
     number."""
     if not isinstance(parameter, DTensor) or part.dim() == 0:
         return part
-    mesh, placements, device = parameter.device_mesh, parameter.placements, parameter.device
-    size, stride = parameter.shape, parameter.stride()
-    return DTensor.from_local(part.to(device), mesh, placements, run_check=False, shape=size, stride=stride)
+    # Not by DTensor.from_local, which moves a part that lies in host memory (cpu_offload) to the mesh's device.
+    made = torch.empty_like(parameter.detach(), dtype=part.dtype)
+    local(made).copy_(part)
+    return made
 
 
 def rows_of(rows: int, rank: int, ranks: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from launcher.config.schema import Config, world_size
+from launcher.config.schema import Config, offloads, world_size
 from trainer import device
 from trainer.checkpoints.peers import Peers, SingleProcess
 from trainer.engines.gloo import GlooPeers
@@ -22,6 +22,13 @@ TIMEOUT = timedelta(minutes=30)
 def backend_of(config: Config) -> str | None:
     """What collectives are made with. None in one process: accelerate would refuse to name one that it doesn't use."""
     return config.accelerator.backend if world_size(config) > 1 else None
+
+
+def offloading_group(config: Config) -> dist.ProcessGroup:
+    """A group of all ranks for tensors on devices and for those in host memory: where parts of a model lie, their norm
+    is summed and they are put together. All ranks call it."""
+    accelerator = config.accelerator
+    return dist.new_group(backend=f"{device.CPU}:gloo,{accelerator.device}:{accelerator.backend}", timeout=TIMEOUT)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,10 @@ def join(config: Config) -> ProcessGroup:
     """Join torchrun's process group, if there is one, and take this process's device."""
     cpu = config.accelerator.device == device.CPU
     state = PartialState(cpu=cpu, backend=backend_of(config), timeout=TIMEOUT)
+    if offloads(config) and not dist.is_initialized():
+        # One process, which torchrun has not started: FSDP wants a group all the same.
+        store: Any = vars(dist)["HashStore"]()  # which torch's annotations leave out
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
     own, ranks, tensor = device.take(state.device), state.num_processes, config.parallelism.tensor_parallel
     if not device.has_fixed_shapes(own.type):
         return ProcessGroup(state.process_index, ranks, own, counts=own, tensor=tensor)

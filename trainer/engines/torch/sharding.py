@@ -20,15 +20,16 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 
-from launcher.config.schema import Config
+from launcher.config.schema import Config, offloads
 from launcher.errors import TrntuneError, in_first_line
 from launcher.host_memory import memory_available
+from trainer.device import pins_memory
 from trainer.engines.state import Tensors
 from trainer.engines.torch.parts import local, whole
-from trainer.engines.torch.process_group import ProcessGroup
+from trainer.engines.torch.process_group import ProcessGroup, offloading_group
 from trainer.engines.torch.split_loss import fixed_split_cross_entropy, split_cross_entropy
 from trainer.engines.torch.state import ADAPTER, live_weights
 from trainer.engines.torch.tensor_parallel import DIMENSION, cut_along, split
@@ -115,14 +116,11 @@ class Shards:
 
 
 @contextmanager
-def in_turn(group: ProcessGroup, model_bytes: int | None) -> Iterator[DeviceMesh]:
+def in_turn(group: ProcessGroup, config: Config, model_bytes: int | None) -> Iterator[DeviceMesh]:
     """Inside are as many ranks of a machine at once as have room: each has a whole model of ``model_bytes`` in host
     memory until it is sharded; None, not known: one after the other. All ranks call it; what is inside exchanges
     nothing. Gives the devices that ``shard`` takes."""
-    shape, names = (group.replicas, group.tensor), (ROWS, DIMENSION)
-    mesh = init_device_mesh(group.device.type, shape, mesh_dim_names=names)
-    if group.tensor > 1:
-        mesh._flatten("all")  # a norm over both dimensions is then summed at once, and the same on every rank
+    mesh = _mesh(group, config)
     fitting = torch.tensor(float(models_at_once(model_bytes, memory_available())), device=group.counts)
     own = int(os.environ.get("LOCAL_RANK", group.rank)) // int(group.all_reduce(fitting, dist.ReduceOp.MIN))
     turns = group.all_reduce(torch.tensor(float(own + 1), device=group.counts), dist.ReduceOp.MAX)
@@ -138,6 +136,16 @@ def models_at_once(model_bytes: int | None, available: int) -> int:
     return 1 if not model_bytes else max(1, int(available / model_bytes / 1.5) - 1)
 
 
+def _mesh(group: ProcessGroup, config: Config) -> DeviceMesh:
+    kind = group.device.type
+    if offloads(config):
+        return DeviceMesh.from_group(offloading_group(config), kind, mesh_dim_names=(ROWS,))
+    mesh = init_device_mesh(kind, (group.replicas, group.tensor), mesh_dim_names=(ROWS, DIMENSION))
+    if group.tensor > 1:
+        mesh._flatten("all")  # a norm over both dimensions is then summed at once, and the same on every rank
+    return mesh
+
+
 def shard(
     module: CausalLMLoss,
     model: PreTrainedModel | PeftModel,
@@ -146,7 +154,8 @@ def shard(
     mesh: DeviceMesh,
     device: torch.device,
 ) -> Shards:
-    """Put this rank's part of a model in host memory on its device, one unit after the other; the rest is let go.
+    """Put this rank's part of a model in host memory on its device, one unit after the other; the rest is let go. With
+    ``parallelism.cpu_offload`` a unit is on the device for as long as it is cut, and the part goes back.
 
     ``layers`` is the name of the list of decoder layers. No exchange between ranks. Raises TrntuneError for a model
     that can't be sharded.
@@ -163,12 +172,13 @@ def shard(
             )
         split(module.model, units, mesh[DIMENSION])
         module.cross_entropy = fixed_split_cross_entropy if module.fixed_shapes else split_cross_entropy
+    rows, offload = mesh[ROWS], _offload(config, device)
     try:
         for unit in units:
             to_device(unit, device)
-            fully_shard(unit, mesh=mesh[ROWS], mp_policy=_precision(config))
-        to_device(module, device)
-        root = fully_shard(module, mesh=mesh[ROWS])
+            fully_shard(unit, mesh=rows, mp_policy=_precision(config), offload_policy=offload)
+        to_device(module, device, but=units)
+        root = fully_shard(module, mesh=rows, offload_policy=offload)
     except ValueError as error:
         raise TrntuneError(
             f"parallelism.sharding=fsdp: {in_first_line(error)}; take parallelism.sharding=ddp"
@@ -182,6 +192,11 @@ def _precision(config: Config) -> MixedPrecisionPolicy:
     if config.method.name == "full" and config.training.precision == "bf16":
         return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     return MixedPrecisionPolicy()
+
+
+def _offload(config: Config, device: torch.device) -> OffloadPolicy:
+    """Where parts lie. torch waits for the copies of gradients from pinned memory before it adds or updates."""
+    return CPUOffloadPolicy(pin_memory=pins_memory(device.type)) if offloads(config) else OffloadPolicy()
 
 
 def _names(module: nn.Module, weights: Tensors) -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from launcher.config.schema import Config, accumulation_steps
+from launcher.config.schema import Config, accumulation_steps, offloads
 from launcher.errors import TrntuneError
 from launcher.plan.steps import warmup_steps
 from trainer.checkpoints import rng
@@ -51,7 +51,7 @@ def training_arguments(config: Config, steps: int, replica: int = 0) -> Training
         warmup_steps=warmup_steps(config, steps),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
-        optim=optimizer(config.accelerator.device),
+        optim=optimizer(CPU if offloads(config) else config.accelerator.device),
         bf16=training.precision == "bf16",
         use_cpu=config.accelerator.device == CPU,
         ddp_backend=backend_of(config),
@@ -236,6 +236,11 @@ class PackedTrainer(Trainer):
         norm: torch.Tensor = whole(self._clip(*args, **kwargs))
         self.step.grad_norm = float(norm)
         return norm
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        """It is where it belongs: on the device, or its parts in host memory.
+
+        Called by __init__ of transformers 4.57 and 5.24."""
 
     def _only_autocast(self, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Of what accelerate prepares a model with: it is on its device and sharded, and must not get into DDP."""

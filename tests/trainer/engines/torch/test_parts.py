@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 from trainer.checkpoints.parts import PARTS, Layout, part_file
-from trainer.engines.torch.parts import Regrouped, rows_of
+from trainer.engines.torch.parts import Regrouped, local, part_like, rows_of
 from trainer.engines.torch.sharding import models_at_once
 
 TENSORS = {
@@ -86,3 +91,27 @@ def test_a_rank_gets_its_part_whichever_ranks_have_written(there: Layout, here: 
 )
 def test_as_many_models_are_read_at_a_time_as_have_room(model: int | None, available: int, found: int):
     assert models_at_once(model, available) == found
+
+
+@pytest.fixture
+def alone() -> Iterator[dist.ProcessGroup]:
+    """A group of this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_a_part_of_a_tensor_in_host_memory_stays_there_whatever_the_mesh_is_of(alone: dist.ProcessGroup):
+    """As FSDP2 lays what parallelism.cpu_offload leaves there: its mesh is the devices'."""
+    here = DTensor.from_local(torch.zeros(3, 2), DeviceMesh.from_group(alone, "cpu"), [Shard(0)], run_check=False)
+    mesh = DeviceMesh.from_group(alone, "cuda")
+    spec = DTensorSpec(mesh, here.placements, here._spec.tensor_meta)
+    parameter = DTensor(local(here), spec, requires_grad=False)
+    part = torch.arange(6.0).view(3, 2)
+    made = part_like(parameter, part)
+    assert isinstance(made, DTensor)
+    assert (made.device_mesh, made.placements, made.shape) == (mesh, parameter.placements, parameter.shape)
+    assert local(made).device.type == "cpu"
+    assert torch.equal(local(made), part)
+    step = torch.tensor(5.0)
+    assert part_like(parameter, step) is step

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,9 +72,21 @@ def longest_record(tmp_path: Path) -> list[str]:
     return max(records, key=len)
 
 
-def pretended(environment: dict[str, str], tmp_path: Path, *arguments: str) -> Run:
+OFFLOADING = """
+import runpy, sys
+from launcher.checks import parallelism
+parallelism.OFFLOADING += ("neuron",)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""launch.py with its arguments where the device's parts may lie in host memory, as CUDA's may"""
+
+
+def pretended(environment: dict[str, str], tmp_path: Path, *arguments: str, offloading: bool = False) -> Run:
     """A run on the device."""
     whole = command(*SHORT, "accelerator=trn2_3xlarge_native", *arguments, f"hydra.run.dir={tmp_path / 'native'}")
+    if offloading:
+        whole = [sys.executable, "-c", OFFLOADING, *whole[1:]]
     settings = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": PATIENCE}
     return Run(tmp_path / "native", subprocess.run(whole, **settings))
 
@@ -171,6 +184,7 @@ def test_processes_train_as_one_does_and_exchange_no_int64(layout, method, alone
         assert_same_training(run, alone(*method))
 
     events = longest_record(tmp_path)
+    assert {event for event in events if event.startswith("update")} == {"update neuron neuron neuron"}
     # AWS: the process group comes first. accelerate then asks which device is this process's.
     assert events[:2] == ["init_process_group neuron", "current_device"]
     found = programs(events)
@@ -180,6 +194,20 @@ def test_processes_train_as_one_does_and_exchange_no_int64(layout, method, alone
     assert method != BF16 or not any(name == "mm" and "float32" in shapes for name, shapes in found)
     # After the last step what lies over the processes is put together to be saved.
     assert {name for part in by_step(events)[2:-1] for name, _ in programs(part)} <= SAVING
+
+
+def test_parts_in_host_memory_train_as_one_process_does_and_are_updated_there(alone, pretending, tmp_path):
+    """parallelism.cpu_offload, which is CUDA's alone so far. What is sent from host memory by the device's own backend
+    is refused here: the norm's parts are, but for a group that has both."""
+    layout = ("parallelism=fsdp2", "parallelism.cpu_offload=true")
+    run = pretended(pretending, tmp_path, *FULL, *layout, offloading=True)
+    assert run.process.returncode == 0, run.process.stderr[-3000:]
+    assert_same_training(run, alone(*FULL))
+    events = longest_record(tmp_path)
+    assert [event for event in events if event.startswith("update")] == ["update cpu cpu cpu"] * 4
+    found = programs(events)
+    assert {name for name, _ in found} >= EXCHANGES["fsdp2"]
+    assert not [each for each in found if "int64" in each[1] or "float64" in each[1]]
 
 
 # What torch makes of each layout: sums of buckets; parts put together and summed; positions put together and summed.

@@ -21,6 +21,7 @@ SIGNATURES = {
     "_load_from_checkpoint": "(self, resume_from_checkpoint, model=None)",
     "_load_optimizer_and_scheduler": "(self, checkpoint)",
     "_load_rng_state": "(self, checkpoint)",
+    "_move_model_to_device": "(self, model, device)",
     "_prepare_inputs": "(self, inputs)",
     "_save_checkpoint": "(self, model, trial)",
     "compute_loss": "(self, model, inputs, return_outputs=False, num_items_in_batch=None)",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
@@ -132,11 +133,17 @@ def note(function: Any, given: list[Pretended]) -> None:
 
 def check_exchange(function: Any, leaves: list[Any]) -> None:
     """A tensor of the CPU can't be sent by the device's backend."""
+    groups: list[Any] = []
     if function.namespace == "c10d":
-        groups = [leaf for leaf in leaves if isinstance(leaf, torch.ScriptObject) and "ProcessGroup" in str(leaf)]
-        for group in map(torch.distributed.ProcessGroup.unbox, groups):
-            if torch.distributed.get_backend(group) == KIND:
-                raise RuntimeError(f"{function} sends a tensor of the CPU by the backend {KIND}")
+        boxed = [leaf for leaf in leaves if isinstance(leaf, torch.ScriptObject) and "ProcessGroup" in str(leaf)]
+        groups = [*map(torch.distributed.ProcessGroup.unbox, boxed)]
+    elif function.namespace == "_c10d_functional":  # DTensor's, which name the group
+        names = [argument.name for argument in function._schema.arguments]
+        found = dict(zip(names, leaves, strict=False)).get("group_name") if len(names) == len(leaves) else None
+        groups = [] if found is None else [torch.distributed.distributed_c10d._resolve_process_group(found)]
+    for group in groups:
+        if torch.distributed.get_backend(group) == KIND:
+            raise RuntimeError(f"{function} sends a tensor of the CPU by the backend {KIND}")
 
 
 class Device:
@@ -223,6 +230,7 @@ def autoload() -> None:
         return compile_(model, **settings)
 
     torch.compile = taken_down
+    KEPT.append(register_optimizer_step_post_hook(note_update))
     clock = time.perf_counter
 
     def perf_counter() -> float:
@@ -234,6 +242,17 @@ def autoload() -> None:
     KEPT.extend([others, casts, Everywhere().__enter__(), Numbers().__enter__()])
     if "TRNTUNE_RECORD" in os.environ:
         atexit.register(leave)
+
+
+def note_update(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Where parameters, gradients and moments lie, or a process's parts of them, once they are updated."""
+    parameters = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+    gradients = [each.grad for each in parameters]
+    moments = [optimizer.state[each][key] for each in parameters for key in ("exp_avg", "exp_avg_sq")]
+    places = [
+        {getattr(each, "_local_tensor", each).device.type for each in some} for some in (parameters, gradients, moments)
+    ]
+    EVENTS.append(f"update {' '.join(','.join(sorted(each)) for each in places)}")
 
 
 def compile_graph(graph: Any, inputs: list[Any]) -> Any:

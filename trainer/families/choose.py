@@ -16,7 +16,7 @@ from launcher.config.schema import Config, LoraConfig
 from launcher.errors import TrntuneError, UsageError, in_first_line
 from launcher.model_dir.weights import check_readable
 from trainer.families.answers import Answering, answering
-from trainer.families.experts import experts_of, single_expert
+from trainer.families.experts import has_experts, single_expert
 from trainer.families.proof import examine, prove, tried
 from trainer.families.small import WINDOWS, small_config, small_model
 from trainer.families.way import Way
@@ -117,9 +117,9 @@ def _with_its_weights(model_dir: Path, facts: PretrainedConfig, trust: bool, err
     return examine(model.eval(), small=False)
 
 
-def check_fixed_shapes(config: PretrainedConfig, where: Path | str) -> None:
+def check_fixed_shapes(model: torch.nn.Module, config: PretrainedConfig, where: Path | str) -> None:
     """Raise UsageError for a model whose shapes follow from its tokens: Neuron's devices compile each."""
-    if experts_of(config):
+    if has_experts(model, config):
         raise UsageError(
             f"{where}: a router sends each expert other numbers of tokens in each step, and TorchNeuron would compile "
             "for each; take another model, or another accelerator="
@@ -155,7 +155,8 @@ def main(arguments: list[str]) -> int:
     try:
         refuse(found_way(model_dir, request["length"]), model_dir, request["packing"], request["length"])
         if request["fixed_shapes"]:
-            check_fixed_shapes(AutoConfig.from_pretrained(model_dir, trust_remote_code=False), model_dir)
+            facts = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+            check_fixed_shapes(on_meta(model_dir), facts, model_dir)
         if request["lora"] is not None:
             lora = LoraConfig(**request["lora"])
             found_there = trained(lora, check_faults(on_meta(model_dir), lora))

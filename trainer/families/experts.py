@@ -46,10 +46,12 @@ def idle_parameters(model: nn.Module, config: Any) -> int:
     return experts - experts * chosen // count
 
 
-def experts_of(config: Any) -> int:
-    """Experts a layer among which a router chooses for each token; 0 where there are none."""
+def has_experts(model: nn.Module, config: Any) -> bool:
+    """Whether a router chooses among several experts for each token: a configuration may name them, and have none."""
     count = _setting(config, _EXPERTS)
-    return count if isinstance(count, int) and count > 1 else 0
+    if not isinstance(count, int) or count < 2:
+        return False
+    return any(_of_experts(name, parameter, count) for name, parameter in model.named_parameters())
 
 
 def active_width(config: Any) -> int:

@@ -115,7 +115,7 @@ class TorchEngine:
             self.notes = mend_generation(base, self.model_dir, ends_of(self.tokenizer))
         check_enough_embeddings(base, self.tokenizer, self.model_dir)
         if self.fixed_shapes:
-            check_fixed_shapes(base.config, self.model_dir)
+            check_fixed_shapes(base, base.config, self.model_dir)
         if self.config.training.gradient_checkpointing:
             enable_checkpointing(base)
         self.modules = modules_of(base)

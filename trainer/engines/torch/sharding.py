@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from launcher.config.schema import Config, offloads
@@ -138,6 +138,8 @@ def models_at_once(model_bytes: int | None, available: int) -> int:
 
 def _mesh(group: ProcessGroup, config: Config) -> DeviceMesh:
     kind = group.device.type
+    # Of a device that isn't in use a mesh takes LOCAL_RANK's, where a process may see one alone.
+    torch.zeros(1, device=group.device)
     if offloads(config):
         return DeviceMesh.from_group(offloading_group(config), kind, mesh_dim_names=(ROWS,))
     mesh = init_device_mesh(kind, (group.replicas, group.tensor), mesh_dim_names=(ROWS, DIMENSION))
@@ -179,6 +181,9 @@ def shard(
             fully_shard(unit, mesh=rows, mp_policy=_precision(config), offload_policy=offload)
         to_device(module, device, but=units)
         root = fully_shard(module, mesh=rows, offload_policy=offload)
+        for part in (*units, root):
+            # gloo of torch 2.8 takes a mean of gradients for their sum, without a word: they are divided afterwards.
+            cast(FSDPModule, part).set_force_sum_reduction_for_comms(True)
     except ValueError as error:
         raise TrntuneError(
             f"parallelism.sharding=fsdp: {in_first_line(error)}; take parallelism.sharding=ddp"

@@ -82,6 +82,7 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if function is aten.copy_.default:
         there = isinstance(args[0], Pretended)
     if given or there:
+        Device.used = True
         note(function, given)
     else:
         check_exchange(function, leaves)
@@ -155,8 +156,11 @@ class Device:
     def device_count(self) -> int:
         return 1
 
+    used = False
+    """whether this process has had a tensor there"""
+
     def is_initialized(self) -> bool:
-        return True
+        return Device.used
 
     def current_device(self) -> int:
         EVENTS.append("current_device")
@@ -164,6 +168,8 @@ class Device:
 
     def set_device(self, device: Any) -> None:
         EVENTS.append("set_device")
+        if device not in (0, torch.device(KIND, 0)):
+            raise RuntimeError(f"there is one device, and not {device}")
 
     def _is_in_bad_fork(self) -> bool:
         return False
